@@ -1,0 +1,1 @@
+//! One record for each connection and request, to metrics, access log, traces.

@@ -1,0 +1,68 @@
+//! The kernel side seen from the agent: loads, attaches and pins the programs,
+//! gives every map a typed face, and recovers what a redirected connection
+//! really dialled.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::policy::snapshot::ServiceId;
+
+pub mod sockets;
+
+/// A connection that a kernel program handed to the agent: who called, from
+/// where, to what.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// The client's own address, as `accept` sees it.
+    pub peer: SocketAddr,
+    /// The destination that the application dialled (IPv4-mapped addresses
+    /// already made IPv4).
+    pub original: SocketAddr,
+    /// The registered service that the destination belongs to.
+    pub service: ServiceId,
+    /// The destination is a real address that the host resolved to, not one
+    /// that belongs to this service alone: Host or SNI has the last word.
+    pub real_address: bool,
+    /// Who called.
+    pub caller: Caller,
+}
+
+/// Who made a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Cgroup id (inode number in the unified hierarchy).
+    pub cgroup: u64,
+    /// Network namespace cookie.
+    pub netns: u64,
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// User id in the initial namespace.
+    pub uid: u32,
+    /// Task name.
+    pub comm: Comm,
+}
+
+/// A task name: at most fifteen bytes, zero padded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Comm(pub [u8; 16]);
+
+impl fmt::Display for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.0.iter().position(|&b| b == 0).unwrap_or(16);
+        // A task may name itself in any bytes; control characters and invalid
+        // UTF-8 must not reach a log as they are.
+        for part in self.0[..end].utf8_chunks() {
+            for c in part.valid().chars() {
+                if c.is_control() {
+                    write!(f, "{}", c.escape_default())?;
+                } else {
+                    fmt::Write::write_char(f, c)?;
+                }
+            }
+            if !part.invalid().is_empty() {
+                f.write_str("\u{fffd}")?;
+            }
+        }
+        Ok(())
+    }
+}

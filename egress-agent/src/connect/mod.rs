@@ -1,0 +1,1 @@
+//! Dial, originate TLS, keep connection pools.

@@ -1,0 +1,1 @@
+//! The path of a connection, from the kernel's hand-over to its record.

@@ -1,0 +1,1 @@
+//! Start, ready, hand-over, drain.

@@ -1,0 +1,2 @@
+//! Move bytes or HTTP messages, both directions, with half-close, resets and
+//! idle limits.

@@ -1,0 +1,1 @@
+//! VirtualService at run time: match, rewrite, split, timeout and retry plan.

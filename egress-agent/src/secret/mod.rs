@@ -1,0 +1,1 @@
+//! TLS material: where it comes from, what is wrong with it, its rotation.

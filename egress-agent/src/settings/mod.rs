@@ -1,0 +1,1 @@
+//! Settings: file, environment, flags, in rising order of rank.

@@ -1,0 +1,1 @@
+//! From a cgroup to the workload that it belongs to: namespace, labels, name.

@@ -1,0 +1,318 @@
+//! The fixed-layout types that the kernel programs and the agent share.
+//!
+//! Every type is `repr(C)` with no implicit padding and a compile-time size
+//! check. Any change of a layout or of a map's meaning must raise
+//! [`LAYOUT_VERSION`]: pins of another version are replaced, not reused.
+//!
+//! Addresses are always sixteen bytes in network order. An IPv4 address is
+//! stored in its IPv4-mapped form (`::ffff:a.b.c.d`, RFC 4291 section
+//! 2.5.5.2), so that an IPv6 socket which dials a mapped address meets the
+//! same entries as an IPv4 socket.
+#![no_std]
+
+/// Version of the layouts below and of the maps that hold them.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Scope of entries that are exported to every namespace.
+pub const SCOPE_ALL: u32 = 0;
+
+/// Sixteen bytes in network order; IPv4 in mapped form.
+pub type Address = [u8; 16];
+
+/// Key of the exact-address map `SERVICES`: one virtual or real address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ExactKey {
+    /// [`SCOPE_ALL`] or the number of the caller's namespace.
+    pub scope: u32,
+    /// Destination port, host order.
+    pub port: u16,
+    /// Always zero.
+    pub reserved: u16,
+    /// Destination address.
+    pub address: Address,
+}
+
+/// Data of a key of the longest-prefix map `NETWORKS`, after the prefix length.
+///
+/// Scope and port are always matched whole, so a prefix length is
+/// [`NetworkKey::FIXED_BITS`] plus the bits of the network; a whole-port entry
+/// (resolution NONE with no address) has no address bits at all.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NetworkKey {
+    /// [`SCOPE_ALL`] or the number of the caller's namespace, network order.
+    pub scope: [u8; 4],
+    /// Destination port, network order.
+    pub port: [u8; 2],
+    /// Always zero.
+    pub reserved: [u8; 2],
+    /// Network address.
+    pub address: Address,
+}
+
+impl NetworkKey {
+    /// Bits before the address: scope, port, reserved.
+    pub const FIXED_BITS: u32 = 64;
+    /// Prefix length of a single address.
+    pub const FULL_BITS: u32 = Self::FIXED_BITS + 128;
+}
+
+/// Value of both service maps.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServiceValue {
+    /// Number of the service, chosen by the agent; stable while it lives.
+    pub service: u32,
+    /// One of the `VERDICT_` constants.
+    pub verdict: u8,
+    /// One of the `FAILURE_` constants: what a proxied service does while the
+    /// agent cannot take the connection.
+    pub on_failure: u8,
+    /// Bits of the address that this entry fixes (128 for a single address),
+    /// to compare an own entry with one exported to all.
+    pub specificity: u8,
+    /// Bit set of `ENTRY_` flags.
+    pub flags: u8,
+}
+
+/// Let the connection go on untouched.
+pub const VERDICT_PASS: u8 = 0;
+/// Fail `connect` with ECONNREFUSED.
+pub const VERDICT_REFUSE: u8 = 1;
+/// The kernel program picks the endpoint; no proxy in the path.
+pub const VERDICT_DIRECT: u8 = 2;
+/// Hand the connection to the agent.
+pub const VERDICT_PROXY: u8 = 3;
+
+/// While the agent is down, `connect` fails with ECONNREFUSED.
+pub const FAILURE_CLOSED: u8 = 0;
+/// While the agent is down, the connection goes on to its real destination.
+pub const FAILURE_OPEN: u8 = 1;
+
+/// The address is a real one that the host resolved to, not a virtual one.
+pub const ENTRY_REAL_ADDRESS: u8 = 1;
+
+/// Service number of captured DNS over TCP.
+pub const SERVICE_DNS: u32 = u32::MAX;
+
+/// Settings that the kernel programs read; the only entry of the map `CONFIG`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// [`LAYOUT_VERSION`] of the agent that wrote this.
+    pub layout: u32,
+    /// Scope of callers whose cgroup is not in `CGROUPS`.
+    pub default_scope: u32,
+    /// `CLOCK_MONOTONIC` nanoseconds of the agent's last heartbeat.
+    pub heartbeat_ns: u64,
+    /// Age in nanoseconds past which the agent counts as down.
+    pub heartbeat_limit_ns: u64,
+    /// One of the `OUTBOUND_` constants.
+    pub outbound: u8,
+    /// Non-zero: capture DNS.
+    pub dns: u8,
+    /// Non-zero: emit aya-log lines.
+    pub log: u8,
+    /// Always zero.
+    pub reserved: [u8; 5],
+}
+
+/// Unregistered destinations pass.
+pub const OUTBOUND_ALLOW_ANY: u8 = 0;
+/// Unregistered destinations are refused.
+pub const OUTBOUND_REGISTRY_ONLY: u8 = 1;
+
+/// The agent's listeners in one network namespace; value of `NAMESPACES`,
+/// keyed by namespace cookie (`bpf_get_netns_cookie`).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listeners {
+    /// TCP on 127.0.0.1, host order; 0 when there is none.
+    pub tcp4: u16,
+    /// TCP on `[::1]`.
+    pub tcp6: u16,
+    /// DNS over UDP on 127.83.0.0/16 (see [`resolver_address`]).
+    pub dns4: u16,
+    /// DNS over TCP on 127.0.0.1.
+    pub dns_tcp4: u16,
+    /// DNS over TCP on `[::1]`.
+    pub dns_tcp6: u16,
+    /// Always zero.
+    pub reserved: u16,
+    /// DNS over UDP on `[::1]`: an IPv6 resolver in slot `n` is reached
+    /// through port `dns6[n % DNS6_PORTS]`.
+    pub dns6: [u16; DNS6_PORTS],
+}
+
+/// UDP listeners on `[::1]` in each namespace.
+pub const DNS6_PORTS: usize = 16;
+
+/// A resolver that some application asked; value of the array `RESOLVERS`
+/// (by slot) and, with the slot as value, key of `RESOLVER_SLOTS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Resolver {
+    /// Address as dialled.
+    pub address: Address,
+    /// Port as dialled, host order.
+    pub port: u16,
+    /// Always zero.
+    pub reserved: u16,
+}
+
+/// Number of resolver slots; IPv6 resolvers use slots below [`DNS6_PORTS`] of
+/// their own array `RESOLVERS6`.
+pub const RESOLVER_SLOTS: u32 = 4096;
+
+/// First two bytes of the loopback network that stands for IPv4 resolvers.
+pub const RESOLVER_NET: [u8; 2] = [127, 83];
+
+/// The loopback address that stands for the IPv4 resolver in `slot`:
+/// 127.83.0.0 plus the slot plus one.
+pub const fn resolver_address(slot: u32) -> [u8; 4] {
+    let n = slot + 1;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the two low bytes of a number below 4097"
+    )]
+    let low = [(n >> 8) as u8, n as u8];
+    [RESOLVER_NET[0], RESOLVER_NET[1], low[0], low[1]]
+}
+
+/// Who made a connection.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// `bpf_get_current_cgroup_id`.
+    pub cgroup: u64,
+    /// `bpf_get_netns_cookie`.
+    pub netns: u64,
+    /// Process (thread group) id in the initial namespace.
+    pub pid: u32,
+    /// Real user id in the initial namespace.
+    pub uid: u32,
+    /// Task name, zero padded.
+    pub comm: [u8; 16],
+}
+
+/// State that the kernel keeps on a socket (`BPF_MAP_TYPE_SK_STORAGE`): freed
+/// with the socket, so it cannot leak. Value of `SOCKETS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SocketState {
+    /// Who called `connect`.
+    pub caller: Caller,
+    /// The destination that the application dialled.
+    pub original: Address,
+    /// `CLOCK_MONOTONIC` nanoseconds of `connect`.
+    pub connected_ns: u64,
+    /// Service number.
+    pub service: u32,
+    /// Port that the application dialled, host order.
+    pub port: u16,
+    /// One of the `SOCKET_` constants.
+    pub kind: u8,
+    /// Bit set of `ENTRY_` flags of the entry that matched.
+    pub flags: u8,
+}
+
+/// Nothing was done to this socket.
+pub const SOCKET_NONE: u8 = 0;
+/// A socket of the agent: never captured. Set through the map's descriptor,
+/// which a workload does not have.
+pub const SOCKET_BYPASS: u8 = 1;
+/// Redirected to the agent; not yet seen by `sock_ops`.
+pub const SOCKET_REDIRECTED: u8 = 2;
+/// Redirected, and its record stands in `ORIGINS`.
+pub const SOCKET_PUBLISHED: u8 = 3;
+/// A UDP socket connected to a resolver.
+pub const SOCKET_DNS: u8 = 4;
+/// The kernel picked its endpoint.
+pub const SOCKET_DIRECT: u8 = 5;
+
+/// Key of `ORIGINS`: what `accept` can see of a redirected connection.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct OriginKey {
+    /// Network namespace cookie.
+    pub netns: u64,
+    /// Source address of the connection.
+    pub address: Address,
+    /// Source port, host order.
+    pub port: u16,
+    /// Always zero.
+    pub reserved: [u8; 6],
+}
+
+/// Value of `ORIGINS`: what the application dialled, and who it was. Looked up
+/// and deleted by the agent when it accepts.
+pub type Origin = SocketState;
+
+/// Counters of the map `COUNTERS` (per CPU), by index.
+pub mod counter {
+    /// Connections handed to the agent.
+    pub const PROXIED: u32 = 0;
+    /// Connections whose endpoint the kernel picked.
+    pub const DIRECT: u32 = 1;
+    /// Unregistered connections that passed.
+    pub const PASSED: u32 = 2;
+    /// Connections refused: registered, but the agent cannot take them.
+    pub const REFUSED_AGENT_DOWN: u32 = 3;
+    /// Connections refused by policy.
+    pub const REFUSED_POLICY: u32 = 4;
+    /// UDP to a registered address, refused.
+    pub const REFUSED_UDP: u32 = 5;
+    /// DNS datagrams and connections captured.
+    pub const DNS: u32 = 6;
+    /// Connections of the agent itself, passed.
+    pub const BYPASSED: u32 = 7;
+    /// A record could not be stored (map full).
+    pub const LOST: u32 = 8;
+    /// Connections let through because the agent is down and policy says open.
+    pub const OPENED_AGENT_DOWN: u32 = 9;
+    /// Number of counters.
+    pub const COUNT: u32 = 16;
+}
+
+const _: () = {
+    assert!(size_of::<ExactKey>() == 24);
+    assert!(size_of::<NetworkKey>() == 24);
+    assert!(size_of::<ServiceValue>() == 8);
+    assert!(size_of::<Config>() == 32);
+    assert!(size_of::<Listeners>() == 12 + 2 * DNS6_PORTS);
+    assert!(size_of::<Resolver>() == 20);
+    assert!(size_of::<Caller>() == 40);
+    assert!(size_of::<SocketState>() == 72);
+    assert!(size_of::<OriginKey>() == 32);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    #![allow(
+        unsafe_code,
+        reason = "aya asks for a marker that a type is plain old data"
+    )]
+    use super::{
+        Config, ExactKey, Listeners, NetworkKey, OriginKey, Resolver, ServiceValue, SocketState,
+    };
+
+    macro_rules! plain_old_data {
+        ($($kind:ty),* $(,)?) => {$(
+            // SAFETY: `repr(C)`, only integers and arrays of them, and the size
+            // checks above prove that there is no padding.
+            unsafe impl aya::Pod for $kind {}
+        )*};
+    }
+
+    plain_old_data!(
+        Config,
+        ExactKey,
+        Listeners,
+        NetworkKey,
+        OriginKey,
+        Resolver,
+        ServiceValue,
+        SocketState,
+    );
+}

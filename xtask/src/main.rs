@@ -1,0 +1,2 @@
+//! `cargo xtask`: every developer and newcomer command.
+fn main() {}
