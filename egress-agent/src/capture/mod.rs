@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 
 use crate::policy::snapshot::ServiceId;
 
+mod bypass;
 pub mod sockets;
+
+pub use bypass::Bypass;
 
 /// A connection that a kernel program handed to the agent: who called, from
 /// where, to what.
