@@ -273,7 +273,7 @@ pub struct ConnectionPool {
 
 impl Default for ConnectionPool {
     fn default() -> Self {
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         Self {
             max_connections: u32::MAX,
             connect_timeout: Duration::from_secs(10),
