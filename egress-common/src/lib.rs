@@ -92,6 +92,9 @@ pub const FAILURE_OPEN: u8 = 1;
 
 /// The address is a real one that the host resolved to, not a virtual one.
 pub const ENTRY_REAL_ADDRESS: u8 = 1;
+/// The address does not belong to this service alone: the connection is the
+/// service's only if Host or SNI says so.
+pub const ENTRY_NAME_DECIDES: u8 = 2;
 
 /// Service number of captured DNS over TCP.
 pub const SERVICE_DNS: u32 = u32::MAX;

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use crate::policy::snapshot::ServiceId;
 
 mod bypass;
+pub mod keys;
 pub mod sockets;
 
 pub use bypass::Bypass;
@@ -23,9 +24,9 @@ pub struct Captured {
     pub original: SocketAddr,
     /// The registered service that the destination belongs to.
     pub service: ServiceId,
-    /// The destination is a real address that the host resolved to, not one
-    /// that belongs to this service alone: Host or SNI has the last word.
-    pub real_address: bool,
+    /// The destination does not belong to this service alone (a real address
+    /// that its host resolved to, a whole port): Host or SNI has the last word.
+    pub name_decides: bool,
     /// Who called.
     pub caller: Caller,
 }
