@@ -2,7 +2,31 @@
 //! locality, balance, limits, outlier ejection, health checks.
 //!
 //! Two halves that meet in [`resolved`]: `resolve/` turns the endpoints that a
-//! policy names into addresses, and [`EndpointSet`](set::EndpointSet)s choose
-//! among them.
+//! policy names into addresses, and [`EndpointSet`]s choose among them. There
+//! is one set for each cluster of the policy; the [`Registry`] on the control
+//! runtime keeps a cluster's set across snapshots, so that a reload loses no
+//! counter, no ejection and no connection.
+//!
+//! A worker reads [`Live`], calls [`EndpointSet::pick`], and tells the
+//! [`Picked`] how it went ([`Picked::report`]). Choosing reads immutable
+//! tables and atomics only; whoever changes something (an ejection, a new DNS
+//! answer, a policy) rebuilds the table before letting go of the set's lock, so
+//! no change can be missed.
 
+mod error;
+mod host;
+mod limits;
+mod live;
+mod outcome;
+mod picked;
+mod pool;
 pub mod resolved;
+mod set;
+
+pub use error::PickError;
+pub use host::{ConnectionGuard, Endpoint, EndpointCounters, EndpointId};
+pub use limits::{LimitKind, Overflow, Permit};
+pub use live::{Live, Options, Registry};
+pub use outcome::Outcome;
+pub use picked::{PickContext, Picked};
+pub use set::{EndpointSet, SetCounters};
