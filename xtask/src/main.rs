@@ -1,2 +1,65 @@
 //! `cargo xtask`: every developer and newcomer command.
-fn main() {}
+//!
+//! Each command prepares what it needs by itself, says what it does, and does
+//! nothing twice. This crate depends on nothing of the agent, so that it
+//! builds in seconds on a fresh clone.
+
+mod cargo;
+mod commands;
+mod failure;
+mod host;
+mod packages;
+mod setup;
+mod step;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// Builds, shows, runs and tests egress. Each command prepares what it needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install the toolchain of the kernel programs and the system packages.
+    Setup(setup::Arguments),
+    /// Build the agent and egressctl, kernel programs included.
+    Build(commands::build::Arguments),
+    /// Show the main job in a lab of its own, in under 30 s once built.
+    Demo,
+    /// Build the agent and run it on this host, with the arguments after `--`.
+    Run(commands::run::Arguments),
+    /// Format and lint checks, unit tests, kernel and end-to-end tests.
+    Test(commands::test::Arguments),
+    /// Format and lint checks alone.
+    Lint(commands::lint::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Setup(arguments) => setup::run(arguments),
+        Command::Build(arguments) => commands::build::run(arguments),
+        Command::Demo => commands::demo::run(),
+        Command::Run(arguments) => commands::run::run(arguments),
+        Command::Test(arguments) => commands::test::run(arguments),
+        Command::Lint(arguments) => commands::lint::run(arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("cargo xtask: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a command returns: the exit code to end with, or why it could not.
+type Outcome = Result<ExitCode, Failure>;

@@ -1,0 +1,21 @@
+//! The commands, one file each. What several of them need stands here.
+
+pub(crate) mod build;
+pub(crate) mod demo;
+pub(crate) mod lint;
+pub(crate) mod run;
+pub(crate) mod test;
+
+use std::process::{Command, ExitCode};
+
+use crate::failure::Failure;
+
+/// Runs `command` with this terminal, and hands its exit code on.
+fn pass_through(command: &mut Command) -> Result<ExitCode, Failure> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command
+        .status()
+        .map_err(|e| Failure::io(format!("cannot start {program}"), &e))?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}

@@ -1,0 +1,182 @@
+//! `cargo xtask test`: everything that must hold before a change lands.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use clap::Args;
+
+use crate::Outcome;
+use crate::cargo::{binaries, cargo};
+use crate::commands::{build, lint};
+use crate::failure::Failure;
+use crate::host;
+use crate::setup;
+use crate::step;
+
+/// Flags of `cargo xtask test`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Leave out the tests whose names begin with `slow_`.
+    #[arg(long)]
+    quick: bool,
+    /// Run only the tests whose names contain this, and no lint checks.
+    filter: Option<String>,
+}
+
+/// End-to-end tests that run at the same time; each has a lab of its own.
+const END_TO_END_THREADS: &str = "2";
+
+/// `cargo xtask test`.
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    let started = Instant::now();
+    host::require_root("the tests make network namespaces, load kernel programs, and so")?;
+    host::require_kernel()?;
+    setup::bpf()?;
+    setup::test()?;
+    if arguments.filter.is_none() {
+        lint::check()?;
+    }
+    build::agent(false)?;
+    step::run(
+        "building the tests",
+        cargo(["test", "--no-run", "--workspace"]).args(["--exclude", "egress-ebpf"]),
+    )?;
+
+    eprintln!("unit tests");
+    let unit = tests(
+        cargo(["test", "--no-fail-fast", "--workspace"]).args([
+            "--exclude",
+            "egress-ebpf",
+            "--exclude",
+            "tests",
+        ]),
+        arguments,
+        &[],
+    )?;
+    eprintln!("kernel and end-to-end tests, each in a lab of its own");
+    let end_to_end = tests(
+        cargo(["test", "--no-fail-fast", "--package", "tests"])
+            .env("EGRESS_BIN_DIR", binaries(false)),
+        arguments,
+        &["--test-threads", END_TO_END_THREADS],
+    )?;
+
+    println!();
+    println!("unit tests:       {unit}");
+    println!("end-to-end tests: {end_to_end}");
+    println!("time:             {}", step::clock(started.elapsed()));
+    let all = unit.and(end_to_end);
+    println!("total: {} passed, {} failed", all.passed, all.failed);
+
+    if all.failed > 0 || !all.clean {
+        return Ok(ExitCode::FAILURE);
+    }
+    if arguments.filter.is_none() && end_to_end.passed == 0 {
+        return Err(Failure::new("no end-to-end test ran"));
+    }
+    if all.passed == 0 {
+        return Err(Failure::new("no test has such a name"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one `cargo test`, shows its output as it comes, and counts.
+fn tests(
+    command: &mut Command,
+    arguments: &Arguments,
+    harness: &[&str],
+) -> Result<Counts, Failure> {
+    command.args(arguments.filter.as_deref());
+    command.arg("--").args(harness);
+    if arguments.quick {
+        command.args(["--skip", "slow_"]);
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| Failure::io("cannot start cargo", &e))?;
+    let mut counts = Counts::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.map_err(|e| Failure::io("reading cargo's output", &e))?;
+            counts.add(&line);
+            println!("{line}");
+        }
+    }
+    let status = child.wait().map_err(|e| Failure::io("cargo", &e))?;
+    counts.clean = status.success();
+    Ok(counts)
+}
+
+/// What the test harness reported.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+    /// cargo ended with success.
+    clean: bool,
+}
+
+impl Counts {
+    /// Takes in a line such as
+    /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; ...`.
+    fn add(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
+        for part in counts.split(';') {
+            let mut words = part.split_whitespace();
+            let (Some(number), Some(kind)) = (words.next(), words.next()) else {
+                continue;
+            };
+            let number: u32 = number.parse().unwrap_or(0);
+            match kind {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+            clean: self.clean && other.clean,
+        }
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.ignored > 0 {
+            write!(f, ", {} NOT RUN", self.ignored)?;
+        }
+        if !self.clean && self.failed == 0 {
+            write!(f, ", and cargo itself failed")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_counted() {
+        let mut counts = Counts::default();
+        counts.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        counts
+            .add("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 9 filtered out");
+        counts.add("test names ... ok");
+        assert_eq!((counts.passed, counts.failed, counts.ignored), (4, 2, 1));
+    }
+}

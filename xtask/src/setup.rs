@@ -1,0 +1,148 @@
+//! `cargo xtask setup`: the toolchain of the kernel programs (DESIGN section
+//! 8), and the servers and clients that the tests use.
+
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::{Args, ValueEnum};
+
+use crate::Outcome;
+use crate::cargo::cargo;
+use crate::failure::Failure;
+use crate::host;
+use crate::packages;
+use crate::step;
+
+/// Flags of `cargo xtask setup`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// What to prepare.
+    #[arg(long, value_enum, default_value_t = Part::All)]
+    only: Part,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The compiler and linker of the kernel programs.
+    Bpf,
+    /// The servers and clients of the tests and the demo.
+    Test,
+    /// Both.
+    All,
+}
+
+/// Debian 12's compiler for the kernel programs: three packages of one
+/// version, used with `RUSTC_BOOTSTRAP=1`, and what bpf-linker links to.
+const BPF_PACKAGES: [&str; 8] = [
+    "g++",
+    "rustc-web",
+    "cargo-web",
+    "rust-web-src",
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+];
+
+/// What a newcomer on another system does instead.
+const BPF_ALTERNATIVE: &str = "elsewhere than on Debian 12 use rustup: \
+     `rustup toolchain install nightly --component rust-src && cargo install bpf-linker`, \
+     then run this again";
+
+const BPF_LINKER_VERSION: &str = "0.13.0";
+
+/// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
+/// no service; `nginx-light` and `postgresql` come with services, which are
+/// kept from starting.
+const TEST_PACKAGES: [&str; 10] = [
+    "bpftool",
+    "curl",
+    "dnsmasq-base",
+    "iproute2",
+    "nginx-light",
+    "postgresql",
+    "postgresql-client",
+    "procps",
+    "python3",
+    "util-linux",
+];
+
+const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), dnsmasq, curl, \
+     python3, iproute2, bpftool and util-linux by your system's means, then run this again";
+
+/// Programs that the lab calls; where all of them are there, no package is
+/// asked for, so systems without apt can run the tests too.
+const TEST_PROGRAMS: [&str; 10] = [
+    "bpftool", "curl", "dnsmasq", "ip", "nginx", "nsenter", "psql", "python3", "setpriv", "unshare",
+];
+
+/// `cargo xtask setup`.
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    if arguments.only != Part::Test {
+        bpf()?;
+        eprintln!("ready: compiler and linker of the kernel programs");
+    }
+    if arguments.only != Part::Bpf {
+        test()?;
+        eprintln!("ready: servers and clients of the tests");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prepares the toolchain of the kernel programs.
+pub(crate) fn bpf() -> Result<(), Failure> {
+    if !nightly_with_source() {
+        packages::install(&packages::missing(&BPF_PACKAGES), BPF_ALTERNATIVE)?;
+    }
+    if host::find_program("bpf-linker").is_none() && cargo_home_program("bpf-linker").is_none() {
+        step::run(
+            &format!("building bpf-linker {BPF_LINKER_VERSION}"),
+            cargo(["install", "bpf-linker", "--version", BPF_LINKER_VERSION])
+                .args(["--locked", "--no-default-features", "--features", "llvm-22"])
+                .env("LLVM_PREFIX", "/usr/lib/llvm-22"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Prepares the servers and clients of the tests and the demo.
+pub(crate) fn test() -> Result<(), Failure> {
+    let all_there = TEST_PROGRAMS
+        .iter()
+        .all(|program| host::find_program(program).is_some())
+        && postgres_server();
+    if all_there {
+        return Ok(());
+    }
+    packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)
+}
+
+/// Debian keeps PostgreSQL's server programs off PATH.
+fn postgres_server() -> bool {
+    std::fs::read_dir("/usr/lib/postgresql").is_ok_and(|versions| {
+        versions
+            .flatten()
+            .any(|version| version.path().join("bin/initdb").exists())
+    }) || host::find_program("initdb").is_some()
+}
+
+fn nightly_with_source() -> bool {
+    Command::new("rustc")
+        .args(["+nightly", "--print", "sysroot"])
+        .stderr(Stdio::null())
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .is_some_and(|output| {
+            let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            std::path::Path::new(&sysroot)
+                .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+                .exists()
+        })
+}
+
+fn cargo_home_program(name: &str) -> Option<std::path::PathBuf> {
+    let home = std::env::var_os("CARGO_HOME")
+        .map(std::path::PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))?;
+    Some(home.join("bin").join(name)).filter(|file| file.exists())
+}
