@@ -25,12 +25,43 @@ pub type Address = [u8; 16];
 pub struct ExactKey {
     /// [`SCOPE_ALL`] or the number of the caller's namespace.
     pub scope: u32,
-    /// Destination port, host order.
+    /// Destination port, host order. [`ANY_PORT`] with a virtual address: every
+    /// port of it that has no entry of its own.
     pub port: u16,
     /// Always zero.
     pub reserved: u16,
     /// Destination address.
     pub address: Address,
+}
+
+/// Port of an [`ExactKey`] that stands for all other ports of its virtual
+/// address. Without such an entry they are refused: a virtual address leads
+/// nowhere, so a packet to it would only time out.
+pub const ANY_PORT: u16 = 0;
+
+/// Virtual IPv4 addresses: 240.240.0.0/16 (class E, RFC 1112 section 4).
+pub const VIRTUAL_NET4: [u8; 2] = [240, 240];
+
+/// Virtual IPv6 addresses: 2001:2::/48 (benchmarking, RFC 5180 section 8).
+pub const VIRTUAL_NET6: [u8; 6] = [0x20, 0x01, 0x00, 0x02, 0, 0];
+
+/// Bytes before the IPv4 address in an IPv4-mapped IPv6 address.
+pub const MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// An IPv4 address in its IPv4-mapped form.
+pub const fn mapped(v4: [u8; 4]) -> Address {
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
+    ]
+}
+
+/// Whether an address is one of the virtual ones, which lead nowhere.
+pub fn is_virtual(address: &Address) -> bool {
+    if address[..12] == MAPPED_PREFIX {
+        address[12..14] == VIRTUAL_NET4
+    } else {
+        address[..6] == VIRTUAL_NET6
+    }
 }
 
 /// Data of a key of the longest-prefix map `NETWORKS`, after the prefix length.
@@ -56,6 +87,16 @@ impl NetworkKey {
     pub const FIXED_BITS: u32 = 64;
     /// Prefix length of a single address.
     pub const FULL_BITS: u32 = Self::FIXED_BITS + 128;
+}
+
+/// Whole key of `NETWORKS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NetworkPrefix {
+    /// Bits of `data` that count.
+    pub bits: u32,
+    /// The rest.
+    pub data: NetworkKey,
 }
 
 /// Value of both service maps.
@@ -87,7 +128,8 @@ pub const VERDICT_PROXY: u8 = 3;
 
 /// While the agent is down, `connect` fails with ECONNREFUSED.
 pub const FAILURE_CLOSED: u8 = 0;
-/// While the agent is down, the connection goes on to its real destination.
+/// While the agent is down, the connection goes on to the address that the
+/// application dialled. Where that is a virtual one, it is refused.
 pub const FAILURE_OPEN: u8 = 1;
 
 /// The address is a real one that the host resolved to, not a virtual one.
@@ -107,9 +149,9 @@ pub struct Config {
     pub layout: u32,
     /// Scope of callers whose cgroup is not in `CGROUPS`.
     pub default_scope: u32,
-    /// `CLOCK_MONOTONIC` nanoseconds of the agent's last heartbeat.
-    pub heartbeat_ns: u64,
-    /// Age in nanoseconds past which the agent counts as down.
+    /// Age in nanoseconds of the heartbeat (the only entry of the map
+    /// `HEARTBEAT`, `CLOCK_MONOTONIC` nanoseconds) past which the agent counts
+    /// as down.
     pub heartbeat_limit_ns: u64,
     /// One of the `OUTBOUND_` constants.
     pub outbound: u8,
@@ -117,8 +159,12 @@ pub struct Config {
     pub dns: u8,
     /// Non-zero: emit aya-log lines.
     pub log: u8,
+    /// Non-zero: `CGROUPS` has entries, so callers are looked up in it.
+    pub scopes: u8,
+    /// Non-zero: `NETWORKS` has entries.
+    pub networks: u8,
     /// Always zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 3],
 }
 
 /// Unregistered destinations pass.
@@ -164,9 +210,23 @@ pub struct Resolver {
     pub reserved: u16,
 }
 
-/// Number of resolver slots; IPv6 resolvers use slots below [`DNS6_PORTS`] of
-/// their own array `RESOLVERS6`.
-pub const RESOLVER_SLOTS: u32 = 4096;
+/// The IPv6 resolvers in use; the only entry of the array `RESOLVERS6`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resolvers6 {
+    /// `CLOCK_MONOTONIC` nanoseconds of each slot's last query; 0: never used.
+    pub used_ns: [u64; DNS6_PORTS],
+    /// What each slot stands for.
+    pub resolvers: [Resolver; DNS6_PORTS],
+}
+
+/// A slot of [`Resolvers6`] may be given to another resolver when nobody asked
+/// through it for so long.
+pub const RESOLVER6_IDLE_NS: u64 = 30_000_000_000;
+
+/// Number of slots for IPv4 resolvers. They are given out in turn, so that one
+/// is used again only after so many other resolvers were met.
+pub const RESOLVER_SLOTS: u32 = 16384;
 
 /// First two bytes of the loopback network that stands for IPv4 resolvers.
 pub const RESOLVER_NET: [u8; 2] = [127, 83];
@@ -177,7 +237,7 @@ pub const fn resolver_address(slot: u32) -> [u8; 4] {
     let n = slot + 1;
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "the two low bytes of a number below 4097"
+        reason = "the two low bytes of a number below 65536"
     )]
     let low = [(n >> 8) as u8, n as u8];
     [RESOLVER_NET[0], RESOLVER_NET[1], low[0], low[1]]
@@ -244,8 +304,11 @@ pub struct OriginKey {
     pub address: Address,
     /// Source port, host order.
     pub port: u16,
+    /// Port of the listener, host order: the kernel may use one source port
+    /// for connections to several listeners.
+    pub listener: u16,
     /// Always zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 4],
 }
 
 /// Value of `ORIGINS`: what the application dialled, and who it was. Looked up
@@ -282,9 +345,12 @@ const _: () = {
     assert!(size_of::<ExactKey>() == 24);
     assert!(size_of::<NetworkKey>() == 24);
     assert!(size_of::<ServiceValue>() == 8);
-    assert!(size_of::<Config>() == 32);
+    assert!(size_of::<NetworkPrefix>() == 28);
+    assert!(size_of::<Config>() == 24);
     assert!(size_of::<Listeners>() == 12 + 2 * DNS6_PORTS);
     assert!(size_of::<Resolver>() == 20);
+    assert!(size_of::<Resolvers6>() == 28 * DNS6_PORTS);
+    assert!(RESOLVER_SLOTS < 65535);
     assert!(size_of::<Caller>() == 40);
     assert!(size_of::<SocketState>() == 72);
     assert!(size_of::<OriginKey>() == 32);
@@ -297,7 +363,8 @@ mod user {
         reason = "aya asks for a marker that a type is plain old data"
     )]
     use super::{
-        Config, ExactKey, Listeners, NetworkKey, OriginKey, Resolver, ServiceValue, SocketState,
+        Config, ExactKey, Listeners, NetworkKey, NetworkPrefix, OriginKey, Resolver, Resolvers6,
+        ServiceValue, SocketState,
     };
 
     macro_rules! plain_old_data {
@@ -313,8 +380,10 @@ mod user {
         ExactKey,
         Listeners,
         NetworkKey,
+        NetworkPrefix,
         OriginKey,
         Resolver,
+        Resolvers6,
         ServiceValue,
         SocketState,
     );

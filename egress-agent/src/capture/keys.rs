@@ -13,23 +13,14 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use egress_common::{
-    Address, ENTRY_NAME_DECIDES, ENTRY_REAL_ADDRESS, ExactKey, FAILURE_CLOSED, FAILURE_OPEN,
-    NetworkKey, SCOPE_ALL, ServiceValue, VERDICT_DIRECT, VERDICT_PROXY, VERDICT_REFUSE,
-};
-use ipnet::IpNet;
-
+use super::{MapKey, address};
 use crate::policy::model::{Protocol, Resolution, Visibility};
 use crate::policy::snapshot::{OnAgentFailure, Path, Service, Snapshot};
-
-/// Key of one of the two service maps.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum MapKey {
-    /// In `SERVICES`.
-    Exact(ExactKey),
-    /// In `NETWORKS`, with its prefix length in bits (fixed part included).
-    Network(NetworkKey, u32),
-}
+use egress_common::{
+    Address, ENTRY_NAME_DECIDES, ENTRY_REAL_ADDRESS, ExactKey, FAILURE_CLOSED, FAILURE_OPEN,
+    NetworkKey, NetworkPrefix, SCOPE_ALL, ServiceValue, VERDICT_DIRECT, VERDICT_PROXY,
+    VERDICT_REFUSE,
+};
 
 /// What the kernel's service maps should hold.
 pub type Plan = HashMap<MapKey, ServiceValue>;
@@ -58,14 +49,6 @@ pub trait AddressBook {
     fn virtual_addresses(&self, service: &Service) -> Vec<(Ipv4Addr, Ipv6Addr)>;
     /// The addresses that the host of a service resolves to at present.
     fn resolved(&self, service: &Service) -> Arc<[IpAddr]>;
-}
-
-/// An address as the kernel's maps hold it: IPv4 in mapped form.
-pub const fn address(ip: IpAddr) -> Address {
-    match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
 }
 
 /// Everything that the kernel's service maps should hold for `snapshot`.
@@ -156,19 +139,18 @@ fn declared(service: &Service, scope: u32, book: &impl AddressBook) -> Vec<MapKe
         if net.prefix_len() == net.max_prefix_len() {
             keys.push(exact(scope, port, net.addr()));
         } else {
-            keys.push(network(scope, port, *net));
+            let mapped = if net.network().is_ipv4() { 96 } else { 0 };
+            let bits = mapped + u32::from(net.prefix_len());
+            keys.push(network(scope, port, address(net.network()), bits));
         }
     }
     if service.resolution == Resolution::None && service.addresses.is_empty() {
-        keys.push(MapKey::Network(
-            network_key(scope, port, [0; 16]),
-            NetworkKey::FIXED_BITS,
-        ));
+        keys.push(network(scope, port, [0; 16], 0));
     }
     keys
 }
 
-const fn exact(scope: u32, port: u16, ip: IpAddr) -> MapKey {
+fn exact(scope: u32, port: u16, ip: IpAddr) -> MapKey {
     MapKey::Exact(ExactKey {
         scope,
         port,
@@ -177,27 +159,23 @@ const fn exact(scope: u32, port: u16, ip: IpAddr) -> MapKey {
     })
 }
 
-fn network(scope: u32, port: u16, net: IpNet) -> MapKey {
-    let mapped = if net.network().is_ipv4() { 96 } else { 0 };
-    MapKey::Network(
-        network_key(scope, port, address(net.network())),
-        NetworkKey::FIXED_BITS + mapped + u32::from(net.prefix_len()),
-    )
-}
-
-const fn network_key(scope: u32, port: u16, address: Address) -> NetworkKey {
-    NetworkKey {
-        scope: scope.to_be_bytes(),
-        port: port.to_be_bytes(),
-        reserved: [0; 2],
-        address,
-    }
+/// `bits` of the address count.
+const fn network(scope: u32, port: u16, address: Address, bits: u32) -> MapKey {
+    MapKey::Network(NetworkPrefix {
+        bits: NetworkKey::FIXED_BITS + bits,
+        data: NetworkKey {
+            scope: scope.to_be_bytes(),
+            port: port.to_be_bytes(),
+            reserved: [0; 2],
+            address,
+        },
+    })
 }
 
 fn value(service: &Service, key: MapKey) -> ServiceValue {
     let bits = match key {
         MapKey::Exact(_) => 128,
-        MapKey::Network(_, length) => length - NetworkKey::FIXED_BITS,
+        MapKey::Network(prefix) => prefix.bits - NetworkKey::FIXED_BITS,
     };
     let whole_port = bits == 0;
     ServiceValue {

@@ -124,8 +124,8 @@ fn networks_and_whole_ports_have_the_right_prefix() {
     let mut found: Vec<(u32, u32, u8, u8)> = plan
         .iter()
         .filter_map(|(key, value)| match key {
-            MapKey::Network(net, length) if net.scope == [0; 4] => {
-                Some((value.service, *length, value.specificity, value.flags))
+            MapKey::Network(net) if net.data.scope == [0; 4] => {
+                Some((value.service, net.bits, value.specificity, value.flags))
             }
             _ => None,
         })

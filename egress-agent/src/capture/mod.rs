@@ -8,10 +8,21 @@ use std::net::SocketAddr;
 use crate::policy::snapshot::ServiceId;
 
 mod bypass;
+mod error;
+mod kernel;
 pub mod keys;
+mod origins;
+mod services;
 pub mod sockets;
+mod sys;
+mod system;
 
 pub use bypass::Bypass;
+pub use error::CaptureError;
+pub use kernel::{Counters, Kernel, KernelSettings, Options, Usage};
+pub use origins::{Origins, address, ip};
+pub use services::{Changes, MapKey};
+pub use system::cgroup_root;
 
 /// A connection that a kernel program handed to the agent: who called, from
 /// where, to what.
@@ -69,4 +80,11 @@ impl fmt::Display for Comm {
         }
         Ok(())
     }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds, the clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // The clock starts at boot: neither part is negative.
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }

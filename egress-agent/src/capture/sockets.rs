@@ -79,7 +79,7 @@ fn within<T>(handle: Option<&Arc<OwnedFd>>, make: impl FnOnce() -> io::Result<T>
 }
 
 fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    super::bypass::netns_cookie(socket)
+    super::sys::netns_cookie(socket)
 }
 
 /// Makes the agent's sockets.

@@ -1,0 +1,71 @@
+//! The maps. Names and meanings are part of the layout that
+//! [`egress_common::LAYOUT_VERSION`] counts.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use egress_common::{
+    Config, ExactKey, Listeners, NetworkKey, Origin, OriginKey, RESOLVER_SLOTS as SLOTS, Resolver,
+    Resolvers6, ServiceValue, SocketState, counter,
+};
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Non-zero when the kernel has `bpf_set_retval` for these programs (since
+/// 5.18); patched by the loader. Without it a refusal is EPERM, or for TCP a
+/// connection to a port where nobody can listen.
+#[unsafe(no_mangle)]
+pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
+
+#[btf_map]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+/// `CLOCK_MONOTONIC` nanoseconds, written by the agent.
+#[btf_map]
+pub static HEARTBEAT: Array<u64, 1> = Array::new();
+
+/// Cgroup id to scope.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, u32, 65536, ON_DEMAND> = HashMap::new();
+
+/// Network namespace cookie to the agent's listeners there.
+#[btf_map]
+pub static NAMESPACES: HashMap<u64, Listeners, 16384, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+pub static SERVICES: HashMap<ExactKey, ServiceValue, 262144, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+pub static NETWORKS: LpmTrie<NetworkKey, ServiceValue, 65536> = LpmTrie::new();
+
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+#[btf_map]
+pub static ORIGINS: HashMap<OriginKey, Origin, 131072, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+pub static RESOLVERS: Array<Resolver, { SLOTS as usize }> = Array::new();
+
+#[btf_map]
+pub static RESOLVER_SLOTS: HashMap<Resolver, u32, { SLOTS as usize }, ON_DEMAND> = HashMap::new();
+
+/// The next slot of `RESOLVERS` to give out, modulo its size.
+#[btf_map]
+pub static RESOLVER_NEXT: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub static RESOLVERS6: Array<Resolvers6, 1> = Array::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(index: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the slot is this CPU's own, and lives as long as the map.
+        unsafe { *value += 1 };
+    }
+}
