@@ -10,6 +10,7 @@
 
 pub mod flag;
 pub mod flow;
+pub mod shared_map;
 
 pub mod capture;
 

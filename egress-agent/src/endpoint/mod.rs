@@ -20,6 +20,7 @@ mod live;
 mod outcome;
 mod picked;
 mod pool;
+pub mod resolve;
 pub mod resolved;
 mod set;
 

@@ -1,0 +1,585 @@
+//! Which virtual address stands for which name.
+//!
+//! A name has one number of sixteen bits, chosen from a hash of the name, and
+//! with it one IPv4 and one IPv6 address. It keeps the number for as long as
+//! a policy names it, across restarts of the agent, and afterwards until no
+//! client can still remember it ([`QUARANTINE`]).
+//!
+//! Workers read without a lock ([`VirtualAddresses::get`] and
+//! [`VirtualAddresses::reverse`]); numbers are given out under a lock that
+//! only a name's first query takes.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::DnsError;
+use super::state::{self, Record};
+use crate::shared_map::SharedMap;
+
+/// TTL in seconds of answers that name a virtual address. Short, so that a
+/// host which leaves the policy is soon looked up in truth.
+pub const TTL: u32 = 30;
+
+/// How long after its release, and after the last answer that named it, an
+/// address is not given to another name. Applications keep addresses for far
+/// longer than a TTL (connection pools, `networkaddress.cache.ttl` of Java).
+pub const QUARANTINE: Duration = Duration::from_secs(24 * 3600);
+
+/// The same, when no other number is free.
+pub const QUARANTINE_UNDER_PRESSURE: Duration = Duration::from_secs(600);
+
+/// Most names under wildcard hosts that hold an address at a time. Past that
+/// the least recently used ones are released.
+pub const DERIVED_LIMIT: usize = 16_384;
+
+/// The IPv4 network of virtual addresses, as its first two bytes.
+pub const NETWORK_V4: [u8; 2] = [240, 240];
+
+/// Third byte of 240.240.255.0/24, which is kept for the agent's self-test.
+pub const SELF_TEST_V4: u8 = 255;
+
+/// First seven groups of the IPv6 addresses, in 2001:2::/48.
+const GROUPS_V6: [u16; 7] = [0x2001, 0x2, 0, 0, 0, 0, 0xf0f0];
+
+const NUMBERS: usize = 1 << 16;
+
+/// A virtual address: one number, and the two addresses that show it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VirtualAddress(u16);
+
+impl VirtualAddress {
+    /// The address in 240.240.0.0/16.
+    pub const fn v4(self) -> Ipv4Addr {
+        let [high, low] = self.0.to_be_bytes();
+        Ipv4Addr::new(NETWORK_V4[0], NETWORK_V4[1], high, low)
+    }
+
+    /// The address in 2001:2::/48.
+    pub const fn v6(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f, g] = GROUPS_V6;
+        Ipv6Addr::new(a, b, c, d, e, f, g, self.0)
+    }
+
+    /// The virtual address that `ip` shows (IPv4-mapped is IPv4), whether or
+    /// not a name holds it.
+    pub fn of(ip: IpAddr) -> Option<Self> {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => {
+                let [a, b, high, low] = ip.octets();
+                ([a, b] == NETWORK_V4).then(|| Self(u16::from_be_bytes([high, low])))
+            }
+            IpAddr::V6(ip) => {
+                let [prefix @ .., number] = ip.segments();
+                (prefix == GROUPS_V6).then_some(Self(number))
+            }
+        }
+    }
+
+    /// Whether the number may be given to a name.
+    const fn usable(self) -> bool {
+        let [high, _] = self.0.to_be_bytes();
+        self.0 != 0 && high != SELF_TEST_V4
+    }
+
+    fn slot(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Debug for VirtualAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.v4())
+    }
+}
+
+/// Whether `ip` lies in the networks of virtual addresses.
+pub fn is_virtual(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.octets()[..2] == NETWORK_V4,
+        IpAddr::V6(ip) => ip.segments()[..3] == GROUPS_V6[..3],
+    }
+}
+
+/// A name and its address.
+#[derive(Debug)]
+pub struct Holding {
+    /// Host, lower case, no trailing dot.
+    pub name: Arc<str>,
+    /// Its address.
+    pub address: VirtualAddress,
+    /// Made for a name under a wildcard host, at its first query.
+    pub derived: bool,
+    /// Order in which numbers were given out since the agent started.
+    sequence: u64,
+    /// The kernel has entries for it, so it may be answered.
+    ready: AtomicBool,
+    /// Unix seconds of the last use; 0: none.
+    used: AtomicU64,
+    /// Unix seconds of the release; 0: held.
+    released: AtomicU64,
+}
+
+impl Holding {
+    /// A policy names it.
+    pub fn held(&self) -> bool {
+        self.released.load(Ordering::Acquire) == 0
+    }
+
+    /// The kernel has entries for it.
+    pub fn ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Says that the kernel has entries for it.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// When it was last named in an answer or dialled.
+    pub fn last_used(&self) -> Option<SystemTime> {
+        let seconds = self.used.load(Ordering::Relaxed);
+        (seconds != 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds))
+    }
+
+    fn record(&self) -> Record {
+        Record {
+            name: (&*self.name).into(),
+            index: self.address.0,
+            derived: self.derived,
+            used: self.used.load(Ordering::Relaxed),
+            released: self.released.load(Ordering::Acquire),
+        }
+    }
+}
+
+/// What [`VirtualAddresses::assign`] found.
+#[derive(Debug)]
+pub struct Assignment {
+    /// Every name that holds an address now: all exact ones, and those under
+    /// wildcard hosts that still are under one.
+    pub holdings: Vec<Arc<Holding>>,
+    /// Those that held one before and do not any more.
+    pub released: Vec<Arc<Holding>>,
+    /// Names that got no address, because none is left.
+    pub refused: Vec<Arc<str>>,
+    /// Numbers given out up to here are in `holdings`.
+    pub(super) watermark: u64,
+}
+
+/// Seconds of Unix time that go with tokio's clock.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    unix: u64,
+    start: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            unix: unix.as_secs(),
+            start: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.unix + self.start.elapsed().as_secs()
+    }
+}
+
+/// All virtual addresses of this node.
+pub struct VirtualAddresses {
+    /// Names that hold an address.
+    held: SharedMap<Arc<Holding>>,
+    /// By number, released ones included.
+    numbers: Box<[ArcSwapOption<Holding>]>,
+    register: Mutex<Register>,
+    changed: Notify,
+    clock: Clock,
+    directory: Option<PathBuf>,
+    derived_limit: usize,
+}
+
+/// What only the giver of numbers looks at.
+#[derive(Debug, Default)]
+struct Register {
+    /// Every name with a number, released ones included.
+    names: HashMap<Arc<str>, Arc<Holding>>,
+    /// Derived names that hold an address.
+    derived: usize,
+    /// Derived names that held one when the state file was written, until the
+    /// first policy says whether their wildcard host still exists.
+    restored: HashSet<Arc<str>>,
+    sequence: u64,
+}
+
+impl VirtualAddresses {
+    /// Addresses that a restart forgets, for tests and `--state-dir` unset.
+    pub fn in_memory() -> Self {
+        Self::new(None, Vec::new())
+    }
+
+    /// Reads the state directory (which must exist) and keeps it up to date
+    /// through [`save`](Self::save) and [`keep_saved`](Self::keep_saved).
+    pub fn open(directory: &Path) -> Self {
+        Self::new(Some(directory.to_owned()), state::load(directory))
+    }
+
+    /// Sets another limit than [`DERIVED_LIMIT`].
+    #[must_use]
+    pub fn with_derived_limit(mut self, limit: usize) -> Self {
+        self.derived_limit = limit.max(1);
+        self
+    }
+
+    fn new(directory: Option<PathBuf>, records: Vec<Record>) -> Self {
+        let this = Self {
+            held: SharedMap::new(),
+            numbers: (0..NUMBERS).map(|_| ArcSwapOption::empty()).collect(),
+            register: Mutex::default(),
+            changed: Notify::new(),
+            clock: Clock::start(),
+            directory,
+            derived_limit: DERIVED_LIMIT,
+        };
+        let now = this.clock.now();
+        let mut register = this.lock();
+        for record in records {
+            let address = VirtualAddress(record.index);
+            let name: Arc<str> = record.name.into();
+            let taken = this.numbers[address.slot()].load().is_some();
+            if taken || !address.usable() || register.names.contains_key(&name) {
+                tracing::warn!(
+                    name = &*name,
+                    number = record.index,
+                    "the record of virtual addresses gives this number or name twice, or a number that is not to be given; skipped"
+                );
+                continue;
+            }
+            // Until a policy names it again, it counts as released now: it was
+            // in use up to the restart.
+            let released = match record.released {
+                0 => {
+                    if record.derived {
+                        register.restored.insert(Arc::clone(&name));
+                    }
+                    now
+                }
+                earlier => earlier.min(now),
+            };
+            let holding = Arc::new(Holding {
+                name: Arc::clone(&name),
+                address,
+                derived: record.derived,
+                sequence: 0,
+                ready: AtomicBool::new(false),
+                used: AtomicU64::new(record.used.min(now)),
+                released: AtomicU64::new(released),
+            });
+            this.numbers[address.slot()].store(Some(Arc::clone(&holding)));
+            register.names.insert(name, holding);
+        }
+        drop(register);
+        this
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Register> {
+        // Every change below leaves the register whole at each step.
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The address of a name that holds one. Lock-free.
+    pub fn get(&self, name: &str) -> Option<Arc<Holding>> {
+        self.held.get(name)
+    }
+
+    /// The name behind a virtual address, released ones included, so that a
+    /// late connection can still be named. Lock-free.
+    pub fn reverse(&self, ip: IpAddr) -> Option<Arc<Holding>> {
+        let address = VirtualAddress::of(ip)?;
+        self.numbers[address.slot()].load_full()
+    }
+
+    /// Notes a use: an answer that named it, or a connection to it. Keeps a
+    /// name under a wildcard host from being released.
+    pub fn touch(&self, holding: &Holding) {
+        let now = self.clock.now();
+        // One write a second, so that a busy name costs no cache traffic.
+        if holding.used.load(Ordering::Relaxed) != now {
+            holding.used.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes the names of a new policy the ones that hold addresses. `exact`
+    /// are its full names; `covers` says whether a name still falls under one
+    /// of its wildcard hosts. Everything else is released.
+    pub fn assign<'a>(
+        &self,
+        exact: impl IntoIterator<Item = &'a Arc<str>>,
+        covers: impl Fn(&str) -> bool,
+    ) -> Assignment {
+        let mut register = self.lock();
+        let mut names: Vec<&Arc<str>> = exact.into_iter().collect();
+        // So that the same policy gives the same addresses, whatever its order.
+        names.sort_unstable();
+        names.dedup();
+        let mut assignment = Assignment {
+            holdings: Vec::with_capacity(names.len()),
+            released: Vec::new(),
+            refused: Vec::new(),
+            watermark: 0,
+        };
+        let wanted: HashSet<&str> = names.iter().map(|name| &***name).collect();
+        let restored = mem::take(&mut register.restored);
+        // Those that leave go first, but their numbers stay reserved.
+        let known: Vec<Arc<Holding>> = register.names.values().cloned().collect();
+        for holding in known {
+            if wanted.contains(&*holding.name) {
+                continue;
+            }
+            let lives = holding.held() || restored.contains(&holding.name);
+            if lives && covers(&holding.name) {
+                let kept = self.hold(&mut register, &holding, true);
+                assignment.holdings.push(kept);
+            } else if holding.held() {
+                self.release(&mut register, &holding);
+                assignment.released.push(holding);
+            }
+        }
+        for name in names {
+            match self.allocate_in(&mut register, name, false) {
+                Ok(holding) => assignment.holdings.push(holding),
+                Err(_) => assignment.refused.push(Arc::clone(name)),
+            }
+        }
+        assignment.watermark = register.sequence;
+        drop(register);
+        self.changed.notify_one();
+        assignment
+    }
+
+    /// The address of a name under a wildcard host, given out now if the name
+    /// has none. Also returns the names that were released to make room.
+    ///
+    /// # Errors
+    /// [`DnsError::Exhausted`].
+    pub fn allocate(&self, name: &Arc<str>) -> Result<(Arc<Holding>, Vec<Arc<Holding>>), DnsError> {
+        if let Some(holding) = self.get(name) {
+            return Ok((holding, Vec::new()));
+        }
+        let mut register = self.lock();
+        let released = if register.derived >= self.derived_limit {
+            self.make_room(&mut register)
+        } else {
+            Vec::new()
+        };
+        let holding = self.allocate_in(&mut register, name, true);
+        drop(register);
+        self.changed.notify_one();
+        Ok((holding?, released))
+    }
+
+    /// Names under wildcard hosts that got their address after `assignment`.
+    pub(super) fn derived_since(&self, assignment: &Assignment) -> Vec<Arc<Holding>> {
+        let mut late = self.held.values();
+        late.retain(|holding| holding.derived && holding.sequence > assignment.watermark);
+        late
+    }
+
+    /// Releases the least recently used sixty-fourth of the derived names.
+    fn make_room(&self, register: &mut Register) -> Vec<Arc<Holding>> {
+        let mut derived: Vec<Arc<Holding>> = register
+            .names
+            .values()
+            .filter(|holding| holding.derived && holding.held())
+            .cloned()
+            .collect();
+        let count = (derived.len() / 64).max(1).min(derived.len());
+        if count == 0 {
+            return Vec::new();
+        }
+        let age = |holding: &Arc<Holding>| holding.used.load(Ordering::Relaxed);
+        derived.select_nth_unstable_by_key(count - 1, age);
+        derived.truncate(count);
+        for holding in &derived {
+            self.release(register, holding);
+        }
+        derived
+    }
+
+    fn release(&self, register: &mut Register, holding: &Arc<Holding>) {
+        self.held.remove(&holding.name);
+        holding.ready.store(false, Ordering::Release);
+        // Never 0, which means held.
+        let now = self.clock.now().max(1);
+        holding.released.store(now, Ordering::Release);
+        if holding.derived {
+            register.derived = register.derived.saturating_sub(1);
+        }
+    }
+
+    /// Makes a known name hold its number (again).
+    fn hold(&self, register: &mut Register, old: &Arc<Holding>, derived: bool) -> Arc<Holding> {
+        let was_held = old.held();
+        if was_held && old.derived == derived {
+            return Arc::clone(old);
+        }
+        if was_held && old.derived {
+            register.derived = register.derived.saturating_sub(1);
+        }
+        register.sequence += 1;
+        let holding = Arc::new(Holding {
+            name: Arc::clone(&old.name),
+            address: old.address,
+            derived,
+            sequence: register.sequence,
+            ready: AtomicBool::new(was_held && old.ready()),
+            used: AtomicU64::new(old.used.load(Ordering::Relaxed)),
+            released: AtomicU64::new(0),
+        });
+        self.enter(register, &holding);
+        holding
+    }
+
+    fn enter(&self, register: &mut Register, holding: &Arc<Holding>) {
+        register.derived += usize::from(holding.derived);
+        register
+            .names
+            .insert(Arc::clone(&holding.name), Arc::clone(holding));
+        self.numbers[holding.address.slot()].store(Some(Arc::clone(holding)));
+        self.held.insert(&holding.name, Arc::clone(holding));
+    }
+
+    fn allocate_in(
+        &self,
+        register: &mut Register,
+        name: &Arc<str>,
+        derived: bool,
+    ) -> Result<Arc<Holding>, DnsError> {
+        if let Some(known) = register.names.get(name).cloned() {
+            // A full name of the policy stays one while a late query under a
+            // wildcard comes in.
+            let derived = derived && (known.derived || !known.held());
+            return Ok(self.hold(register, &known, derived));
+        }
+        let address = self
+            .find(name, QUARANTINE)
+            .or_else(|| self.find(name, QUARANTINE_UNDER_PRESSURE))
+            .ok_or_else(|| DnsError::Exhausted {
+                name: Arc::clone(name),
+            })?;
+        if let Some(previous) = self.numbers[address.slot()].load_full() {
+            register.names.remove(&previous.name);
+        }
+        register.sequence += 1;
+        let holding = Arc::new(Holding {
+            name: Arc::clone(name),
+            address,
+            derived,
+            sequence: register.sequence,
+            ready: AtomicBool::new(false),
+            used: AtomicU64::new(self.clock.now()),
+            released: AtomicU64::new(0),
+        });
+        self.enter(register, &holding);
+        Ok(holding)
+    }
+
+    /// The first number from the name's hash on that is free, or whose last
+    /// name is `quarantine` past.
+    fn find(&self, name: &str, quarantine: Duration) -> Option<VirtualAddress> {
+        let first = hash(name);
+        (0..=u16::MAX)
+            .map(|step| VirtualAddress(first.wrapping_add(step)))
+            .filter(|address| address.usable())
+            .find(|address| match &*self.numbers[address.slot()].load() {
+                None => true,
+                Some(holding) => self.expired(holding, quarantine),
+            })
+    }
+
+    fn expired(&self, holding: &Holding, quarantine: Duration) -> bool {
+        let released = holding.released.load(Ordering::Acquire);
+        let last = released.max(holding.used.load(Ordering::Relaxed));
+        released != 0 && self.clock.now().saturating_sub(last) >= quarantine.as_secs()
+    }
+
+    /// Writes the state file, off the calling thread's runtime.
+    ///
+    /// # Errors
+    /// [`DnsError::State`].
+    pub async fn save(&self) -> Result<(), DnsError> {
+        let Some(directory) = self.directory.clone() else {
+            return Ok(());
+        };
+        let mut records: Vec<Record> = {
+            let register = self.lock();
+            // What nobody can remember any more need not be kept.
+            let kept = |holding: &&Arc<Holding>| !self.expired(holding, QUARANTINE);
+            let names = register.names.values().filter(kept);
+            names.map(|holding| holding.record()).collect()
+        };
+        records.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let path = directory.clone();
+        match tokio::task::spawn_blocking(move || state::save(&directory, records)).await {
+            Ok(result) => result,
+            Err(error) => Err(DnsError::State {
+                path,
+                source: std::io::Error::other(error),
+            }),
+        }
+    }
+
+    /// Keeps the state file at most about a second behind, for ever. A name
+    /// whose address was given out in the last second before a crash gets the
+    /// same one again unless another name of the same hash is faster.
+    pub async fn keep_saved(&self) -> std::convert::Infallible {
+        loop {
+            self.changed.notified().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Err(error) = self.save().await {
+                tracing::warn!("{error}; virtual addresses may change at the next restart");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for VirtualAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtualAddresses")
+            .field("held", &self.held.len())
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+/// FNV-1a, folded to sixteen bits. It must never change: addresses that no
+/// state file remembers follow from it.
+fn hash(name: &str) -> u16 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // Multiplying mixes upwards, so the high half is folded onto the low one.
+    let hash = hash ^ (hash >> 32);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "folding takes the low bits"
+    )]
+    let folded = (hash ^ (hash >> 16)) as u16;
+    folded
+}
+
+#[cfg(test)]
+mod tests;
