@@ -1,6 +1,8 @@
 //! Listeners, one set for each network namespace and worker; admission; one
 //! task for each connection.
 
+pub mod pktinfo;
+
 use tokio::net::TcpStream;
 
 use crate::capture::Captured;

@@ -53,8 +53,9 @@
 
 pub mod answer;
 mod error;
-//pub mod forward;
+pub mod forward;
 pub mod names;
+pub mod registry;
 //pub mod server;
 pub mod state;
 pub mod virtual_address;

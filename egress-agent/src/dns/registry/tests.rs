@@ -1,0 +1,193 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Semaphore;
+
+use super::super::names::tests::{service, snapshot};
+use super::*;
+use crate::policy::model::Visibility;
+
+/// A capture side that takes as long as the test lets it.
+#[derive(Clone, Default)]
+pub(crate) struct Kernel(Arc<Inner>);
+
+pub(crate) struct Inner {
+    published: Mutex<Vec<NewAddress>>,
+    withdrawn: Mutex<Vec<Arc<str>>>,
+    running: AtomicUsize,
+    permits: Semaphore,
+    fail: std::sync::atomic::AtomicBool,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            published: Mutex::default(),
+            withdrawn: Mutex::default(),
+            running: AtomicUsize::default(),
+            permits: Semaphore::new(Semaphore::MAX_PERMITS),
+            fail: false.into(),
+        }
+    }
+}
+
+impl Kernel {
+    fn published(&self) -> Vec<String> {
+        let list = self.0.published.lock().unwrap();
+        list.iter().map(|new| new.name.to_string()).collect()
+    }
+}
+
+impl Publish for Kernel {
+    fn publish(&self, new: NewAddress) -> Published<'_> {
+        Box::pin(async move {
+            assert_eq!(self.0.running.fetch_add(1, Ordering::SeqCst), 0);
+            let permit = self.0.permits.acquire().await;
+            self.0.running.fetch_sub(1, Ordering::SeqCst);
+            permit?.forget();
+            if self.0.fail.load(Ordering::SeqCst) {
+                return Err("map is full".into());
+            }
+            self.0.published.lock().unwrap().push(new);
+            Ok(())
+        })
+    }
+
+    fn withdraw(&self, gone: &[Arc<Holding>]) {
+        let names = gone.iter().map(|holding| Arc::clone(&holding.name));
+        self.0.withdrawn.lock().unwrap().extend(names);
+    }
+}
+
+async fn apply(registry: &Registry, snapshot: &Arc<Snapshot>) -> Assignment {
+    let assignment = registry.prepare(snapshot);
+    registry.install(Arc::clone(snapshot), &assignment).await;
+    assignment
+}
+
+fn registry(kernel: &Kernel, limit: usize) -> Registry {
+    let addresses = VirtualAddresses::in_memory().with_derived_limit(limit);
+    Registry::new(Arc::new(addresses), kernel.clone())
+}
+
+#[tokio::test]
+async fn full_names_are_answered_once_the_policy_is_installed() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 10);
+    let policy = snapshot(vec![
+        service("db.example", 5432),
+        service("db.example", 5433),
+    ]);
+    let assignment = registry.prepare(&policy);
+    assert_eq!(assignment.holdings.len(), 1);
+    assert!(registry.view("default").address("db.example").is_none());
+    registry.install(Arc::clone(&policy), &assignment).await;
+    let address = registry.view("default").address("db.example");
+    assert_eq!(address, Some(assignment.holdings[0].address));
+    assert!(
+        kernel.published().is_empty(),
+        "its entries came with the policy"
+    );
+    let removed = apply(&registry, &Arc::default()).await;
+    assert_eq!(&*removed.released[0].name, "db.example");
+    assert!(registry.view("default").address("db.example").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_derived_name_waits_for_the_kernel_and_is_published_once() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 10);
+    let mut hidden = service("*.b.w.example", 80);
+    hidden.visibility = Visibility::Namespaces(vec!["other".into()]);
+    apply(
+        &registry,
+        &snapshot(vec![service("*.w.example", 443), hidden]),
+    )
+    .await;
+    let name: Arc<str> = "a.b.w.example".into();
+    let all = tokio::join!(
+        registry.ensure(&name),
+        registry.ensure(&name),
+        registry.ensure(&name)
+    );
+    assert!(all.0.is_ok() && all.1.is_ok() && all.2.is_ok());
+    assert_eq!(kernel.published(), ["a.b.w.example"]);
+    let services = kernel.0.published.lock().unwrap()[0].services.clone();
+    let ports: Vec<u16> = services.iter().map(|service| service.key.port).collect();
+    assert_eq!(ports, [80, 443], "the most specific host first");
+    assert!(registry.view("default").address(&name).is_some());
+    assert!(registry.pending.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_that_fails_or_hangs_fails_the_query_and_not_the_next() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 10);
+    apply(&registry, &snapshot(vec![service("*.w.example", 443)])).await;
+    let name: Arc<str> = "a.w.example".into();
+    kernel.0.fail.store(true, Ordering::SeqCst);
+    let error = registry.ensure(&name).await.unwrap_err();
+    assert!(error.to_string().contains("map is full"), "{error}");
+    assert!(registry.view("default").address(&name).is_none());
+
+    kernel.0.fail.store(false, Ordering::SeqCst);
+    kernel.0.permits.forget_permits(Semaphore::MAX_PERMITS);
+    let error = registry.ensure(&name).await.unwrap_err();
+    assert!(matches!(error, DnsError::PublishTimeout { .. }));
+    kernel.0.running.store(0, Ordering::SeqCst);
+    kernel.0.permits.add_permits(1);
+    registry.ensure(&name).await.unwrap();
+    assert!(registry.view("default").address(&name).is_some());
+}
+
+#[tokio::test]
+async fn names_that_came_during_a_change_of_policy_are_published_for_it() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 10);
+    let before = snapshot(vec![service("*.w.example", 443)]);
+    apply(&registry, &before).await;
+    registry.ensure(&"early.w.example".into()).await.unwrap();
+    let after = snapshot(vec![
+        service("*.w.example", 443),
+        service("*.w.example", 80),
+    ]);
+    let assignment = registry.prepare(&after);
+    assert_eq!(
+        assignment.holdings.len(),
+        1,
+        "the early one is compiled with it"
+    );
+    registry.ensure(&"late.w.example".into()).await.unwrap();
+    registry.install(after, &assignment).await;
+    let names = ["early.w.example", "late.w.example", "late.w.example"];
+    assert_eq!(kernel.published(), names);
+    let last = kernel.0.published.lock().unwrap().pop().unwrap();
+    assert_eq!(last.services.len(), 2);
+}
+
+#[tokio::test]
+async fn too_many_derived_names_push_the_oldest_out() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 2);
+    apply(&registry, &snapshot(vec![service("*.w.example", 443)])).await;
+    for name in ["a.w.example", "b.w.example", "c.w.example"] {
+        registry.ensure(&name.into()).await.unwrap();
+    }
+    assert_eq!(kernel.0.withdrawn.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_address_has_a_name_only_for_those_who_see_it() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 10);
+    let mut hidden = service("db.example", 5432);
+    hidden.visibility = Visibility::Namespaces(vec!["other".into()]);
+    let assignment = apply(&registry, &snapshot(vec![hidden])).await;
+    let ip = assignment.holdings[0].address.v4().into();
+    assert_eq!(
+        registry.view("other").name(ip).as_deref(),
+        Some("db.example")
+    );
+    assert_eq!(registry.view("default").name(ip), None);
+}
