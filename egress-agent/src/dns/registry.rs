@@ -210,4 +210,4 @@ impl View for NamespaceView<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -33,10 +33,10 @@ pub const TTL: u32 = 30;
 /// How long after its release, and after the last answer that named it, an
 /// address is not given to another name. Applications keep addresses for far
 /// longer than a TTL (connection pools, `networkaddress.cache.ttl` of Java).
-pub const QUARANTINE: Duration = Duration::from_secs(24 * 3600);
+pub const QUARANTINE: Duration = Duration::from_hours(24);
 
 /// The same, when no other number is free.
-pub const QUARANTINE_UNDER_PRESSURE: Duration = Duration::from_secs(600);
+pub const QUARANTINE_UNDER_PRESSURE: Duration = Duration::from_mins(10);
 
 /// Most names under wildcard hosts that hold an address at a time. Past that
 /// the least recently used ones are released.
@@ -48,8 +48,8 @@ pub const NETWORK_V4: [u8; 2] = [240, 240];
 /// Third byte of 240.240.255.0/24, which is kept for the agent's self-test.
 pub const SELF_TEST_V4: u8 = 255;
 
-/// First seven groups of the IPv6 addresses, in 2001:2::/48.
-const GROUPS_V6: [u16; 7] = [0x2001, 0x2, 0, 0, 0, 0, 0xf0f0];
+/// The IPv6 addresses without their last sixteen bits, in 2001:2::/48.
+const BASE_V6: u128 = 0x2001_0002_0000_0000_0000_0000_f0f0_0000;
 
 const NUMBERS: usize = 1 << 16;
 
@@ -66,8 +66,7 @@ impl VirtualAddress {
 
     /// The address in 2001:2::/48.
     pub const fn v6(self) -> Ipv6Addr {
-        let [a, b, c, d, e, f, g] = GROUPS_V6;
-        Ipv6Addr::new(a, b, c, d, e, f, g, self.0)
+        Ipv6Addr::from_bits(BASE_V6 | self.0 as u128)
     }
 
     /// The virtual address that `ip` shows (IPv4-mapped is IPv4), whether or
@@ -79,8 +78,8 @@ impl VirtualAddress {
                 ([a, b] == NETWORK_V4).then(|| Self(u16::from_be_bytes([high, low])))
             }
             IpAddr::V6(ip) => {
-                let [prefix @ .., number] = ip.segments();
-                (prefix == GROUPS_V6).then_some(Self(number))
+                let number = ip.to_bits() ^ BASE_V6;
+                u16::try_from(number).ok().map(Self)
             }
         }
     }
@@ -106,7 +105,7 @@ impl fmt::Debug for VirtualAddress {
 pub fn is_virtual(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.octets()[..2] == NETWORK_V4,
-        IpAddr::V6(ip) => ip.segments()[..3] == GROUPS_V6[..3],
+        IpAddr::V6(ip) => ip.to_bits() >> 80 == BASE_V6 >> 80,
     }
 }
 

@@ -33,7 +33,7 @@ impl Default for Inner {
 }
 
 impl Kernel {
-    fn published(&self) -> Vec<String> {
+    pub(crate) fn published(&self) -> Vec<String> {
         let list = self.0.published.lock().unwrap();
         list.iter().map(|new| new.name.to_string()).collect()
     }
