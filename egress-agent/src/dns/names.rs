@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::policy::model::{HostPattern, Resolution};
+use crate::policy::model::{HostPattern, Resolution, Visibility};
 use crate::policy::snapshot::{Service, Snapshot};
 
 /// How a name is answered.
@@ -116,8 +116,25 @@ impl Names {
     }
 }
 
+/// Whether everyone who sees `service` sees a more specific one for `name` on
+/// the same port, which then has the connection.
+pub(super) fn hidden(service: &Service, name: &str, services: &[Arc<Service>]) -> bool {
+    let before = services
+        .iter()
+        .take_while(|other| other.key.host != service.key.host);
+    before
+        .filter(|other| other.key.port == service.key.port && other.key.host.matches(name))
+        .any(|other| match (&other.visibility, &service.visibility) {
+            (Visibility::All, _) => true,
+            (Visibility::Namespaces(_), Visibility::All) => false,
+            (Visibility::Namespaces(theirs), Visibility::Namespaces(ours)) => {
+                ours.iter().all(|namespace| theirs.contains(namespace))
+            }
+        })
+}
+
 /// Whether the policy gives the service's names virtual addresses.
-fn claims(service: &Service) -> bool {
+pub(super) fn claims(service: &Service) -> bool {
     service.virtual_address
         && service.resolution != Resolution::None
         && service.addresses.is_empty()
@@ -143,7 +160,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::policy::model::{
-        DocumentRef, EndpointAddress, EndpointSpec, Labels, Locality, Protocol, Visibility,
+        DocumentRef, EndpointAddress, EndpointSpec, Labels, Locality, Protocol,
     };
     use crate::policy::snapshot::{OnAgentFailure, Path, ServiceId, ServiceKey};
 

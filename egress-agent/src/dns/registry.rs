@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::DnsError;
 use super::answer::View;
-use super::names::{Claim, Names};
+use super::names::{self, Claim, Names};
 use super::virtual_address::{Assignment, Holding, VirtualAddress, VirtualAddresses};
 use crate::policy::snapshot::{Service, Snapshot};
 
@@ -104,6 +104,32 @@ impl Registry {
                 tracing::warn!("{error}");
             }
         }
+    }
+
+    /// The virtual addresses under which the kernel should know `service` of
+    /// `snapshot` (which need not be in force yet): that of its host, or those
+    /// of all names under its wildcard host that were asked for, but for names
+    /// that a more specific host takes from it.
+    pub fn addresses_of(&self, snapshot: &Arc<Snapshot>, service: &Service) -> Vec<VirtualAddress> {
+        if !names::claims(service) {
+            return Vec::new();
+        }
+        if let Some(host) = service.key.host.exact() {
+            let holding = self.addresses.get(host);
+            return holding.map(|holding| holding.address).into_iter().collect();
+        }
+        let names = Names::new(Arc::clone(snapshot));
+        let mut addresses = Vec::new();
+        for holding in self.addresses.derived() {
+            let name = &*holding.name;
+            if service.key.host.matches(name)
+                && !names::hidden(service, name, &names.services(name))
+            {
+                addresses.push(holding.address);
+            }
+        }
+        addresses.sort_unstable();
+        addresses
     }
 
     /// What a client in `namespace` sees, for [`answer`](super::answer::answer).

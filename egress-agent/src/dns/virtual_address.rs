@@ -390,10 +390,25 @@ impl VirtualAddresses {
         Ok((holding?, released))
     }
 
+    /// Every name that holds an address, in order, for
+    /// `egressctl proxy-config dns`.
+    pub fn all(&self) -> Vec<Arc<Holding>> {
+        let mut all = self.held.values();
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// The names under wildcard hosts that hold an address.
+    pub fn derived(&self) -> Vec<Arc<Holding>> {
+        let mut derived = self.held.values();
+        derived.retain(|holding| holding.derived);
+        derived
+    }
+
     /// Names under wildcard hosts that got their address after `assignment`.
     pub(super) fn derived_since(&self, assignment: &Assignment) -> Vec<Arc<Holding>> {
-        let mut late = self.held.values();
-        late.retain(|holding| holding.derived && holding.sequence > assignment.watermark);
+        let mut late = self.derived();
+        late.retain(|holding| holding.sequence > assignment.watermark);
         late
     }
 

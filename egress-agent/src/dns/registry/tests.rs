@@ -191,3 +191,43 @@ async fn an_address_has_a_name_only_for_those_who_see_it() {
     );
     assert_eq!(registry.view("default").name(ip), None);
 }
+
+#[tokio::test]
+async fn the_kernel_knows_a_service_by_its_own_names_only() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 10);
+    let mut hidden = service("*.b.w.example", 443);
+    hidden.visibility = Visibility::Namespaces(vec!["other".into()]);
+    let all = vec![
+        service("db.example", 5432),
+        service("*.a.w.example", 443),
+        hidden,
+        service("*.w.example", 443),
+        service("*.w.example", 80),
+    ];
+    let policy = snapshot(all);
+    apply(&registry, &policy).await;
+    for name in ["x.w.example", "x.a.w.example", "x.b.w.example"] {
+        registry.ensure(&name.into()).await.unwrap();
+    }
+    let shown = |host: &str, port: u16| -> Vec<String> {
+        let services = policy.services.iter();
+        let mut of = services
+            .filter(|service| service.key.host.to_string() == host && service.key.port == port);
+        let addresses = registry.addresses_of(&policy, of.next().unwrap());
+        let names = addresses.iter().map(|address| {
+            let holding = registry.addresses().reverse(address.v4().into());
+            holding.unwrap().name.to_string()
+        });
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    assert_eq!(shown("db.example", 5432), ["db.example"]);
+    assert_eq!(shown("*.a.w.example", 443), ["x.a.w.example"]);
+    assert_eq!(shown("*.b.w.example", 443), ["x.b.w.example"]);
+    // What is exported to one namespace hides nothing from the others.
+    assert_eq!(shown("*.w.example", 443), ["x.b.w.example", "x.w.example"]);
+    let all = ["x.a.w.example", "x.b.w.example", "x.w.example"];
+    assert_eq!(shown("*.w.example", 80), all);
+}

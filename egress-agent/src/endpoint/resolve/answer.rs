@@ -140,9 +140,9 @@ impl Progress {
         routes: &dyn Routes,
     ) -> Duration {
         self.answer.lookups += 1;
-        let mut found = [self.check(found.v4), self.check(found.v6)];
+        let found = [self.check(found.v4), self.check(found.v6)];
         let ttl = found.iter().filter_map(Found::ttl).min();
-        let failed = found.iter_mut().find_map(Found::take_failure);
+        let failed = found.iter().find_map(Found::failure);
         match (ttl, failed) {
             (Some(ttl), failed) => {
                 self.succeed(found, ttl.clamp(MIN_TTL, MAX_TTL), now, routes);

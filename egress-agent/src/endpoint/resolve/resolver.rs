@@ -71,6 +71,8 @@ struct Entry {
     rounds: watch::Sender<()>,
     /// Milliseconds of the last use by [`Resolver::lookup`].
     used: AtomicU64,
+    /// Milliseconds from which on a further lookup is due.
+    due: AtomicU64,
     wanted: Notify,
     dropped: AtomicBool,
     task: Mutex<Option<AbortHandle>>,
@@ -149,13 +151,22 @@ impl Resolver {
             entry.used.store(now, Ordering::Release);
             let mut rounds = entry.rounds.subscribe();
             let answer = entry.answer();
-            let usable = answer.state == State::Fresh && Instant::now() < answer.expires_at;
-            // A failure is not waited for twice; its back-off is the limit.
-            let settled = answer.lookups > 0 && answer.state != State::Fresh;
-            if usable || settled {
+            let due = now >= entry.due.load(Ordering::Acquire);
+            if due {
+                entry.wanted.notify_one();
+            }
+            let take = match answer.state {
+                State::Pending => false,
+                State::Fresh => Instant::now() < answer.expires_at,
+                // Old addresses at once are better than a wait for a name
+                // server that failed before.
+                State::Stale { .. } => true,
+                // The back-off holds for requests as well.
+                State::Failed { .. } => !due,
+            };
+            if take {
                 return verdict(answer);
             }
-            entry.wanted.notify_one();
             let ended = timeout_at(deadline, rounds.changed()).await;
             if entry.dropped.load(Ordering::Acquire) && ended.is_ok() {
                 // Between our look and its end; begin again.
@@ -264,6 +275,7 @@ impl Inner {
             answer: watch::Sender::new(Arc::new(progress.answer.clone())),
             rounds: watch::Sender::new(()),
             used: AtomicU64::new(self.shared.millis()),
+            due: AtomicU64::new(0),
             wanted: Notify::new(),
             dropped: AtomicBool::new(false),
             task: Mutex::default(),
@@ -338,9 +350,10 @@ async fn keep(shared: Arc<Shared>, entry: Arc<Entry>, inner: Weak<Inner>, mut pr
         };
         let now = Instant::now();
         let wait = progress.absorb(found, now, fastrand::f64(), &*shared.routes);
+        let due = shared.millis() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        entry.due.store(due, Ordering::Release);
         publish(&entry, &progress);
-        let next = now + wait;
-        sleep_until(next).await;
+        sleep_until(now + wait).await;
         // A name that nobody watches is asked for again when it is wanted.
         while !entry.is_watched() && entry.used.load(Ordering::Acquire) <= begun {
             let left = IDLE_LIMIT.saturating_sub(Duration::from_millis(

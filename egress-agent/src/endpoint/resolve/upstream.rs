@@ -60,7 +60,7 @@ impl Found {
         }
     }
 
-    pub(super) fn take_failure(&mut self) -> Option<ResolveError> {
+    pub(super) fn failure(&self) -> Option<ResolveError> {
         match self {
             Self::Failed(error) => Some(error.clone()),
             _ => None,

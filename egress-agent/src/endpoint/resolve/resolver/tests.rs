@@ -230,6 +230,43 @@ async fn a_lookup_obeys_ttl_deadline_and_truth() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failure_is_remembered_for_its_back_off_only() {
+    let script = Script::default();
+    let resolver = resolver(&script);
+    for _ in 0..5 {
+        assert!(resolver.lookup("a.example", soon()).await.is_err());
+    }
+    assert_eq!(script.count("a.example"), 1);
+    script.answer("a.example", &["10.0.0.1"], 10);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(
+        first(&resolver.lookup("a.example", soon()).await.unwrap()),
+        "10.0.0.1"
+    );
+    script.fail("a.example");
+    sleep(Duration::from_secs(30)).await;
+    let stale = resolver.lookup("a.example", soon()).await.unwrap();
+    assert_eq!(
+        (first(&stale), stale.state.word()),
+        ("10.0.0.1".to_owned(), "stale")
+    );
+    // At once, while the next lookup runs behind.
+    script.answer("a.example", &["10.0.0.2"], 10);
+    sleep(Duration::from_secs(30)).await;
+    let begun = Instant::now();
+    assert_eq!(
+        first(&resolver.lookup("a.example", soon()).await.unwrap()),
+        "10.0.0.1"
+    );
+    assert_eq!(begun, Instant::now());
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        first(&resolver.lookup("a.example", soon()).await.unwrap()),
+        "10.0.0.2"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hanging_name_server_is_a_timeout() {
     let script = Script::default();
     script.delay(Duration::from_hours(1));
