@@ -53,7 +53,7 @@ pub enum DnsError {
         /// The limit.
         limit: Duration,
     },
-    /// Too many queries wait for an answer.
+    /// Too many queries wait for an answer, or too many connections are open.
     Overflow {
         /// The limit.
         limit: usize,
@@ -113,7 +113,10 @@ impl fmt::Display for DnsError {
                 write!(f, "resolver {resolver} did not answer within {limit:?}")
             }
             Self::Overflow { limit } => {
-                write!(f, "{limit} captured DNS queries are waiting already")
+                write!(
+                    f,
+                    "{limit} captured DNS queries or connections are open already"
+                )
             }
             Self::Socket(error) => write!(f, "DNS listener: {error}"),
             Self::Client(error) => write!(f, "DNS client: {error}"),

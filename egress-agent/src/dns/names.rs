@@ -95,6 +95,13 @@ impl Names {
         self.under_wildcards(name).next().is_some()
     }
 
+    /// Whether this policy gives `name` a virtual address for some client.
+    pub fn keeps(&self, name: &str) -> bool {
+        let exact = self.snapshot.by_host.get(name);
+        exact.is_some_and(|services| services.iter().any(|service| claims(service)))
+            || self.covers(name)
+    }
+
     fn under_wildcards<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Service>> {
         let lists = self.snapshot.wildcards.iter().map(|(_, list)| list);
         lists

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,8 +15,19 @@ use tokio::time::timeout;
 use super::DnsError;
 use super::answer::View;
 use super::names::{self, Claim, Names};
-use super::virtual_address::{Assignment, Holding, VirtualAddress, VirtualAddresses};
+use super::virtual_address::{
+    Assignment, Holding, NETWORK_V4, SELF_TEST_V4, VirtualAddress, VirtualAddresses,
+};
 use crate::policy::snapshot::{Service, Snapshot};
+
+/// A name that exists in no DNS (RFC 6761 section 6.4) and that every client
+/// is answered with [`SELF_TEST_ADDRESS`]: whoever gets that answer through an
+/// ordinary resolver has proven that its queries are captured.
+pub const SELF_TEST_HOST: &str = "self-test.egress-agent.invalid";
+
+/// See [`SELF_TEST_HOST`].
+pub const SELF_TEST_ADDRESS: Ipv4Addr =
+    Ipv4Addr::new(NETWORK_V4[0], NETWORK_V4[1], SELF_TEST_V4, 53);
 
 /// How long a query waits for the kernel entries of a new name.
 pub const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
@@ -44,8 +55,8 @@ pub trait Publish: Send + Sync + 'static {
     /// after a change of policy. The query waits [`PUBLISH_LIMIT`] for it.
     fn publish(&self, new: NewAddress) -> Published<'_>;
 
-    /// The names do not hold their addresses any more (too many others do):
-    /// their kernel entries may go. Must not wait.
+    /// The names do not hold their addresses any more, because too many others
+    /// do: their kernel entries may go. Must not wait.
     fn withdraw(&self, gone: &[Arc<Holding>]);
 }
 
@@ -81,29 +92,45 @@ impl Registry {
     }
 
     /// First half of a change of policy: gives every name of `snapshot` its
-    /// address. The caller then makes kernel entries for all
-    /// [`Assignment::holdings`] (with [`Names::services`] of each name), saves
-    /// the addresses, and calls [`install`](Self::install). Names that left
-    /// are no longer answered from here on.
+    /// address. The caller then makes kernel entries for `snapshot` (with
+    /// [`addresses_of`](Self::addresses_of) each service), saves the addresses
+    /// ([`VirtualAddresses::save`]), and calls [`install`](Self::install).
     pub fn prepare(&self, snapshot: &Arc<Snapshot>) -> Assignment {
         let names = Names::new(Arc::clone(snapshot));
-        self.addresses
-            .assign(names.exact(), |name| names.covers(name))
+        let assignment = self
+            .addresses
+            .assign(names.exact(), |name| names.covers(name));
+        for name in &assignment.refused {
+            tracing::error!(
+                name = &**name,
+                "no virtual address is left; queries for this name fail"
+            );
+        }
+        assignment
     }
 
-    /// Second half: answers by `snapshot` from now on. Names under wildcard
-    /// hosts that were asked for meanwhile are published again, since their
-    /// kernel entries were made for the policy before.
-    pub async fn install(&self, snapshot: Arc<Snapshot>, assignment: &Assignment) {
+    /// Second half: answers by `snapshot` from now on, and releases the
+    /// addresses of names that it does not hold, which are returned. Names
+    /// under wildcard hosts that were asked for since
+    /// [`prepare`](Self::prepare) are published again, since their kernel
+    /// entries were made for the policy before.
+    pub async fn install(
+        &self,
+        snapshot: Arc<Snapshot>,
+        assignment: &Assignment,
+    ) -> Vec<Arc<Holding>> {
         for holding in &assignment.holdings {
             holding.set_ready();
         }
-        self.names.store(Arc::new(Names::new(snapshot)));
+        let names = Arc::new(Names::new(snapshot));
+        self.names.store(Arc::clone(&names));
+        let released = self.addresses.retire(|name| names.keeps(name));
         for holding in self.addresses.derived_since(assignment) {
             if let Err(error) = self.publish(&holding).await {
                 tracing::warn!("{error}");
             }
         }
+        released
     }
 
     /// The virtual addresses under which the kernel should know `service` of
@@ -219,6 +246,9 @@ struct NamespaceView<'a> {
 
 impl View for NamespaceView<'_> {
     fn claim(&self, host: &str) -> Claim {
+        if host == SELF_TEST_HOST {
+            return Claim::Listed(vec![SELF_TEST_ADDRESS.into()]);
+        }
         self.names.claim(host, self.namespace)
     }
 

@@ -93,8 +93,29 @@ pub struct Server {
     callers: Arc<dyn Callers>,
     counters: Arc<Counters>,
     ipv6: bool,
-    queries: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
+    queries: Limit,
+    connections: Limit,
+}
+
+/// A bound on how many of a thing there may be.
+struct Limit {
+    limit: usize,
+    places: Arc<Semaphore>,
+}
+
+impl Limit {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            places: Arc::new(Semaphore::new(limit)),
+        }
+    }
+
+    fn take(&self) -> Result<OwnedSemaphorePermit, DnsError> {
+        let places = Arc::clone(&self.places);
+        let overflow = |_| DnsError::Overflow { limit: self.limit };
+        places.try_acquire_owned().map_err(overflow)
+    }
 }
 
 impl Server {
@@ -116,16 +137,16 @@ impl Server {
             callers,
             counters,
             ipv6,
-            queries: Arc::new(Semaphore::new(QUERIES_LIMIT)),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_LIMIT)),
+            queries: Limit::new(QUERIES_LIMIT),
+            connections: Limit::new(CONNECTIONS_LIMIT),
         }
     }
 
     /// Sets other limits than [`QUERIES_LIMIT`] and [`CONNECTIONS_LIMIT`].
     #[must_use]
     pub fn with_limits(mut self, queries: usize, connections: usize) -> Self {
-        self.queries = Arc::new(Semaphore::new(queries));
-        self.connections = Arc::new(Semaphore::new(connections));
+        self.queries = Limit::new(queries);
+        self.connections = Limit::new(connections);
         self
     }
 
@@ -145,14 +166,6 @@ impl Server {
             Verdict::Forward | Verdict::Allocate { .. } => {}
         }
         verdict
-    }
-
-    /// A place among the waiting queries.
-    fn admit(&self) -> Result<OwnedSemaphorePermit, DnsError> {
-        let queries = Arc::clone(&self.queries);
-        queries.try_acquire_owned().map_err(|_| DnsError::Overflow {
-            limit: QUERIES_LIMIT,
-        })
     }
 
     /// Answers a query that needs a resolver or the kernel. `None`: say

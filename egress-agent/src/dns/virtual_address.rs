@@ -9,18 +9,26 @@
 //! [`VirtualAddresses::reverse`]); numbers are given out under a lock that
 //! only a name's first query takes.
 
+mod holding;
+mod number;
+
+pub use holding::Holding;
+pub use number::{NETWORK_V4, SELF_TEST_V4, VirtualAddress, is_virtual};
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+
+use holding::Clock;
+use number::{NUMBERS, hash};
 
 use super::DnsError;
 use super::state::{self, Record};
@@ -42,160 +50,16 @@ pub const QUARANTINE_UNDER_PRESSURE: Duration = Duration::from_mins(10);
 /// the least recently used ones are released.
 pub const DERIVED_LIMIT: usize = 16_384;
 
-/// The IPv4 network of virtual addresses, as its first two bytes.
-pub const NETWORK_V4: [u8; 2] = [240, 240];
-
-/// Third byte of 240.240.255.0/24, which is kept for the agent's self-test.
-pub const SELF_TEST_V4: u8 = 255;
-
-/// The IPv6 addresses without their last sixteen bits, in 2001:2::/48.
-const BASE_V6: u128 = 0x2001_0002_0000_0000_0000_0000_f0f0_0000;
-
-const NUMBERS: usize = 1 << 16;
-
-/// A virtual address: one number, and the two addresses that show it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VirtualAddress(u16);
-
-impl VirtualAddress {
-    /// The address in 240.240.0.0/16.
-    pub const fn v4(self) -> Ipv4Addr {
-        let [high, low] = self.0.to_be_bytes();
-        Ipv4Addr::new(NETWORK_V4[0], NETWORK_V4[1], high, low)
-    }
-
-    /// The address in 2001:2::/48.
-    pub const fn v6(self) -> Ipv6Addr {
-        Ipv6Addr::from_bits(BASE_V6 | self.0 as u128)
-    }
-
-    /// The virtual address that `ip` shows (IPv4-mapped is IPv4), whether or
-    /// not a name holds it.
-    pub fn of(ip: IpAddr) -> Option<Self> {
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => {
-                let [a, b, high, low] = ip.octets();
-                ([a, b] == NETWORK_V4).then(|| Self(u16::from_be_bytes([high, low])))
-            }
-            IpAddr::V6(ip) => {
-                let number = ip.to_bits() ^ BASE_V6;
-                u16::try_from(number).ok().map(Self)
-            }
-        }
-    }
-
-    /// Whether the number may be given to a name.
-    const fn usable(self) -> bool {
-        let [high, _] = self.0.to_be_bytes();
-        self.0 != 0 && high != SELF_TEST_V4
-    }
-
-    fn slot(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-impl fmt::Debug for VirtualAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.v4())
-    }
-}
-
-/// Whether `ip` lies in the networks of virtual addresses.
-pub fn is_virtual(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.octets()[..2] == NETWORK_V4,
-        IpAddr::V6(ip) => ip.to_bits() >> 80 == BASE_V6 >> 80,
-    }
-}
-
-/// A name and its address.
-#[derive(Debug)]
-pub struct Holding {
-    /// Host, lower case, no trailing dot.
-    pub name: Arc<str>,
-    /// Its address.
-    pub address: VirtualAddress,
-    /// Made for a name under a wildcard host, at its first query.
-    pub derived: bool,
-    /// Order in which numbers were given out since the agent started.
-    sequence: u64,
-    /// The kernel has entries for it, so it may be answered.
-    ready: AtomicBool,
-    /// Unix seconds of the last use; 0: none.
-    used: AtomicU64,
-    /// Unix seconds of the release; 0: held.
-    released: AtomicU64,
-}
-
-impl Holding {
-    /// A policy names it.
-    pub fn held(&self) -> bool {
-        self.released.load(Ordering::Acquire) == 0
-    }
-
-    /// The kernel has entries for it.
-    pub fn ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-    }
-
-    /// Says that the kernel has entries for it.
-    pub fn set_ready(&self) {
-        self.ready.store(true, Ordering::Release);
-    }
-
-    /// When it was last named in an answer or dialled.
-    pub fn last_used(&self) -> Option<SystemTime> {
-        let seconds = self.used.load(Ordering::Relaxed);
-        (seconds != 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds))
-    }
-
-    fn record(&self) -> Record {
-        Record {
-            name: (&*self.name).into(),
-            index: self.address.0,
-            derived: self.derived,
-            used: self.used.load(Ordering::Relaxed),
-            released: self.released.load(Ordering::Acquire),
-        }
-    }
-}
-
 /// What [`VirtualAddresses::assign`] found.
 #[derive(Debug)]
 pub struct Assignment {
-    /// Every name that holds an address now: all exact ones, and those under
-    /// wildcard hosts that still are under one.
+    /// Every name that the policy gives an address: all exact ones, and those
+    /// under wildcard hosts that hold one already.
     pub holdings: Vec<Arc<Holding>>,
-    /// Those that held one before and do not any more.
-    pub released: Vec<Arc<Holding>>,
     /// Names that got no address, because none is left.
     pub refused: Vec<Arc<str>>,
     /// Numbers given out up to here are in `holdings`.
-    pub(super) watermark: u64,
-}
-
-/// Seconds of Unix time that go with tokio's clock.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    unix: u64,
-    start: Instant,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Self {
-            unix: unix.as_secs(),
-            start: Instant::now(),
-        }
-    }
-
-    fn now(&self) -> u64 {
-        self.unix + self.start.elapsed().as_secs()
-    }
+    watermark: u64,
 }
 
 /// All virtual addresses of this node.
@@ -321,9 +185,10 @@ impl VirtualAddresses {
         }
     }
 
-    /// Makes the names of a new policy the ones that hold addresses. `exact`
-    /// are its full names; `covers` says whether a name still falls under one
-    /// of its wildcard hosts. Everything else is released.
+    /// Gives every name of a new policy its address, and takes none away yet
+    /// ([`retire`](Self::retire) does, once the policy is in force). `exact`
+    /// are the policy's full names; `covers` says whether a name falls under
+    /// one of its wildcard hosts.
     pub fn assign<'a>(
         &self,
         exact: impl IntoIterator<Item = &'a Arc<str>>,
@@ -336,37 +201,45 @@ impl VirtualAddresses {
         names.dedup();
         let mut assignment = Assignment {
             holdings: Vec::with_capacity(names.len()),
-            released: Vec::new(),
             refused: Vec::new(),
             watermark: 0,
         };
-        let wanted: HashSet<&str> = names.iter().map(|name| &***name).collect();
-        let restored = mem::take(&mut register.restored);
-        // Those that leave go first, but their numbers stay reserved.
-        let known: Vec<Arc<Holding>> = register.names.values().cloned().collect();
-        for holding in known {
-            if wanted.contains(&*holding.name) {
-                continue;
-            }
-            let lives = holding.held() || restored.contains(&holding.name);
-            if lives && covers(&holding.name) {
-                let kept = self.hold(&mut register, &holding, true);
-                assignment.holdings.push(kept);
-            } else if holding.held() {
-                self.release(&mut register, &holding);
-                assignment.released.push(holding);
-            }
-        }
-        for name in names {
+        for &name in &names {
             match self.allocate_in(&mut register, name, false) {
                 Ok(holding) => assignment.holdings.push(holding),
                 Err(_) => assignment.refused.push(Arc::clone(name)),
             }
         }
+        let restored = mem::take(&mut register.restored);
+        let others: Vec<Arc<Holding>> = register
+            .names
+            .values()
+            .filter(|holding| holding.held() || restored.contains(&holding.name))
+            .filter(|holding| names.binary_search(&&holding.name).is_err())
+            .filter(|holding| covers(&holding.name))
+            .cloned()
+            .collect();
+        for holding in others {
+            let holding = self.hold(&mut register, &holding, true);
+            assignment.holdings.push(holding);
+        }
         assignment.watermark = register.sequence;
         drop(register);
         self.changed.notify_one();
         assignment
+    }
+
+    /// Releases every name that the policy in force does not give an address.
+    pub fn retire(&self, keeps: impl Fn(&str) -> bool) -> Vec<Arc<Holding>> {
+        let mut register = self.lock();
+        let mut leaving = self.held.values();
+        leaving.retain(|holding| !keeps(&holding.name));
+        for holding in &leaving {
+            self.release(&mut register, holding);
+        }
+        drop(register);
+        self.changed.notify_one();
+        leaving
     }
 
     /// The address of a name under a wildcard host, given out now if the name
@@ -577,22 +450,6 @@ impl fmt::Debug for VirtualAddresses {
             .field("directory", &self.directory)
             .finish_non_exhaustive()
     }
-}
-
-/// FNV-1a, folded to sixteen bits. It must never change: addresses that no
-/// state file remembers follow from it.
-fn hash(name: &str) -> u16 {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    // Multiplying mixes upwards, so the high half is folded onto the low one.
-    let hash = hash ^ (hash >> 32);
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "folding takes the low bits"
-    )]
-    let folded = (hash ^ (hash >> 16)) as u16;
-    folded
 }
 
 #[cfg(test)]

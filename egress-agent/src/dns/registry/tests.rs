@@ -60,10 +60,10 @@ impl Publish for Kernel {
     }
 }
 
-async fn apply(registry: &Registry, snapshot: &Arc<Snapshot>) -> Assignment {
+async fn apply(registry: &Registry, snapshot: &Arc<Snapshot>) -> (Assignment, Vec<Arc<Holding>>) {
     let assignment = registry.prepare(snapshot);
-    registry.install(Arc::clone(snapshot), &assignment).await;
-    assignment
+    let released = registry.install(Arc::clone(snapshot), &assignment).await;
+    (assignment, released)
 }
 
 fn registry(kernel: &Kernel, limit: usize) -> Registry {
@@ -89,8 +89,8 @@ async fn full_names_are_answered_once_the_policy_is_installed() {
         kernel.published().is_empty(),
         "its entries came with the policy"
     );
-    let removed = apply(&registry, &Arc::default()).await;
-    assert_eq!(&*removed.released[0].name, "db.example");
+    let (_, released) = apply(&registry, &Arc::default()).await;
+    assert_eq!(&*released[0].name, "db.example");
     assert!(registry.view("default").address("db.example").is_none());
 }
 
@@ -167,6 +167,36 @@ async fn names_that_came_during_a_change_of_policy_are_published_for_it() {
 }
 
 #[tokio::test]
+async fn names_that_a_new_policy_drops_are_answered_until_it_is_in_force() {
+    let kernel = Kernel::default();
+    let registry = registry(&kernel, 10);
+    let before = snapshot(vec![
+        service("db.example", 5432),
+        service("*.w.example", 443),
+    ]);
+    apply(&registry, &before).await;
+    let assignment = registry.prepare(&Arc::default());
+    assert!(registry.view("default").address("db.example").is_some());
+    registry.ensure(&"late.w.example".into()).await.unwrap();
+    let released = registry.install(Arc::default(), &assignment).await;
+    let mut names: Vec<&str> = released.iter().map(|holding| &*holding.name).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["db.example", "late.w.example"]);
+    assert!(registry.addresses().all().is_empty());
+    assert_eq!(kernel.published(), ["late.w.example"], "and not again");
+}
+
+#[tokio::test]
+async fn every_client_gets_the_self_test() {
+    let registry = registry(&Kernel::default(), 10);
+    let claim = registry.view("anyone").claim(SELF_TEST_HOST);
+    assert_eq!(
+        claim,
+        Claim::Listed(vec!["240.240.255.53".parse().unwrap()])
+    );
+}
+
+#[tokio::test]
 async fn too_many_derived_names_push_the_oldest_out() {
     let kernel = Kernel::default();
     let registry = registry(&kernel, 2);
@@ -183,7 +213,7 @@ async fn an_address_has_a_name_only_for_those_who_see_it() {
     let registry = registry(&kernel, 10);
     let mut hidden = service("db.example", 5432);
     hidden.visibility = Visibility::Namespaces(vec!["other".into()]);
-    let assignment = apply(&registry, &snapshot(vec![hidden])).await;
+    let (assignment, _) = apply(&registry, &snapshot(vec![hidden])).await;
     let ip = assignment.holdings[0].address.v4().into();
     assert_eq!(
         registry.view("other").name(ip).as_deref(),

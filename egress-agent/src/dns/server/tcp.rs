@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::super::DnsError;
 use super::super::answer::{Transport, Verdict};
 use super::super::forward::framed;
-use super::{CONNECTIONS_LIMIT, Counters, Server, is_ours};
+use super::{Counters, Server, is_ours};
 
 /// A connection without a message in either direction is closed after this
 /// (RFC 7766 section 6.2.3 asks for a few seconds; resolvers give 10 to 30).
@@ -47,11 +47,7 @@ pub async fn serve(
     resolver: SocketAddr,
     namespace: Arc<str>,
 ) -> Result<(), DnsError> {
-    let connections = Arc::clone(&server.connections);
-    let overflow = |_| DnsError::Overflow {
-        limit: CONNECTIONS_LIMIT,
-    };
-    let _permit = connections.try_acquire_owned().map_err(overflow)?;
+    let _place = server.connections.take()?;
     if is_ours(resolver) {
         Counters::count(&server.counters.dropped);
         return Ok(());
@@ -172,7 +168,7 @@ impl Connection {
                 },
             },
             Verdict::Allocate { .. } => {
-                let permit = match self.server.admit() {
+                let permit = match self.server.queries.take() {
                     Ok(permit) => permit,
                     Err(error) => {
                         return match self.server.refuse(&query, &error) {

@@ -159,7 +159,7 @@ async fn serve(
     match verdict {
         Verdict::Answer(bytes) => reply.send(&bytes).await,
         Verdict::Drop => {}
-        Verdict::Forward | Verdict::Allocate { .. } => match server.admit() {
+        Verdict::Forward | Verdict::Allocate { .. } => match server.queries.take() {
             Ok(permit) => {
                 let server = Arc::clone(server);
                 let query: Box<[u8]> = query.into();

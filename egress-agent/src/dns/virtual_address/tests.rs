@@ -5,9 +5,22 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
+use tokio::time::Instant;
 
 fn names(list: &[&str]) -> Vec<Arc<str>> {
     list.iter().map(|&name| Arc::from(name)).collect()
+}
+
+/// A change of policy, from beginning to end.
+fn apply<'a>(
+    all: &VirtualAddresses,
+    exact: impl IntoIterator<Item = &'a Arc<str>>,
+    covers: impl Fn(&str) -> bool,
+) -> (Assignment, Vec<Arc<Holding>>) {
+    let exact: Vec<&Arc<str>> = exact.into_iter().collect();
+    let assignment = all.assign(exact.iter().copied(), &covers);
+    let released = all.retire(|name| covers(name) || exact.iter().any(|exact| ***exact == *name));
+    (assignment, released)
 }
 
 fn nothing(_: &str) -> bool {
@@ -38,7 +51,7 @@ fn shows_one_number_in_both_families() {
 #[test]
 fn finds_names_both_ways() {
     let all = VirtualAddresses::in_memory();
-    let assignment = all.assign(&names(&["a.example", "b.example"]), nothing);
+    let (assignment, _) = apply(&all, &names(&["a.example", "b.example"]), nothing);
     assert_eq!(assignment.holdings.len(), 2);
     let a = all.get("a.example").unwrap();
     assert_eq!(
@@ -58,28 +71,28 @@ async fn a_released_number_is_not_given_away_while_it_may_be_remembered() {
     let all = VirtualAddresses::in_memory();
     // Two names that meet on one number.
     let (first, second) = colliding();
-    all.assign([&first], nothing);
+    apply(&all, [&first], nothing);
     let number = all.get(&first).unwrap().address;
-    all.assign([], nothing);
+    apply(&all, [], nothing);
     assert!(all.get(&first).is_none());
     assert!(all.reverse(number.v4().into()).is_some_and(|h| !h.held()));
 
     tokio::time::advance(Duration::from_secs(QUARANTINE.as_secs() - 1)).await;
-    all.assign([&second], nothing);
+    apply(&all, [&second], nothing);
     assert_ne!(all.get(&second).unwrap().address, number);
-    all.assign([], nothing);
+    apply(&all, [], nothing);
 
     // The name itself gets it back at any time.
-    all.assign([&first], nothing);
+    apply(&all, [&first], nothing);
     assert_eq!(all.get(&first).unwrap().address, number);
-    all.assign([], nothing);
+    apply(&all, [], nothing);
 
     tokio::time::advance(QUARANTINE * 2).await;
     let third = another_at(number, &[&first, &second]);
-    all.assign([&third], nothing);
+    apply(&all, [&third], nothing);
     assert_eq!(all.get(&third).unwrap().address, number);
     // The old name must not bring the number's old meaning back.
-    all.assign([&first, &third], nothing);
+    apply(&all, [&first, &third], nothing);
     assert_ne!(all.get(&first).unwrap().address, number);
 }
 
@@ -142,7 +155,7 @@ async fn says_when_nothing_is_left_and_recovers() {
     };
     assert_eq!(count, NUMBERS - 256 - 1);
     // Released ones are given again, under pressure after ten minutes.
-    all.assign([], nothing);
+    apply(&all, [], nothing);
     assert!(all.allocate(&last).is_err());
     tokio::time::advance(QUARANTINE_UNDER_PRESSURE).await;
     assert!(all.allocate(&last).is_ok());
@@ -153,16 +166,16 @@ async fn keeps_derived_names_with_their_wildcard_host_only() {
     let all = VirtualAddresses::in_memory();
     let name: Arc<str> = "x.w.example".into();
     all.allocate(&name).unwrap();
-    let assignment = all.assign([], |name| name.ends_with(".w.example"));
+    let (assignment, _) = apply(&all, [], |name| name.ends_with(".w.example"));
     assert_eq!(assignment.holdings.len(), 1);
     // Written out in full, it is no longer derived, and keeps its number.
     let number = all.get(&name).unwrap().address;
-    let assignment = all.assign([&name], |name| name.ends_with(".w.example"));
+    let (assignment, _) = apply(&all, [&name], |name| name.ends_with(".w.example"));
     assert_eq!(assignment.holdings.len(), 1);
     assert!(!assignment.holdings[0].derived);
     assert_eq!(assignment.holdings[0].address, number);
-    let assignment = all.assign([], nothing);
-    assert_eq!(assignment.released.len(), 1);
+    let (_, released) = apply(&all, [], nothing);
+    assert_eq!(released.len(), 1);
 }
 
 #[tokio::test]
@@ -173,13 +186,13 @@ async fn a_restart_gives_the_same_addresses() {
     let covers = |name: &str| name.ends_with(".w.example");
     let before = VirtualAddresses::open(directory.path());
     // In the order that probing makes matter.
-    before.assign([&second], covers);
-    before.assign([&first, &second], covers);
+    apply(&before, [&second], covers);
+    apply(&before, [&first, &second], covers);
     before.allocate(&derived).unwrap();
     before.save().await.unwrap();
 
     let after = VirtualAddresses::open(directory.path());
-    let assignment = after.assign([&first, &second], covers);
+    let (assignment, _) = apply(&after, [&first, &second], covers);
     assert_eq!(assignment.holdings.len(), 3);
     for name in [&first, &second, &derived] {
         let (old, new) = (before.get(name).unwrap(), after.get(name).unwrap());
@@ -206,7 +219,7 @@ fn skips_records_that_contradict_each_other() {
         record("self-test", 0xff01),
     ];
     let all = VirtualAddresses::new(None, records);
-    let assignment = all.assign(&names(&["a", "b", "zero", "self-test"]), nothing);
+    let (assignment, _) = apply(&all, &names(&["a", "b", "zero", "self-test"]), nothing);
     assert_eq!(all.get("a").unwrap().address, VirtualAddress(5));
     let numbers: HashSet<_> = assignment.holdings.iter().map(|h| h.address).collect();
     assert_eq!(numbers.len(), 4);
@@ -255,7 +268,7 @@ proptest! {
                     Step::Assign(list) => {
                         let list: Vec<Arc<str>> =
                             list.iter().map(|n| Arc::from(format!("n{n}.example"))).collect();
-                        all.assign(&list, |name| name.ends_with(".w.example"));
+                        apply(&all, &list, |name| name.ends_with(".w.example"));
                     }
                     Step::Allocate(n) => {
                         all.allocate(&Arc::from(format!("n{n}.w.example"))).unwrap();
@@ -271,7 +284,7 @@ proptest! {
                             .map(|h| (Arc::clone(&h.name), h.address)).collect();
                         all.save().await.unwrap();
                         all = VirtualAddresses::open(directory.path()).with_derived_limit(16);
-                        all.assign(&exact, |name| name.ends_with(".w.example"));
+                        apply(&all, &exact, |name| name.ends_with(".w.example"));
                         for (name, address) in before {
                             prop_assert_eq!(all.get(&name).map(|h| h.address), Some(address));
                         }

@@ -248,14 +248,12 @@ impl Inner {
                     .filter(|entry| entry.answer.borrow().lookups > 0)
                     .min_by_key(|entry| entry.used.load(Ordering::Acquire))
                     .cloned();
-                match idle {
-                    Some(entry) => self.remove(&mut register, &entry),
+                let Some(idle) = idle else {
                     // Every one of them waits for its first answer.
-                    None => {
-                        let limit = self.unwatched_limit;
-                        return Err(ResolveError::Overflow { limit });
-                    }
-                }
+                    let limit = self.unwatched_limit;
+                    return Err(ResolveError::Overflow { limit });
+                };
+                self.remove(&mut register, &idle);
             }
         }
         Ok(self.entry(&mut register, name))
