@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -119,15 +119,26 @@ impl Scalar for PathBuf {
     }
 }
 
-impl Scalar for u32 {
+/// Connections that may be open at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnectionLimit {
+    /// What the limit of open descriptors allows.
+    Auto,
+    /// This many.
+    At(NonZeroU32),
+}
+
+impl Scalar for ConnectionLimit {
     fn parse(text: &str) -> Result<Self, Fault> {
-        match text.parse() {
-            Ok(number) if number > 0 => Ok(number),
-            _ => Err(Fault::new(format!(
-                "`{text}` is not a whole number from 1 to {}",
-                Self::MAX
-            ))),
+        if text == "auto" {
+            return Ok(Self::Auto);
         }
+        text.parse().map(Self::At).map_err(|_| {
+            Fault::new(format!(
+                "`{text}` is neither `auto` nor a whole number from 1 to {}",
+                u32::MAX
+            ))
+        })
     }
 }
 
