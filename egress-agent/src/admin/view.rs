@@ -265,8 +265,8 @@ pub struct Document {
     pub age_seconds: u64,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
-    /// The document as it was written (YAML).
-    pub text: String,
+    /// The document as it was read.
+    pub object: serde_json::Value,
 }
 
 /// A problem of a document.
