@@ -181,7 +181,7 @@ fn container(segment: &str, above: &str) -> Option<Container> {
     let (runtime, id) = PREFIXES
         .iter()
         .find_map(|(prefix, runtime)| Some((*runtime, name.strip_prefix(prefix)?)))
-        .unwrap_or_else(|| match above {
+        .unwrap_or(match above {
             "docker" => (Runtime::Docker, name),
             _ => (Runtime::Unknown, name),
         });

@@ -145,6 +145,31 @@ mod tests {
         );
     }
 
+    /// What the rest relies on: the number that `readdir` gives is the id.
+    #[test]
+    fn the_real_hierarchy_gives_ids_of_cgroups() {
+        let Ok(root) = crate::capture::cgroup_root() else {
+            eprintln!("SKIPPED: no unified cgroup hierarchy is mounted");
+            return;
+        };
+        let hierarchy = Hierarchy::at(root);
+        let mut compared = 0;
+        let walked = hierarchy.walk(|id, path| {
+            // One that was removed meanwhile has no id any more.
+            if let Ok(own) = hierarchy.id(path) {
+                assert_eq!(own, id, "{path}");
+                compared += 1;
+            }
+        });
+        assert!(walked.is_ok() && compared > 0);
+        let path = hierarchy.of_process(std::process::id()).unwrap();
+        let found = hierarchy
+            .id(&path)
+            .ok()
+            .and_then(|id| hierarchy.path_by_process(id, std::process::id()));
+        assert!(found.is_none_or(|found| found == path));
+    }
+
     #[test]
     fn a_deep_hierarchy_is_followed_only_so_far() {
         let home = tempfile::tempdir().unwrap();
