@@ -127,7 +127,9 @@ async fn control(sources: &Sources, loaded: &Loaded, log: LogControl) -> Result<
         }
     }
     process.ready.set(true);
-    tokio::task::spawn_local(systemd::watchdog(pulses));
+    workers
+        .control_vitals()
+        .spawn("watchdog", systemd::watchdog(pulses));
     say_ready(&process);
 
     let mut parts = Parts { sources, process };
@@ -188,7 +190,9 @@ impl Supervised for Parts<'_> {
     async fn reload(&mut self) {
         systemd::reloading();
         match self.sources.load() {
-            Ok(loaded) => self.take(&loaded.settings),
+            Ok(loaded) => {
+                self.process.reload(&loaded.settings);
+            }
             Err(error) => {
                 tracing::error!("settings stay as they were:\n{error}");
             }
@@ -202,24 +206,6 @@ impl Supervised for Parts<'_> {
 
     fn draining(&mut self, deadline: Duration, live: usize) {
         systemd::stopping(&format!("draining {live} connections"), deadline);
-    }
-}
-
-impl Parts<'_> {
-    /// Puts settings in force as far as they may change while the agent runs.
-    fn take(&self, new: &Settings) {
-        let mut settings = self.process.settings.borrow_mut();
-        let outcome = settings.reload(new);
-        // Also when it was changed through the admin API since.
-        self.process.log.set(&settings.log);
-        tracing::info!(changed = ?outcome.taken, "settings read again");
-        if !outcome.need_restart.is_empty() {
-            tracing::warn!(
-                settings = ?outcome.need_restart,
-                "these settings were changed and wait for a restart"
-            );
-        }
-        self.process.need_restart.replace(outcome.need_restart);
     }
 }
 

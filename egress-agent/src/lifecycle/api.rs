@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 
 use super::drain::Drain;
 use super::logging::LogControl;
-use super::panics;
 use super::signals::Order;
 use super::worker::Pulses;
+use super::{metrics, panics};
 use crate::admin::{AdminApi, ApiError, view};
 use crate::settings::value::{LogFilter, Scalar};
-use crate::settings::{Loaded, Settings};
+use crate::settings::{Loaded, Reloaded, Settings};
 
 /// A worker that has not turned for this long is stalled.
 const STALL: Duration = Duration::from_secs(5);
@@ -43,14 +43,16 @@ impl Process {
     /// A process that is starting.
     pub fn new(
         loaded: &Loaded,
-        registry: Registry,
+        mut registry: Registry,
         log: LogControl,
         orders: mpsc::Sender<Order>,
     ) -> Self {
+        let drain = Drain::new();
+        metrics::register(&mut registry, &drain);
         Self {
             settings: RefCell::new(loaded.settings.clone()),
             registry,
-            drain: Drain::new(),
+            drain,
             log,
             need_restart: RefCell::default(),
             pulses: RefCell::default(),
@@ -70,6 +72,24 @@ impl Process {
         } else {
             "starting"
         }
+    }
+
+    /// Puts settings in force as far as they may change while the agent runs,
+    /// and says which others were changed.
+    pub fn reload(&self, new: &Settings) -> Reloaded {
+        let mut settings = self.settings.borrow_mut();
+        let outcome = settings.reload(new);
+        // Also when it was changed through the admin API since.
+        self.log.set(&settings.log);
+        tracing::info!(changed = ?outcome.taken, "settings read again");
+        if !outcome.need_restart.is_empty() {
+            tracing::warn!(
+                settings = ?outcome.need_restart,
+                "these settings were changed and wait for a restart"
+            );
+        }
+        self.need_restart.replace(outcome.need_restart.clone());
+        outcome
     }
 
     fn stalled(&self) -> Vec<usize> {
@@ -172,5 +192,84 @@ impl AdminApi for Process {
         Ok(view::Log {
             filter: self.log.current(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::super::worker;
+    use super::*;
+    use crate::settings::{Sources, command};
+
+    fn loaded(flags: &[&str]) -> Loaded {
+        let line = [&["egress-agent", "--settings", "/dev/null"], flags].concat();
+        let matches = command::command().try_get_matches_from(line).unwrap();
+        Sources::new(&matches, []).load().unwrap()
+    }
+
+    #[tokio::test]
+    async fn it_is_ready_only_between_start_and_drain() {
+        let (log, _layer) = LogControl::detached();
+        let (orders, mut waiting) = mpsc::channel(2);
+        let process = Process::new(&loaded(&[]), Registry::default(), log, orders);
+        assert_eq!(process.ready(), Err("starting".to_owned()));
+        process.ready.set(true);
+        assert_eq!(process.ready(), Ok(()));
+
+        let _open = process.drain.enter();
+        let draining = AdminApi::drain(&process).unwrap();
+        assert_eq!((draining.connections, draining.deadline_ms), (1, 30_000));
+        assert_eq!(waiting.recv().await, Some(Order::Drain));
+        process.drain.begin(Duration::from_secs(1));
+        assert_eq!(process.ready(), Err("draining".to_owned()));
+        assert_eq!(process.status().agent.state, "draining");
+        assert_eq!(process.status().agent.connections, 1);
+        assert!(process.metrics().unwrap().contains("egress_draining 1"));
+
+        // Orders that nobody takes do not pile up.
+        for _ in 0..2 {
+            AdminApi::drain(&process).unwrap();
+        }
+        assert!(AdminApi::drain(&process).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_reload_is_told_in_the_status() {
+        let (log, _layer) = LogControl::detached();
+        let (orders, _waiting) = mpsc::channel(1);
+        let process = Process::new(&loaded(&[]), Registry::default(), log, orders);
+        assert_eq!(process.set_log("debug").unwrap().filter, "debug");
+        assert!(process.set_log("[").is_err());
+
+        let new = loaded(&["--drain-deadline", "5s", "--state-dir", "/elsewhere"]);
+        let outcome = process.reload(&new.settings);
+        assert_eq!(outcome.taken, ["drain-deadline"]);
+        let status = process.status();
+        assert_eq!(status.agent.need_restart, ["state-dir"]);
+        assert!(status.warnings[0].contains("state-dir"));
+        // What was set by hand ends with a reload.
+        assert_eq!(status.agent.log, "info");
+
+        process.reload(&loaded(&["--drain-deadline", "5s"]).settings);
+        assert!(process.status().warnings.is_empty());
+    }
+
+    #[tokio::test]
+    async fn workers_that_turn_are_healthy() {
+        let (log, _layer) = LogControl::detached();
+        let (orders, _waiting) = mpsc::channel(1);
+        let process = Process::new(&loaded(&[]), Registry::default(), log, orders);
+        let mut workers = worker::spawn(1, &process.drain, |context| async move {
+            context.ready();
+            context.drain.ended().await;
+            Ok::<_, std::io::Error>(())
+        })
+        .unwrap();
+        workers.all_ready().await.unwrap();
+        process.pulses.replace(Some(workers.pulses()));
+        assert_eq!(process.healthy(), Ok(()));
+        process.drain.cut();
+        assert!(workers.all_ended(Duration::from_mins(1)).await);
     }
 }

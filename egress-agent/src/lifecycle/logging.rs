@@ -37,6 +37,13 @@ pub fn start(filter: &LogFilter, format: LogFormat) -> io::Result<LogControl> {
 }
 
 impl LogControl {
+    /// A filter that no subscriber uses. It must be kept with its layer.
+    #[cfg(test)]
+    pub(super) fn detached() -> (Self, reload::Layer<EnvFilter, Registry>) {
+        let (layer, handle) = reload::Layer::new(EnvFilter::new("info"));
+        (Self(handle), layer)
+    }
+
     /// Puts another filter in force.
     pub fn set(&self, filter: &LogFilter) {
         // Fails only when the subscriber is gone, which it never is.

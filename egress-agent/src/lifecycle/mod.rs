@@ -12,6 +12,7 @@ mod error;
 pub mod heartbeat;
 pub mod lock;
 pub mod logging;
+pub mod metrics;
 pub mod panics;
 pub mod process;
 pub mod signals;

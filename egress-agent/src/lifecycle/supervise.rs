@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::drain::{Drain, Drained};
 use super::signals::{NextOrder, Order};
-use super::worker::{WorkerEnd, Workers};
+use super::worker::{HowEnded, Thread, WorkerEnd, Workers};
 
 /// How the agent ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,8 +55,8 @@ pub async fn supervise(
             end = workers.next_end() => {
                 drain.cut();
                 let end = end.unwrap_or(WorkerEnd {
-                    index: 0,
-                    how: super::worker::HowEnded::Returned,
+                    thread: Thread::Control,
+                    how: HowEnded::Failed("it has no workers".to_owned()),
                 });
                 tracing::error!("{end}; stopping");
                 return Exit::Died(end);
@@ -242,7 +242,7 @@ mod tests {
         let mut script = Script::new(&[]);
         let exit = supervise(&mut Parts::default(), &mut script, &mut workers, &drain).await;
         assert!(
-            matches!(&exit, Exit::Died(end) if end.index == 0),
+            matches!(&exit, Exit::Died(end) if end.thread == Thread::Worker(0)),
             "{exit:?}"
         );
         assert!(workers.all_ended(secs(60)).await);

@@ -4,7 +4,7 @@
 //! A worker that ends while the process serves is a fault of ours: the process
 //! then exits with an error and its supervisor starts it again, rather than go
 //! on with fewer workers than it says. The same holds for a task that was
-//! started with [`WorkerContext::spawn_vital`] and panics. A panic in any other
+//! started with [`Vitals::spawn`] and panics, on the control thread too. A panic in any other
 //! task ends that task alone, which is one connection; it is logged and counted
 //! by [`panics`](super::panics).
 
@@ -31,22 +31,45 @@ pub struct WorkerContext {
     pub count: usize,
     /// The drain of the process.
     pub drain: Drain,
+    /// Starts tasks without which this worker is of no use.
+    pub vitals: Vitals,
     events: mpsc::UnboundedSender<Event>,
 }
 
 #[derive(Debug)]
 enum Event {
     Ready,
+    /// The last word of a worker.
     End(WorkerEnd),
+    /// A vital task panicked; its thread goes on.
+    Panic(WorkerEnd),
 }
 
-/// A worker that ended.
+/// A thread that ended, or is of no use any more.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WorkerEnd {
     /// Which.
-    pub index: usize,
+    pub thread: Thread,
     /// How.
     pub how: HowEnded,
+}
+
+/// A thread of the agent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Thread {
+    /// The main thread.
+    Control,
+    /// The worker of this number.
+    Worker(usize),
+}
+
+impl fmt::Display for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Control => f.write_str("the control thread"),
+            Self::Worker(index) => write!(f, "worker {index}"),
+        }
+    }
 }
 
 /// How a worker ended.
@@ -56,16 +79,16 @@ pub enum HowEnded {
     Returned,
     /// Its body returned this error.
     Failed(String),
-    /// Its body, or this vital task, panicked.
+    /// Its body, or a vital task, panicked.
     Panicked(String),
 }
 
 impl fmt::Display for WorkerEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.how {
-            HowEnded::Returned => write!(f, "worker {} ended", self.index),
-            HowEnded::Failed(error) => write!(f, "worker {} failed: {error}", self.index),
-            HowEnded::Panicked(text) => write!(f, "worker {} panicked: {text}", self.index),
+            HowEnded::Returned => write!(f, "{} ended", self.thread),
+            HowEnded::Failed(error) => write!(f, "{} failed: {error}", self.thread),
+            HowEnded::Panicked(text) => write!(f, "{} panicked: {text}", self.thread),
         }
     }
 }
@@ -76,37 +99,45 @@ impl WorkerContext {
         // Nobody listens any more when the process ends.
         let _ = self.events.send(Event::Ready);
     }
+}
 
-    /// Runs a task on this worker without which the worker is of no use: if it
-    /// panics, the process ends. Must be called on the worker itself.
-    pub fn spawn_vital(
+/// Starts tasks without which a thread is of no use.
+#[derive(Clone, Debug)]
+pub struct Vitals {
+    thread: Thread,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Vitals {
+    /// Runs a task on the calling thread, which must be in a `LocalSet`: if it
+    /// panics, the process ends.
+    pub fn spawn(
         &self,
         name: &'static str,
         task: impl Future<Output = ()> + 'static,
     ) -> tokio::task::JoinHandle<()> {
-        let vital = Vital {
+        let watch = Watch {
             name,
-            index: self.index,
-            events: self.events.clone(),
+            vitals: self.clone(),
         };
         tokio::task::spawn_local(async move {
-            let _vital = vital;
+            let _watch = watch;
             task.await;
         })
     }
 }
 
-struct Vital {
+struct Watch {
     name: &'static str,
-    index: usize,
-    events: mpsc::UnboundedSender<Event>,
+    vitals: Vitals,
 }
 
-impl Drop for Vital {
+impl Drop for Watch {
     fn drop(&mut self) {
         if thread::panicking() {
-            let _ = self.events.send(Event::End(WorkerEnd {
-                index: self.index,
+            // Nobody listens any more when the process ends.
+            let _ = self.vitals.events.send(Event::Panic(WorkerEnd {
+                thread: self.vitals.thread,
                 how: HowEnded::Panicked(format!("in its task {}", self.name)),
             }));
         }
@@ -116,8 +147,10 @@ impl Drop for Vital {
 /// The running workers.
 #[derive(Debug)]
 pub struct Workers {
-    threads: Vec<thread::JoinHandle<()>>,
+    count: usize,
+    alive: usize,
     events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
     pulses: Arc<[AtomicU64]>,
     epoch: Instant,
 }
@@ -139,8 +172,10 @@ where
     let (sender, events) = mpsc::unbounded_channel();
     let epoch = Instant::now();
     let mut workers = Workers {
-        threads: Vec::with_capacity(count),
+        count,
+        alive: 0,
         events,
+        sender,
         pulses: (0..count).map(|_| AtomicU64::new(0)).collect(),
         epoch,
     };
@@ -149,7 +184,11 @@ where
             index,
             count,
             drain: drain.clone(),
-            events: sender.clone(),
+            vitals: Vitals {
+                thread: Thread::Worker(index),
+                events: workers.sender.clone(),
+            },
+            events: workers.sender.clone(),
         };
         let body = body.clone();
         let pulses = Arc::clone(&workers.pulses);
@@ -173,11 +212,13 @@ where
                             Ok(Err(error)) => HowEnded::Failed(error.to_string()),
                             Err(payload) => HowEnded::Panicked(panic_text(payload.as_ref())),
                         };
-                        let _ = events.send(Event::End(WorkerEnd { index, how }));
+                        let thread = Thread::Worker(index);
+                        let _ = events.send(Event::End(WorkerEnd { thread, how }));
                     })
             });
         match started {
-            Ok(thread) => workers.threads.push(thread),
+            // Not joined: it says itself when it ends.
+            Ok(_) => workers.alive += 1,
             Err(error) => {
                 drain.cut();
                 return Err(error);
@@ -240,31 +281,49 @@ impl Workers {
         }
     }
 
+    /// Starts vital tasks on the control thread.
+    pub fn control_vitals(&self) -> Vitals {
+        Vitals {
+            thread: Thread::Control,
+            events: self.sender.clone(),
+        }
+    }
+
     /// Waits until every worker has said that it is ready.
     ///
     /// # Errors
-    /// The first worker that ended instead.
+    /// The first thread that ended instead.
     pub async fn all_ready(&mut self) -> Result<(), WorkerEnd> {
-        let mut missing = self.threads.len();
+        let mut missing = self.count;
         while missing > 0 {
             match self.events.recv().await {
                 Some(Event::Ready) => missing -= 1,
-                Some(Event::End(end)) => return Err(end),
+                Some(Event::End(end)) => {
+                    self.alive -= 1;
+                    return Err(end);
+                }
+                Some(Event::Panic(end)) => return Err(end),
                 None => break,
             }
         }
         Ok(())
     }
 
-    /// Waits until a worker ends; `None` when none is left.
+    /// Waits until a thread ends or one of its vital tasks panics; `None` when
+    /// no worker is left.
     pub async fn next_end(&mut self) -> Option<WorkerEnd> {
-        loop {
+        while self.alive > 0 {
             match self.events.recv().await {
-                Some(Event::End(end)) => return Some(end),
+                Some(Event::End(end)) => {
+                    self.alive -= 1;
+                    return Some(end);
+                }
+                Some(Event::Panic(end)) => return Some(end),
                 Some(Event::Ready) => {}
-                None => return None,
+                None => break,
             }
         }
+        None
     }
 
     /// Waits until all have ended, at most `limit`. Returns whether they have.
@@ -300,10 +359,13 @@ mod tests {
         let mut ended = Vec::new();
         while let Some(end) = workers.next_end().await {
             assert_eq!(end.how, HowEnded::Returned);
-            ended.push(end.index);
+            ended.push(end.thread);
         }
-        ended.sort_unstable();
-        assert_eq!(ended, [0, 1, 2]);
+        ended.sort_by_key(|thread| match thread {
+            Thread::Control => usize::MAX,
+            Thread::Worker(index) => *index,
+        });
+        assert_eq!(ended, [0, 1, 2].map(Thread::Worker));
     }
 
     #[tokio::test]
@@ -339,7 +401,9 @@ mod tests {
             let connection = tokio::task::spawn_local(async { panic!("in a connection") });
             assert!(connection.await.is_err());
             context.ready();
-            context.spawn_vital("accept", async { panic!("in the accept loop") });
+            context
+                .vitals
+                .spawn("accept", async { panic!("in the accept loop") });
             context.drain.ended().await;
             Ok::<_, io::Error>(())
         })
@@ -349,5 +413,35 @@ mod tests {
         assert_eq!(end.how, HowEnded::Panicked("in its task accept".to_owned()));
         drain.cut();
         assert!(workers.all_ended(Duration::from_mins(1)).await);
+    }
+
+    #[tokio::test]
+    async fn the_control_thread_has_vital_tasks_too() {
+        let drain = Drain::new();
+        let mut workers = spawn(1, &drain, |context| async move {
+            context.drain.ended().await;
+            Ok::<_, io::Error>(())
+        })
+        .unwrap();
+        let vitals = workers.control_vitals();
+        LocalSet::new()
+            .run_until(async {
+                vitals.spawn("heartbeat", async { panic!("of test") });
+                let end = workers.next_end().await.unwrap();
+                assert_eq!(end.thread, Thread::Control);
+                drain.cut();
+                assert!(workers.all_ended(Duration::from_mins(1)).await);
+            })
+            .await;
+    }
+
+    #[test]
+    fn a_worker_without_a_recent_pulse_is_stalled() {
+        let pulses = Pulses {
+            pulses: [0, 9_000, 12_000].map(AtomicU64::new).into(),
+            epoch: Instant::now().checked_sub(Duration::from_secs(10)).unwrap(),
+        };
+        assert_eq!(pulses.stalled(Duration::from_secs(5)), [0]);
+        assert!(pulses.stalled(Duration::from_secs(20)).is_empty());
     }
 }
