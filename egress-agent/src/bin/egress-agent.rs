@@ -1,6 +1,6 @@
 //! The daemon.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use annotate_snippets::Renderer;
@@ -28,12 +28,7 @@ fn main() -> ExitCode {
     let loaded = match sources.load() {
         Ok(loaded) => loaded,
         Err(error) => {
-            let renderer = if std::io::stderr().is_terminal() {
-                Renderer::styled()
-            } else {
-                Renderer::plain()
-            };
-            anstream::eprintln!("{}", error.render(&renderer));
+            anstream::eprintln!("{}", error.render(&Renderer::styled()));
             return ExitCode::from(WRONG_SETTINGS);
         }
     };

@@ -69,3 +69,32 @@ async fn pet(limit: Duration, pulses: Pulses, mut send: impl FnMut() -> io::Resu
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(6);
+
+    async fn pets(pulses: Pulses) -> u32 {
+        let mut sent = 0;
+        let petting = pet(LIMIT, pulses, || {
+            sent += 1;
+            Ok(())
+        });
+        assert!(
+            tokio::time::timeout(Duration::from_secs(13), petting)
+                .await
+                .is_err()
+        );
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_fed_only_while_every_worker_turns() {
+        // The workers' clock is the real one, which does not move here.
+        let age = Duration::from_secs(20);
+        assert_eq!(pets(Pulses::double(&[19_000, 19_500], age)).await, 7);
+        assert_eq!(pets(Pulses::double(&[19_000, 5_000], age)).await, 0);
+    }
+}

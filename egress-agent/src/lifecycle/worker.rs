@@ -259,6 +259,16 @@ pub struct Pulses {
 }
 
 impl Pulses {
+    /// Workers whose last pulses were these milliseconds after a start that
+    /// was `age` ago.
+    #[cfg(test)]
+    pub(super) fn double(pulses: &[u64], age: Duration) -> Self {
+        Self {
+            pulses: pulses.iter().map(|&pulse| AtomicU64::new(pulse)).collect(),
+            epoch: Instant::now().checked_sub(age).unwrap_or_else(Instant::now),
+        }
+    }
+
     /// The workers whose runtime has not turned for `limit`, which must be
     /// several times half a second.
     pub fn stalled(&self, limit: Duration) -> Vec<usize> {
@@ -437,10 +447,7 @@ mod tests {
 
     #[test]
     fn a_worker_without_a_recent_pulse_is_stalled() {
-        let pulses = Pulses {
-            pulses: [0, 9_000, 12_000].map(AtomicU64::new).into(),
-            epoch: Instant::now().checked_sub(Duration::from_secs(10)).unwrap(),
-        };
+        let pulses = Pulses::double(&[0, 9_000, 12_000], Duration::from_secs(10));
         assert_eq!(pulses.stalled(Duration::from_secs(5)), [0]);
         assert!(pulses.stalled(Duration::from_secs(20)).is_empty());
     }

@@ -193,6 +193,8 @@ fn values_of_each_kind_are_checked() {
     assert!(<Locality as Scalar>::parse("eu/a/b/c").is_err());
     assert!(LogFilter::parse("info,egress_agent=debug").is_ok());
     assert!(LogFilter::parse("info,[=").is_err());
+    let slip = LogFilter::parse("debgu").unwrap_err().message;
+    assert!(slip.contains("did you mean `debug`?"), "{slip}");
     assert!(
         Outbound::parse("registry_only")
             .unwrap_err()

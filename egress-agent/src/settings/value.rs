@@ -451,6 +451,9 @@ impl Scalar for ClusterDomain {
     }
 }
 
+/// Levels of log lines.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// A filter of log lines, known to be well formed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogFilter(Arc<str>);
@@ -466,6 +469,20 @@ impl Scalar for LogFilter {
     fn parse(text: &str) -> Result<Self, Fault> {
         if text.trim().is_empty() {
             return Err(Fault::new("the filter is empty; `off` logs nothing"));
+        }
+        // A bare word would be taken for a target, so that a mistyped level
+        // turned off all lines.
+        let bare = text.split(',').map(str::trim).find(|part| {
+            !part.contains(['=', '[']) && !LEVELS.contains(&part.to_ascii_lowercase().as_str())
+        });
+        if let Some(bare) = bare {
+            return Err(Fault::new(format!(
+                "`{bare}` is not a log level{}; it takes {}, or `TARGET=LEVEL`",
+                nearest(bare, LEVELS.into_iter())
+                    .map(|level| format!("; did you mean `{level}`?"))
+                    .unwrap_or_default(),
+                LEVELS.map(|level| format!("`{level}`")).join(", ")
+            )));
         }
         tracing_subscriber::filter::EnvFilter::builder()
             .parse(text)
