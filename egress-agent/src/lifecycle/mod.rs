@@ -1,1 +1,23 @@
-//! Start, ready, hand-over, drain.
+//! Start, ready, drain, stop.
+//!
+//! The main thread is the control runtime: policy, name resolution, the admin
+//! API, signals, the heartbeat. Worker threads carry connections; see
+//! [`worker`]. [`supervise`] is what the control runtime waits in, and [`agent`]
+//! puts the rooms together.
+
+pub mod agent;
+pub mod api;
+pub mod drain;
+mod error;
+pub mod heartbeat;
+pub mod lock;
+pub mod logging;
+pub mod metrics;
+pub mod panics;
+pub mod process;
+pub mod signals;
+pub mod supervise;
+pub mod systemd;
+pub mod worker;
+
+pub use error::StartError;

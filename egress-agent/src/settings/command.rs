@@ -23,7 +23,7 @@ pub fn command() -> Command {
             "Check settings and policy, print every problem, and exit: 0 when both are good, \
              1 when the policy is not, 2 when the settings are not.",
         );
-    let example = Arg::new("example")
+    let example = Arg::new("print-settings")
         .long("print-settings")
         .action(ArgAction::SetTrue)
         .help("Print a settings file with every setting, its meaning and its default");
@@ -69,10 +69,11 @@ Examples:
 
 fn argument(setting: &Setting) -> Arg {
     let paragraphs = setting.paragraphs();
-    let mut facts = format!("[env: {}]", setting.variable());
-    if let Some(default) = setting.default {
-        facts.push_str(&format!(" [default: {default}]"));
-    }
+    let default = setting
+        .default
+        .map(|default| format!(" [default: {default}]"))
+        .unwrap_or_default();
+    let variable = setting.variable();
     let first = paragraphs.first().cloned().unwrap_or_default();
     Arg::new(setting.key)
         .long(setting.key)
@@ -83,6 +84,9 @@ fn argument(setting: &Setting) -> Arg {
         } else {
             ArgAction::Set
         })
-        .help(format!("{first} {facts}"))
-        .long_help(format!("{}\n\n{facts}", paragraphs.join("\n\n")))
+        .help(format!("{first}{default}"))
+        .long_help(format!(
+            "{}\n\n[env: {variable}]{default}",
+            paragraphs.join("\n\n")
+        ))
 }

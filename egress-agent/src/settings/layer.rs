@@ -64,13 +64,12 @@ impl Reader<'_> {
             Origin::Default => None,
         };
         let default: Vec<Raw>;
-        let raw = match given {
-            Some(raw) => raw.as_slice(),
-            None => {
-                let word = setting(key).and_then(|setting| setting.default);
-                default = word.map(text).into_iter().collect();
-                &default
-            }
+        let raw = if let Some(raw) = given {
+            raw.as_slice()
+        } else {
+            let word = setting(key).and_then(|setting| setting.default);
+            default = word.map(text).into_iter().collect();
+            &default
         };
         match T::read(raw) {
             Ok(value) => Some(value),

@@ -27,8 +27,8 @@ pub use example::example;
 pub use load::{Loaded, Sources};
 use table::settings;
 use value::{
-    AccessLog, AdminSocket, ClusterDomain, LogFilter, LogFormat, MetricsListener, NameServer,
-    NamespaceName, Outbound, RefusalErrno, Switch, UnknownFields, Workers,
+    AccessLog, AdminSocket, ClusterDomain, ConnectionLimit, LogFilter, LogFormat, MetricsListener,
+    NameServer, NamespaceName, Outbound, RefusalErrno, Switch, UnknownFields, Workers,
 };
 
 settings! {
@@ -103,8 +103,9 @@ settings! {
             outbound_errno: RefusalErrno { "outbound-errno" "ECONNREFUSED|EPERM|EACCES|EHOSTUNREACH|ENETUNREACH" Reload default "ECONNREFUSED" }
 
             /// Connections through the agent that may be open at once; further
-            /// ones are reset.
-            max_connections: u32 { "max-connections" "N" Reload default "100000" }
+            /// ones are reset. `auto` is what the limit of open descriptors
+            /// allows.
+            max_connections: ConnectionLimit { "max-connections" "N|auto" Reload default "auto" }
         }
 
         "DNS" {

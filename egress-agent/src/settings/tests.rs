@@ -148,7 +148,10 @@ fn toml_numbers_and_booleans_are_taken_as_they_are() {
     .settings;
     assert_eq!(settings.workers.0.get(), 3);
     assert!(!settings.dns.is_on());
-    assert_eq!(settings.max_connections, 10_000);
+    assert_eq!(
+        settings.max_connections,
+        ConnectionLimit::At(std::num::NonZeroU32::new(10_000).unwrap())
+    );
     let text = failure(&[], &[], "workers = 1.5\n");
     assert!(text.contains("no setting takes a TOML float"), "{text}");
 }
@@ -190,6 +193,8 @@ fn values_of_each_kind_are_checked() {
     assert!(<Locality as Scalar>::parse("eu/a/b/c").is_err());
     assert!(LogFilter::parse("info,egress_agent=debug").is_ok());
     assert!(LogFilter::parse("info,[=").is_err());
+    let slip = LogFilter::parse("debgu").unwrap_err().message;
+    assert!(slip.contains("did you mean `debug`?"), "{slip}");
     assert!(
         Outbound::parse("registry_only")
             .unwrap_err()

@@ -206,3 +206,79 @@ impl Scalar for Rule {
         })
     }
 }
+
+/// The rule for a cgroup: the one that names the cgroup itself or, failing
+/// that, its nearest ancestor; where several do, the first in the list.
+pub fn classify<'a>(rules: &'a [Rule], path: &str) -> Option<&'a Rule> {
+    let mut path = path.trim_matches('/');
+    while !path.is_empty() {
+        if let Some(rule) = rules.iter().find(|rule| rule.cgroup.matches(path)) {
+            return Some(rule);
+        }
+        path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn rules(texts: &[&str]) -> Vec<Rule> {
+        texts
+            .iter()
+            .map(|text| Rule::parse(text).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn stars_stay_in_their_segment_and_double_stars_do_not() {
+        let matches = |pattern: &str, path: &str| Pattern::new(pattern).unwrap().matches(path);
+        assert!(matches(
+            "system.slice/pay-*.service",
+            "/system.slice/pay-api.service"
+        ));
+        assert!(!matches(
+            "system.slice/pay-*.service",
+            "/system.slice/pay-api.service/x"
+        ));
+        assert!(!matches("system.slice/*", "/system.slice/a/b"));
+        assert!(matches("**/b", "/system.slice/a/b"));
+        assert!(matches("user@?.service", "/user.slice/user@1.service"));
+        assert!(!matches("user@?.service", "/user.slice/user@10.service"));
+        // Without a slash, the last segment alone; with one, the whole path.
+        assert!(matches("b", "/a/b"));
+        assert!(!matches("/b", "/a/b"));
+        assert!(matches("a+b(c)", "/x/a+b(c)"));
+        assert!(!matches("a.b", "/axb"));
+        assert!(Pattern::new("/").is_err());
+    }
+
+    #[test]
+    fn the_nearest_ancestor_decides_then_the_order() {
+        let rules = rules(&[
+            "a.slice=outer",
+            "a.slice/**=inner",
+            "*.service=service",
+            "b.service=late",
+        ]);
+        let namespace = |path: &str| classify(&rules, path).map(|rule| rule.namespace.to_string());
+        assert_eq!(namespace("/a.slice").as_deref(), Some("outer"));
+        assert_eq!(namespace("/a.slice/x/y").as_deref(), Some("inner"));
+        assert_eq!(namespace("/z/b.service/x/y").as_deref(), Some("service"));
+        assert_eq!(namespace("/z"), None);
+        assert_eq!(namespace("/"), None);
+    }
+
+    #[test]
+    fn malformed_rules_say_what_is_wrong() {
+        let fault = |text: &str| Rule::parse(text).unwrap_err().message;
+        assert!(fault("a.slice").contains("PATTERN=NAMESPACE"));
+        assert!(fault("a.slice=No").contains("not a namespace"));
+        assert!(fault("a.slice=a,b").contains("LABEL=VALUE"));
+        assert!(fault("a.slice=a,-b=c").contains("`-b` is not a label key"));
+        assert!(fault("a.slice=a,b=c d").contains("not a value of label `b`"));
+        assert!(fault("=a").contains("pattern is empty"));
+    }
+}

@@ -1,0 +1,77 @@
+//! Why the agent cannot start.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::admin::ListenError;
+use crate::flag::Side;
+
+/// Why the agent cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The state directory cannot be made or used.
+    StateDirectory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Another agent uses the state directory.
+    StateInUse {
+        /// Which.
+        path: PathBuf,
+        /// Its process id, if it wrote one.
+        pid: Option<u32>,
+    },
+    /// A listener of the agent's own cannot be opened.
+    Listen(ListenError),
+    /// A runtime, thread or signal handler cannot be made.
+    Process {
+        /// What.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// A worker ended before it was ready.
+    Worker(super::worker::WorkerEnd),
+}
+
+impl StartError {
+    /// Whose side this is.
+    pub const fn side(&self) -> Side {
+        match self {
+            Self::StateDirectory { .. } | Self::StateInUse { .. } => Side::Policy,
+            Self::Listen(error) => error.side(),
+            Self::Process { .. } | Self::Worker(_) => Side::Internal,
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StateDirectory { path, error } => write!(
+                f,
+                "cannot use state directory {}: {error}; name another with --state-dir",
+                path.display()
+            ),
+            Self::StateInUse { path, pid } => {
+                write!(f, "another agent")?;
+                if let Some(pid) = pid {
+                    write!(f, " (process {pid})")?;
+                }
+                write!(
+                    f,
+                    " uses state directory {}; stop it, or give this one its own --state-dir, --admin, --bpffs and --cgroup",
+                    path.display()
+                )
+            }
+            Self::Listen(error) => error.fmt(f),
+            Self::Process { what, error } => write!(f, "cannot make {what}: {error}"),
+            Self::Worker(end) => write!(f, "{end} before it was ready"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
