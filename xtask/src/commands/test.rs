@@ -57,7 +57,9 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     eprintln!("kernel and end-to-end tests, each in a lab of its own");
     let end_to_end = tests(
         cargo(["test", "--no-fail-fast", "--package", "tests"])
-            .env("EGRESS_BIN_DIR", binaries(false)),
+            .env("EGRESS_BIN_DIR", binaries(false))
+            // A failed test says what it saw; where in the harness tells nothing.
+            .env("RUST_LIB_BACKTRACE", "0"),
         arguments,
         &["--test-threads", END_TO_END_THREADS],
     )?;
