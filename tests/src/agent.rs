@@ -9,11 +9,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-use serde_json::Value;
-
 use crate::process::{DEADLINE, Finished, Process, Spawn, wait_for};
+use crate::record::Record;
 use crate::{Context, Group, Lab, RESOLVER, Result, bail, ensure};
+use rustix::process::Signal;
 
 /// How long the agent may take from start to `ready`.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -26,7 +25,9 @@ pub struct Builder<'lab> {
     lab: &'lab Lab,
     group: Group,
     arguments: Vec<String>,
-    own_resolver: bool,
+    environment: Vec<(String, String)>,
+    /// Set for a second agent of one lab: its files have other names.
+    suffix: &'static str,
     log: String,
 }
 
@@ -37,9 +38,18 @@ impl Lab {
             lab: self,
             group: Group::Outside,
             arguments: Vec::new(),
-            own_resolver: false,
+            environment: Vec::new(),
+            suffix: "",
             log: env::var("EGRESS_LOG").unwrap_or_else(|_| "info".to_owned()),
         }
+    }
+
+    /// Starts a second agent with no policy on the same cgroup, in a network
+    /// namespace that is the first one's too, with files and ports of its own.
+    pub fn second_agent(&self) -> Result<Agent> {
+        let mut builder = self.agent();
+        builder.suffix = ".second";
+        builder.setting("--metrics", "off").start()
     }
 
     /// Folder of the policy files that [`Builder::policy`] writes, which the
@@ -96,9 +106,14 @@ impl Builder<'_> {
 
     /// Adds a flag and its value.
     pub fn setting(mut self, flag: &str, value: impl Into<String>) -> Self {
-        self.own_resolver |= flag == "--dns-upstream";
         self.arguments.push(flag.to_owned());
         self.arguments.push(value.into());
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -117,23 +132,30 @@ impl Builder<'_> {
         let lab = self.lab;
         let directory = lab.directory();
         fs::create_dir_all(lab.policy_directory())?;
-        let access_log = directory.join("access.log");
-        let error_log = directory.join("agent.log");
+        let file = |name: &str| directory.join(format!("{name}{}", self.suffix));
+        let (access_log, error_log) = (file("access.log"), file("agent.log"));
         let stderr = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(&error_log)?;
+        let policy = if self.suffix.is_empty() {
+            lab.policy_directory()
+        } else {
+            let empty = file("policy");
+            fs::create_dir_all(&empty)?;
+            empty
+        };
         let mut spawn = lab
             .spawn(self.group, program("egress-agent")?)
             .arg("--policy")
-            .arg(lab.policy_directory())
+            .arg(policy)
             .arg("--cgroup")
             .arg(lab.client_cgroup())
-            .args(["--admin", &lab.admin(), "--metrics", METRICS])
+            .args(["--admin", &format!("{}{}", lab.admin(), self.suffix)])
             .arg("--state-dir")
-            .arg(directory.join("state"))
+            .arg(file("state"))
             .arg("--bpffs")
-            .arg(lab.bpffs()?)
+            .arg(lab.bpffs()?.join(format!("egress{}", self.suffix)))
             .arg("--access-log")
             .arg(&access_log)
             .args(["--log", &self.log])
@@ -141,8 +163,14 @@ impl Builder<'_> {
             .env("RUST_BACKTRACE", "1")
             .stdout(std::process::Stdio::piped())
             .stderr(stderr);
-        if !self.own_resolver {
+        if !self.arguments.iter().any(|flag| flag == "--metrics") {
+            spawn = spawn.args(["--metrics", METRICS]);
+        }
+        if !self.arguments.iter().any(|flag| flag == "--dns-upstream") {
             spawn = spawn.args(["--dns-upstream", &format!("{RESOLVER}:53")]);
+        }
+        for (name, value) in &self.environment {
+            spawn = spawn.env(name, value);
         }
         let mut process = spawn.start()?;
         let stdout = process.take_stdout().context("the agent has no output")?;
@@ -217,21 +245,18 @@ impl Agent {
     }
 
     /// The records of its access log so far.
-    pub fn records(&self) -> Result<Vec<Value>> {
+    pub fn records(&self) -> Result<Vec<Record>> {
         if !self.access_log.exists() {
             return Ok(Vec::new());
         }
         let text = fs::read_to_string(&self.access_log)?;
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
-            .collect()
+        whole.lines().map(Record::parse).collect()
     }
 
     /// Waits for a record that `matches`: it is written when a connection has
     /// ended, which a client may see earlier.
-    pub fn record(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub fn record(&self, what: &str, matches: impl Fn(&Record) -> bool) -> Result<Record> {
         wait_for(what, Duration::from_secs(5), || {
             Ok(self.records()?.into_iter().find(|record| matches(record)))
         })
@@ -245,7 +270,7 @@ impl Agent {
     }
 
     /// Waits until there are `count` records, and returns them.
-    pub fn wait_records(&self, count: usize) -> Result<Vec<Value>> {
+    pub fn wait_records(&self, count: usize) -> Result<Vec<Record>> {
         wait_for("records in the access log", Duration::from_secs(5), || {
             Ok(Some(self.records()?).filter(|records| records.len() >= count))
         })
@@ -273,8 +298,13 @@ impl Agent {
     }
 
     /// SIGTERM; it must drain and end with exit code 0.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(self) -> Result<()> {
         self.process.signal(Signal::TERM)?;
+        self.finish()
+    }
+
+    /// Waits for the end of an agent that was told to stop: exit code 0.
+    pub fn finish(mut self) -> Result<()> {
         let status = self.process.wait(DEADLINE)?;
         ensure!(
             status.code() == Some(0),

@@ -3,6 +3,9 @@
 use crate::process::Spawn;
 use crate::{Group, Lab};
 
+/// See [`Lab::dns_python`].
+const DNS_CLIENT: &str = include_str!("dns_client.py");
+
 impl Lab {
     /// curl in `group`: silent but for errors, with a limit of 20 s.
     pub fn curl_in(&self, group: Group, arguments: &[&str]) -> Spawn {
@@ -29,6 +32,12 @@ impl Lab {
     pub fn python_in(&self, group: Group, script: &str) -> Spawn {
         self.spawn(group, "/usr/bin/python3")
             .args(["-I", "-c", script])
+    }
+
+    /// The same with the functions of `dns_client.py` at hand: `query(server,
+    /// name, type, ...)` and the numbers of types and codes.
+    pub fn dns_python(&self, script: &str) -> Spawn {
+        self.python(&format!("{DNS_CLIENT}\n{script}"))
     }
 
     /// Python as a client whose connections are captured.

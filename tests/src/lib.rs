@@ -27,6 +27,8 @@ pub mod policy;
 pub mod postgres;
 pub mod process;
 mod reaper;
+pub mod record;
+pub mod scene;
 pub mod tcp;
 
 use std::fs;

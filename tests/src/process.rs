@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -96,6 +96,13 @@ impl Spawn {
     /// Ends it after this long instead of [`DEADLINE`].
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Lets a test talk with it, by [`Process::send_line`] and
+    /// [`Process::expect_line`].
+    pub fn interactive(mut self) -> Self {
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped());
         self
     }
 
@@ -234,6 +241,40 @@ impl Process {
     /// Its standard output, once, when it was started with a pipe.
     pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
         self.child.stdout.take()
+    }
+
+    /// Writes a line to its standard input.
+    pub fn send_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("not interactive")?;
+        stdin.write_all(line.as_bytes())?;
+        stdin.write_all(b"\n")?;
+        Ok(())
+    }
+
+    /// Reads its standard output until a line is `expected`.
+    ///
+    /// # Errors
+    /// When it ends first, or at [`DEADLINE`].
+    pub fn expect_line(&mut self, expected: &str) -> Result<()> {
+        let stdout = self.child.stdout.take().context("not interactive")?;
+        let wanted = expected.to_owned();
+        let (found, result) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let mut reader = BufReader::new(stdout);
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|count| count > 0) {
+                if line.trim_end() == wanted {
+                    let _ = found.send(reader.into_inner());
+                    return;
+                }
+                line.clear();
+            }
+        });
+        let stdout = result
+            .recv_timeout(DEADLINE)
+            .with_context(|| format!("{} never printed {expected:?}", self.name))?;
+        self.child.stdout = Some(stdout);
+        Ok(())
     }
 
     /// Sends it a signal.
