@@ -2,14 +2,9 @@
 //! for each kind of process.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use crate::{Context, Group, Result};
-
-/// How long the kernel may take to end the processes of a group.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Cgroup {
     path: PathBuf,
@@ -34,17 +29,6 @@ impl Cgroup {
             Group::Servers => "servers",
         })
     }
-
-    /// Ends every process in it, and removes it.
-    pub(crate) fn remove(&self) {
-        remove(&self.path);
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        self.remove();
-    }
 }
 
 /// Mount point of the unified hierarchy.
@@ -58,29 +42,4 @@ pub(crate) fn root() -> Result<PathBuf> {
             (kind == "cgroup2").then(|| PathBuf::from(point))
         })
         .context("no cgroup v2 hierarchy is mounted")
-}
-
-/// Ends every process of a cgroup and of those below it (`cgroup.kill`, kernel
-/// 5.14), and removes them.
-pub(crate) fn remove(path: &Path) {
-    if !path.exists() {
-        return;
-    }
-    let _ = fs::write(path.join("cgroup.kill"), "1");
-    let deadline = Instant::now() + KILL_DEADLINE;
-    while !remove_tree(path) && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Removes a cgroup and those below it; false while processes are in it.
-fn remove_tree(path: &Path) -> bool {
-    if let Ok(entries) = fs::read_dir(path) {
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove_tree(&entry.path());
-            }
-        }
-    }
-    fs::remove_dir(path).is_ok() || !path.exists()
 }

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! There is no way out: neither namespace has another link. [`Lab::new`]
-//! makes it, and dropping it ends every process in it and removes everything;
-//! what a killed run left behind is removed when the next one starts.
+//! makes it, and dropping it ends every process in it and removes everything,
+//! as does the end of the process that made it, whatever ends it.
 //!
 //! Processes run in one of three groups ([`Group`]), so that only the clients
 //! are in the cgroup that the kernel programs are attached to.
@@ -40,6 +40,7 @@ pub use anyhow::{Context, Error, Result, bail, ensure};
 use crate::cgroup::Cgroup;
 use crate::netns::Namespace;
 use crate::process::Spawn;
+use crate::reaper::Janitor;
 
 /// The resolver that the lab's `/etc/resolv.conf` names.
 pub const RESOLVER: &str = "203.0.113.53";
@@ -69,6 +70,7 @@ pub struct Lab {
     app: Namespace,
     world: Namespace,
     cgroup: Cgroup,
+    _janitor: Janitor,
 }
 
 impl Lab {
@@ -81,18 +83,19 @@ impl Lab {
             rustix::process::geteuid().is_root(),
             "the lab needs root: it makes network namespaces and cgroups"
         );
-        reaper::remove_leftovers();
+        reaper::remove_leftovers()?;
         let name = reaper::new_name()?;
+        let janitor = Janitor::new(&name)?;
         let cgroup = Cgroup::new(&name)?;
         let directory = reaper::directory(&name);
         fs::create_dir(&directory).with_context(|| directory.display().to_string())?;
-        // From here on dropping the value cleans up, whatever fails.
         let lab = Self {
             app: Namespace::new(&format!("{name}.app"))?,
             world: Namespace::new(&format!("{name}.world"))?,
             name,
             directory,
             cgroup,
+            _janitor: janitor,
         };
         netns::join(&lab.app, &lab.world)?;
         let etc = lab.directory.join("etc");
@@ -184,13 +187,5 @@ impl Lab {
         let file = self.directory.join(name);
         fs::write(&file, text).with_context(|| file.display().to_string())?;
         Ok(file)
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // Processes first: a namespace lives as long as one is in it.
-        self.cgroup.remove();
-        reaper::remove_directory(&self.directory);
     }
 }

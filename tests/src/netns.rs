@@ -10,9 +10,9 @@ use std::thread;
 use rustix::fd::AsFd;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::{Context, Result, bail, ensure, reaper};
+use crate::{Context, Result, bail, ensure};
 
-/// A named network namespace, deleted on drop.
+/// A named network namespace.
 pub struct Namespace {
     name: String,
 }
@@ -92,12 +92,6 @@ impl Namespace {
         let file = File::open(&path).with_context(|| path.display().to_string())?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("cannot enter {}", path.display()))
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        reaper::delete_namespace(&self.name);
     }
 }
 

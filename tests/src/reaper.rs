@@ -1,11 +1,16 @@
-//! Names that tell whose they are, and the removal of what a killed run left.
+//! Names that tell whose they are, and the removal of a lab however its maker
+//! ends.
 //!
-//! A lab's name holds the process id and start time of the process that made
-//! it, so that a leftover is one whose process is gone, whoever has the id now.
+//! Each lab has a janitor: a shell of its own session that waits for the end
+//! of a pipe which only the maker holds. Whether the maker drops the lab,
+//! panics, is interrupted or killed, the pipe ends and the janitor cleans up.
+//! A lab's name holds the process id and start time of its maker, so that
+//! leftovers (of a janitor that was killed too) are known at the next start.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,10 +19,64 @@ use crate::{Context, Result, cgroup};
 /// Beginning of the name of everything that a lab makes.
 const PREFIX: &str = "egress-lab.";
 
+/// Removes the lab `$1` with cgroup `$2` and folder `$3`, at the end of its
+/// standard input: first the processes (a namespace lives as long as one is in
+/// it; `cgroup.kill` is of kernel 5.14), then the rest.
+const JANITOR: &str = r#"
+cat >/dev/null
+if [ -d "$2" ]; then
+    echo 1 >"$2/cgroup.kill"
+    for attempt in $(seq 500); do
+        find "$2" -depth -type d -exec rmdir {} + 2>/dev/null
+        if [ ! -d "$2" ]; then break; fi
+        sleep 0.01
+    done
+fi
+for namespace in app world; do
+    if [ -e "/run/netns/$1.$namespace" ]; then ip netns delete "$1.$namespace"; fi
+done
+if [ -d "$3/bpffs" ]; then umount --lazy "$3/bpffs"; fi
+rm -rf "$3"
+"#;
+
 /// Labs made by this process.
 static COUNT: AtomicU32 = AtomicU32::new(0);
-/// One removal at a time.
+/// One removal of leftovers at a time.
 static REMOVING: Mutex<()> = Mutex::new(());
+
+/// The janitor of one lab; on drop the lab is removed.
+pub(crate) struct Janitor {
+    shell: Child,
+}
+
+impl Janitor {
+    /// Starts the janitor of the lab `name`, before anything of it is made.
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let shell = janitor(name)?
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("cannot start the janitor")?;
+        Ok(Self { shell })
+    }
+}
+
+impl Drop for Janitor {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+/// The janitor in a session of its own, where no interrupt of the terminal
+/// reaches it.
+fn janitor(name: &str) -> Result<Command> {
+    let mut command = Command::new("setsid");
+    command
+        .args(["--wait", "sh", "-c", JANITOR, "janitor", name])
+        .arg(cgroup::root()?.join(name))
+        .arg(directory(name));
+    Ok(command)
+}
 
 /// A name for a new lab: `egress-lab.PID.START.N`.
 pub(crate) fn new_name() -> Result<String> {
@@ -32,39 +91,23 @@ pub(crate) fn directory(name: &str) -> PathBuf {
     std::env::temp_dir().join(name)
 }
 
-/// Removes cgroups, namespaces and folders of labs whose process is gone.
-/// What cannot be removed is left for the next time.
-pub(crate) fn remove_leftovers() {
+/// Removes the labs whose maker is gone; what cannot be removed is left for
+/// the next time.
+pub(crate) fn remove_leftovers() -> Result<()> {
     let _guard = REMOVING.lock();
-    if let Ok(root) = cgroup::root() {
-        for name in leftovers(&root) {
-            cgroup::remove(&root.join(name));
-        }
+    let folders = [
+        cgroup::root()?,
+        PathBuf::from("/run/netns"),
+        std::env::temp_dir(),
+    ];
+    let labs: BTreeSet<String> = folders
+        .iter()
+        .flat_map(|folder| leftovers(folder))
+        .collect();
+    for name in labs {
+        janitor(&name)?.stdin(Stdio::null()).status()?;
     }
-    for name in leftovers(Path::new("/run/netns")) {
-        delete_namespace(&name);
-    }
-    let temporary = std::env::temp_dir();
-    for name in leftovers(&temporary) {
-        remove_directory(&temporary.join(name));
-    }
-}
-
-/// Deletes a named network namespace.
-pub(crate) fn delete_namespace(name: &str) {
-    let _ = Command::new("ip")
-        .args(["netns", "delete", name])
-        .stderr(Stdio::null())
-        .status();
-}
-
-/// Unmounts what is mounted in a lab's folder, and removes it.
-pub(crate) fn remove_directory(directory: &Path) {
-    let bpffs = directory.join("bpffs");
-    if bpffs.exists() {
-        let _ = rustix::mount::unmount(&bpffs, rustix::mount::UnmountFlags::DETACH);
-    }
-    let _ = fs::remove_dir_all(directory);
+    Ok(())
 }
 
 fn leftovers(folder: &Path) -> Vec<String> {
@@ -73,20 +116,18 @@ fn leftovers(folder: &Path) -> Vec<String> {
     };
     entries
         .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| is_leftover(name))
+        .filter_map(|entry| leftover(entry.file_name().to_str()?))
         .collect()
 }
 
-fn is_leftover(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(PREFIX) else {
-        return false;
+/// The lab that a file called `name` belongs to, if its maker is gone.
+fn leftover(name: &str) -> Option<String> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('.').map(str::parse::<u64>);
+    let (Ok(pid), Ok(start), Ok(number)) = (parts.next()?, parts.next()?, parts.next()?) else {
+        return None;
     };
-    let mut parts = rest.split('.').map(str::parse::<u64>);
-    let (Some(Ok(pid)), Some(Ok(start))) = (parts.next(), parts.next()) else {
-        return false;
-    };
-    u32::try_from(pid).is_ok_and(|pid| start_time(pid) != Some(start))
+    let gone = start_time(u32::try_from(pid).ok()?) != Some(start);
+    gone.then(|| format!("{PREFIX}{pid}.{start}.{number}"))
 }
 
 /// Start time of a process in clock ticks since boot: field 22 of
@@ -105,12 +146,15 @@ mod tests {
     #[test]
     fn only_names_of_dead_processes_are_leftovers() {
         let own = new_name().unwrap();
-        assert!(!is_leftover(&own));
-        assert!(!is_leftover(&format!("{own}.app")));
+        assert_eq!(leftover(&own), None);
+        assert_eq!(leftover(&format!("{own}.app")), None);
         let pid = std::process::id();
-        assert!(is_leftover(&format!("{PREFIX}{pid}.1.0.world")));
-        assert!(is_leftover(&format!("{PREFIX}4294967295.1.0")));
-        assert!(!is_leftover("egress-lab.x.y.z"));
-        assert!(!is_leftover("somebody-elses"));
+        let dead = format!("{PREFIX}{pid}.1.0");
+        assert_eq!(leftover(&format!("{dead}.world")), Some(dead));
+        let dead = format!("{PREFIX}4294967295.1.0");
+        assert_eq!(leftover(&dead), Some(dead.clone()));
+        assert_eq!(leftover("egress-lab.x.y.z"), None);
+        assert_eq!(leftover("egress-lab.1"), None);
+        assert_eq!(leftover("somebody-elses"), None);
     }
 }

@@ -215,6 +215,63 @@ fn groups_are_cgroups_and_nothing_is_left_behind() -> Result<()> {
 }
 
 #[test]
+fn a_killed_maker_leaves_nothing_behind() -> Result<()> {
+    // This very program, asked for the test below, which never ends by itself.
+    let lab = Lab::new()?;
+    let mut maker = lab
+        .outsider(std::env::current_exe()?)
+        .args(["--nocapture", "--exact", "make_a_lab_and_wait_if_asked"])
+        .env(MAKE_AND_WAIT, "1")
+        .interactive()
+        .start()?;
+    maker.expect_line("made")?;
+    let pid = maker.id();
+    let of_maker = |folder: &Path| -> Result<usize> {
+        let beginning = format!("egress-lab.{pid}.");
+        Ok(std::fs::read_dir(folder)?
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&beginning))
+            .count())
+    };
+    assert_eq!(of_maker("/run/netns".as_ref())?, 2);
+    maker.kill();
+    wait_for("the janitor", DEADLINE, || {
+        let left = of_maker("/run/netns".as_ref())? + of_maker(&std::env::temp_dir())?;
+        Ok((left == 0).then_some(()))
+    })
+}
+
+/// Set for the process that [`a_killed_maker_leaves_nothing_behind`] kills.
+const MAKE_AND_WAIT: &str = "EGRESS_LAB_MAKE_AND_WAIT";
+
+#[test]
+fn make_a_lab_and_wait_if_asked() -> Result<()> {
+    let _lab = Lab::new()?;
+    if std::env::var_os(MAKE_AND_WAIT).is_some() {
+        println!("\nmade");
+        std::thread::sleep(DEADLINE);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_dns_client_reads_what_a_real_server_says() -> Result<()> {
+    let lab = Lab::new()?;
+    let _dns = NameServer::start(&lab, RESOLVER, "203.0.113.1 a.example.com\n")?;
+    let script = format!(
+        r#"
+for ways in ({{}}, {{"connected": True}}, {{"tcp": True}}, {{"edns": 1232}}):
+    answer = query("{RESOLVER}", "a.example.com", A, **ways)
+    assert answer.addresses() == ["203.0.113.1"], vars(answer)
+    assert answer.ttls == [1] and answer.rcode == NOERROR, vars(answer)
+    assert (answer.edns is not None) == ("edns" in ways), vars(answer)
+    assert query("{RESOLVER}", "b.example.com", A, **ways).rcode == NXDOMAIN
+"#
+    );
+    lab.dns_python(&script).text().map(drop)
+}
+
+#[test]
 fn leftovers_of_a_killed_run_are_removed() -> Result<()> {
     // A lab of process 4294967295, which cannot exist.
     let name = format!("egress-lab.4294967295.1.{}", std::process::id());
