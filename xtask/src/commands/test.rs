@@ -90,6 +90,9 @@ fn tests(
     harness: &[&str],
 ) -> Result<Counts, Failure> {
     command.args(arguments.filter.as_deref());
+    // Nothing may be left out silently.
+    command.env_remove("EGRESS_SKIP_KERNEL_TESTS");
+    command.env_remove("EGRESS_SKIP_BPF");
     command.arg("--").args(harness);
     if arguments.quick {
         command.args(["--skip", "slow_"]);
