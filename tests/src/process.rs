@@ -128,7 +128,9 @@ impl Spawn {
             .command
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        if let (Some(input), Some(mut stdin)) = (self.input, child.stdin.take()) {
+        if let Some(input) = self.input
+            && let Some(mut stdin) = child.stdin.take()
+        {
             // A thread: a process that reads late must not hold this one up,
             // and one that never reads ends with its guard.
             thread::spawn(move || stdin.write_all(&input));
