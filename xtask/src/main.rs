@@ -12,6 +12,12 @@ mod packages;
 mod setup;
 mod step;
 
+/// The very code by which the build script of egress-agent finds the compiler
+/// and linker of the kernel programs.
+#[path = "../../egress-agent/build/toolchain.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with that build script")]
+mod toolchain;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

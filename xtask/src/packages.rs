@@ -1,6 +1,7 @@
 //! System packages by apt-get (Debian 12 and its like).
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::failure::Failure;
 use crate::host;
@@ -26,6 +27,9 @@ chmod 755 "$policy"
 apt-get -q "$@"
 "#;
 
+/// Set once apt's lists are fresh.
+static REFRESHED: AtomicBool = AtomicBool::new(false);
+
 /// Those of `wanted` that are not installed.
 pub(crate) fn missing(wanted: &[&'static str]) -> Vec<&'static str> {
     wanted
@@ -43,7 +47,7 @@ fn is_installed(package: &str) -> bool {
         .is_ok_and(|output| output.stdout == b"installed")
 }
 
-/// Installs `packages`, refreshing apt's lists first.
+/// Installs `packages`, refreshing apt's lists first (once a run).
 ///
 /// Fails when this is no apt system, when not root, or naming the packages
 /// that apt does not know, with `alternative` as what to do then.
@@ -59,10 +63,12 @@ pub(crate) fn install(packages: &[&str], alternative: &str) -> Result<(), Failur
         ));
     }
     host::require_root(&format!("installing {list}"))?;
-    step::run(
-        "refreshing the package lists (apt-get update)",
-        apt().args(["-q", "update"]),
-    )?;
+    if !REFRESHED.swap(true, Ordering::Relaxed) {
+        step::run(
+            "refreshing the package lists (apt-get update)",
+            apt().args(["-q", "update"]),
+        )?;
+    }
     let unknown: Vec<&str> = packages
         .iter()
         .copied()

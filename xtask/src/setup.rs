@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: the toolchain of the kernel programs (DESIGN section
 //! 8), and the servers and clients that the tests use.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::host;
 use crate::packages;
 use crate::step;
+use crate::toolchain::{self, Toolchain};
 
 /// Flags of `cargo xtask setup`.
 #[derive(Args)]
@@ -31,12 +32,12 @@ enum Part {
 }
 
 /// Debian 12's compiler for the kernel programs: three packages of one
-/// version, used with `RUSTC_BOOTSTRAP=1`, and what bpf-linker links to.
-const BPF_PACKAGES: [&str; 8] = [
+/// version, used with `RUSTC_BOOTSTRAP=1`.
+const BPF_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+
+/// What bpf-linker links to; `LLVM_PREFIX` says where.
+const LLVM_PACKAGES: [&str; 5] = [
     "g++",
-    "rustc-web",
-    "cargo-web",
-    "rust-web-src",
     "llvm-22-dev",
     "libpolly-22-dev",
     "libzstd-dev",
@@ -90,10 +91,11 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
 
 /// Prepares the toolchain of the kernel programs.
 pub(crate) fn bpf() -> Result<(), Failure> {
-    if !nightly_with_source() {
+    if toolchain::compiler().is_err() {
         packages::install(&packages::missing(&BPF_PACKAGES), BPF_ALTERNATIVE)?;
     }
-    if host::find_program("bpf-linker").is_none() && cargo_home_program("bpf-linker").is_none() {
+    if toolchain::find_program("bpf-linker").is_none() {
+        packages::install(&packages::missing(&LLVM_PACKAGES), BPF_ALTERNATIVE)?;
         step::run(
             &format!("building bpf-linker {BPF_LINKER_VERSION}"),
             cargo(["install", "bpf-linker", "--version", BPF_LINKER_VERSION])
@@ -101,7 +103,10 @@ pub(crate) fn bpf() -> Result<(), Failure> {
                 .env("LLVM_PREFIX", "/usr/lib/llvm-22"),
         )?;
     }
-    Ok(())
+    // What the build script will look for, by the same code.
+    Toolchain::find()
+        .map(drop)
+        .map_err(|missing| Failure::with_remedy(missing.to_string(), BPF_ALTERNATIVE))
 }
 
 /// Prepares the servers and clients of the tests and the demo.
@@ -123,26 +128,4 @@ fn postgres_server() -> bool {
             .flatten()
             .any(|version| version.path().join("bin/initdb").exists())
     }) || host::find_program("initdb").is_some()
-}
-
-fn nightly_with_source() -> bool {
-    Command::new("rustc")
-        .args(["+nightly", "--print", "sysroot"])
-        .stderr(Stdio::null())
-        .output()
-        .ok()
-        .filter(|output| output.status.success())
-        .is_some_and(|output| {
-            let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            std::path::Path::new(&sysroot)
-                .join("lib/rustlib/src/rust/library/core/Cargo.toml")
-                .exists()
-        })
-}
-
-fn cargo_home_program(name: &str) -> Option<std::path::PathBuf> {
-    let home = std::env::var_os("CARGO_HOME")
-        .map(std::path::PathBuf::from)
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))?;
-    Some(home.join("bin").join(name)).filter(|file| file.exists())
 }

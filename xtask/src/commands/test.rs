@@ -57,7 +57,9 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     eprintln!("kernel and end-to-end tests, each in a lab of its own");
     let end_to_end = tests(
         cargo(["test", "--no-fail-fast", "--package", "tests"])
-            .env("EGRESS_BIN_DIR", binaries(false)),
+            .env("EGRESS_BIN_DIR", binaries(false))
+            // A failed test says what it saw; where in the harness tells nothing.
+            .env("RUST_LIB_BACKTRACE", "0"),
         arguments,
         &["--test-threads", END_TO_END_THREADS],
     )?;
@@ -88,6 +90,9 @@ fn tests(
     harness: &[&str],
 ) -> Result<Counts, Failure> {
     command.args(arguments.filter.as_deref());
+    // Nothing may be left out silently.
+    command.env_remove("EGRESS_SKIP_KERNEL_TESTS");
+    command.env_remove("EGRESS_SKIP_BPF");
     command.arg("--").args(harness);
     if arguments.quick {
         command.args(["--skip", "slow_"]);

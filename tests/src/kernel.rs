@@ -1,0 +1,77 @@
+//! What the kernel holds, seen through bpftool and `/proc` and not through
+//! any code of ours.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{Context, Result, ensure};
+
+fn bpftool(arguments: &[&str]) -> Result<Value> {
+    let output = Command::new("bpftool")
+        .arg("--json")
+        .args(arguments)
+        .output()
+        .context("cannot run bpftool")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "bpftool {}: {text}{}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if text.trim().is_empty() {
+        return Ok(Value::Array(Vec::new()));
+    }
+    serde_json::from_str(&text).with_context(|| text.into_owned())
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Programs attached to a cgroup: hook and program id.
+pub fn attached(cgroup: &Path) -> Result<Vec<(String, u64)>> {
+    let programs = bpftool(&["cgroup", "show", &cgroup.display().to_string()])?;
+    Ok(list(&programs)
+        .iter()
+        .map(|program| {
+            (
+                program["attach_type"].as_str().unwrap_or("?").to_owned(),
+                program["id"].as_u64().unwrap_or(0),
+            )
+        })
+        .collect())
+}
+
+/// Ids of the maps that the programs attached to a cgroup use, by name. Names
+/// are cut to fifteen characters by the kernel.
+pub fn maps(cgroup: &Path) -> Result<BTreeMap<String, u64>> {
+    let mut maps = BTreeMap::new();
+    for (_, program) in attached(cgroup)? {
+        let info = bpftool(&["prog", "show", "id", &program.to_string()])?;
+        for id in list(&info["map_ids"]).iter().filter_map(Value::as_u64) {
+            let map = bpftool(&["map", "show", "id", &id.to_string()])?;
+            if let Some(name) = map["name"].as_str() {
+                maps.insert(name.to_owned(), id);
+            }
+        }
+    }
+    Ok(maps)
+}
+
+/// Number of entries of a hash map.
+pub fn entries(map: u64) -> Result<usize> {
+    Ok(list(&bpftool(&["map", "dump", "id", &map.to_string()])?).len())
+}
+
+/// Number of open descriptors of a process.
+pub fn descriptors(pid: u32) -> Result<usize> {
+    let folder = format!("/proc/{pid}/fd");
+    Ok(fs::read_dir(&folder)
+        .with_context(|| folder.clone())?
+        .count())
+}

@@ -1,0 +1,124 @@
+//! Network namespaces, and the link between the two of a lab.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use rustix::fd::AsFd;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::{Context, Result, bail, ensure};
+
+/// A named network namespace.
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let namespace = Self {
+            name: name.to_owned(),
+        };
+        let output = Command::new("ip")
+            .args(["netns", "add", name])
+            .output()
+            .context("cannot run ip (package iproute2)")?;
+        ensure!(
+            output.status.success(),
+            "ip netns add {name}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(namespace)
+    }
+
+    /// The file that stands for it, for `setns` and `nsenter --net=`.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
+    }
+
+    /// Runs `ip` commands in it, one a line.
+    pub fn ip(&self, commands: &str) -> Result<()> {
+        let mut child = Command::new("ip")
+            .args(["-netns", &self.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run ip (package iproute2)")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(commands.as_bytes())?;
+        }
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "ip in {}: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    }
+
+    /// Gives its loopback interface an address, if it does not have it yet.
+    pub fn add_address(&self, address: IpAddr) -> Result<()> {
+        let (bits, flag) = if address.is_ipv4() {
+            (32, "")
+        } else {
+            (128, " nodad")
+        };
+        self.ip(&format!("address replace {address}/{bits} dev lo{flag}\n"))
+    }
+
+    /// Runs `action` on a thread of its own inside the namespace: sockets that
+    /// it makes belong there.
+    pub fn run<T: Send>(&self, action: impl FnOnce() -> T + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.enter()?;
+                Ok(action())
+            });
+            match thread.join() {
+                Ok(result) => result,
+                Err(_) => bail!("a thread in {} panicked", self.name),
+            }
+        })
+    }
+
+    /// Moves the calling thread into the namespace, for good.
+    pub(crate) fn enter(&self) -> Result<()> {
+        let path = self.path();
+        let file = File::open(&path).with_context(|| path.display().to_string())?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("cannot enter {}", path.display()))
+    }
+}
+
+/// Joins the two namespaces by a veth pair, gives both their addresses, and
+/// the app a default route to the world. The world forwards nothing.
+pub(crate) fn join(app: &Namespace, world: &Namespace) -> Result<()> {
+    app.ip(&format!(
+        "link set lo up\n\
+         link add eth0 type veth peer name eth0 netns {}\n\
+         link set eth0 up\n\
+         address add 192.0.2.2/24 dev eth0\n\
+         address add 2001:db8::2/64 dev eth0 nodad\n",
+        world.name
+    ))?;
+    // Every address of these networks is the world's own ("local" routes), so
+    // that a test can use any without asking for it.
+    world.ip("link set lo up\n\
+         link set eth0 up\n\
+         address add 192.0.2.1/24 dev eth0\n\
+         address add 2001:db8::1/64 dev eth0 nodad\n\
+         route add local 203.0.113.0/24 dev lo\n\
+         route add local 198.51.100.0/24 dev lo\n\
+         route add local 10.0.0.0/8 dev lo\n\
+         route add local 2001:db8:1::/48 dev lo\n")?;
+    app.ip("route add default via 192.0.2.1\n\
+         route add default via 2001:db8::1\n")?;
+    // Binding to an IPv6 address asks for an address, not just a route.
+    world.run(|| std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1"))??;
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Policy documents that many tests use, as an operator would write them.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// Basic TLS origination: plain HTTP on port 80 leaves as verified TLS to port
+/// 443; the program's own HTTPS on port 443 passes untouched.
+pub fn tls_origination(host: &str, authority: &Path) -> String {
+    let name = host.replace('.', "-");
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: {name}
+  namespace: default
+spec:
+  hosts: [{host}]
+  location: MESH_EXTERNAL
+  resolution: DNS
+  ports:
+    - number: 80
+      name: http
+      protocol: HTTP
+      targetPort: 443
+    - number: 443
+      name: https
+      protocol: HTTPS
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: {name}
+  namespace: default
+spec:
+  host: {host}
+  trafficPolicy:
+    portLevelSettings:
+      - port:
+          number: 80
+        tls:
+          mode: SIMPLE
+          sni: {host}
+          caCertificates: {}
+",
+        authority.display()
+    )
+}
+
+/// A TCP service on one port, resolved by DNS.
+pub fn tcp(host: &str, port: u16) -> String {
+    let name = host.replace('.', "-");
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: {name}
+  namespace: default
+spec:
+  hosts: [{host}]
+  location: MESH_EXTERNAL
+  resolution: DNS
+  ports:
+    - number: {port}
+      name: tcp
+      protocol: TCP
+"
+    )
+}
+
+/// A TCP service on one port with fixed endpoints.
+pub fn tcp_static(host: &str, port: u16, endpoints: &[&str]) -> String {
+    let mut text = tcp(host, port).replace("resolution: DNS", "resolution: STATIC");
+    text.push_str("  endpoints:\n");
+    for endpoint in endpoints {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "    - address: \"{endpoint}\"");
+    }
+    text
+}
+
+/// Several documents as one file.
+pub fn join(documents: &[&str]) -> String {
+    documents.join("---\n")
+}

@@ -1,0 +1,74 @@
+//! One record of the agent's access log. The names of its fields stand here
+//! and nowhere else in the tests.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::{Context, Result};
+
+/// One connection, or one request.
+#[derive(Clone, Debug)]
+pub struct Record(Value);
+
+impl Record {
+    pub(crate) fn parse(line: &str) -> Result<Self> {
+        serde_json::from_str(line)
+            .map(Self)
+            .with_context(|| line.to_owned())
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.0[name].as_str().unwrap_or_default()
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.0[name].as_u64().unwrap_or_default()
+    }
+
+    /// Name of the calling process.
+    pub fn process(&self) -> &str {
+        self.text("process")
+    }
+
+    /// Id of the calling process.
+    pub fn pid(&self) -> u64 {
+        self.number("pid")
+    }
+
+    /// Host of the service.
+    pub fn service(&self) -> &str {
+        self.text("service")
+    }
+
+    /// Address and port of the endpoint.
+    pub fn endpoint(&self) -> &str {
+        self.text("endpoint")
+    }
+
+    /// Envoy's response flag; `-` when all went well.
+    pub fn flag(&self) -> &str {
+        self.text("response_flags")
+    }
+
+    /// What went wrong, in words.
+    pub fn detail(&self) -> &str {
+        self.text("response_code_details")
+    }
+
+    /// Bytes that the client sent.
+    pub fn sent(&self) -> u64 {
+        self.number("bytes_sent")
+    }
+
+    /// Bytes that the client got.
+    pub fn received(&self) -> u64 {
+        self.number("bytes_received")
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

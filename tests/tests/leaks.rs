@@ -1,0 +1,175 @@
+//! Nothing is left behind: no map entry, no descriptor, whatever clients do.
+#![allow(clippy::panic, reason = "tests")]
+
+use std::time::Duration;
+
+use lab::agent::Agent;
+use lab::dns::NameServer;
+use lab::process::wait_for;
+use lab::tcp::{Behaviour, Server};
+use lab::{Lab, RESOLVER, Result, kernel, policy};
+
+const HOST: &str = "echo.example.com";
+
+struct Echo {
+    agent: Agent,
+    descriptors: usize,
+    _server: Server,
+    _dns: NameServer,
+    lab: Lab,
+}
+
+/// An agent that has already served its first connections, so that what it
+/// keeps open for good is open.
+fn echo() -> Result<Echo> {
+    let lab = Lab::new()?;
+    let dns = NameServer::start(&lab, RESOLVER, &format!("203.0.113.20 {HOST}\n"))?;
+    let server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
+    let agent = lab
+        .agent()
+        .policy("echo", &policy::tcp(HOST, 7000))?
+        .start()?;
+    lab.python(&script("sequential(50)")).text()?;
+    let echo = Echo {
+        descriptors: settle(&agent)?,
+        agent,
+        _server: server,
+        _dns: dns,
+        lab,
+    };
+    Ok(echo)
+}
+
+/// Descriptors of the agent once three looks in a row agree.
+fn settle(agent: &Agent) -> Result<usize> {
+    let mut seen = Vec::new();
+    wait_for("the agent to come to rest", Duration::from_secs(10), || {
+        std::thread::sleep(Duration::from_millis(50));
+        seen.push(kernel::descriptors(agent.id())?);
+        Ok(match seen.as_slice() {
+            [.., a, b, c] if a == b && b == c => Some(*c),
+            _ => None,
+        })
+    })
+}
+
+impl Echo {
+    /// Waits until nothing is left of earlier connections.
+    fn is_clean(&self) -> Result<()> {
+        let maps = kernel::maps(&self.lab.client_cgroup())?;
+        let origins = maps
+            .iter()
+            .find(|(name, _)| name.starts_with("ORIGINS"))
+            .map(|(_, id)| *id);
+        let Some(origins) = origins else {
+            panic!("no map ORIGINS among {maps:?}");
+        };
+        let mut last = String::new();
+        wait_for(
+            "the agent to let go of everything",
+            Duration::from_secs(15),
+            || {
+                let entries = kernel::entries(origins)?;
+                let descriptors = kernel::descriptors(self.agent.id())?;
+                last = format!(
+                    "{entries} origins, {descriptors} descriptors, at first {}",
+                    self.descriptors
+                );
+                Ok((entries == 0 && descriptors <= self.descriptors).then_some(()))
+            },
+        )
+        .map_err(|error| error.context(last))
+    }
+}
+
+fn script(call: &str) -> String {
+    format!(
+        r#"
+import asyncio, os, random, signal, socket, sys
+
+def sequential(count):
+    address = socket.getaddrinfo("{HOST}", 7000, socket.AF_INET)[0][4]
+    for number in range(count):
+        with socket.create_connection(address, 10) as s:
+            s.sendall(b"ping")
+            assert s.recv(4) == b"ping"
+
+async def one(address, number):
+    reader, writer = await asyncio.open_connection(*address)
+    data = bytes([number % 256]) * 1000
+    writer.write(data)
+    assert await asyncio.wait_for(reader.readexactly(1000), 20) == data
+    writer.close()
+    await writer.wait_closed()
+
+async def concurrent(count):
+    address = socket.getaddrinfo("{HOST}", 7000, socket.AF_INET)[0][4]
+    await asyncio.gather(*(one(address, number) for number in range(count)))
+
+def killed(rounds):
+    # Children that die by SIGKILL at any moment of many connections.
+    address = socket.getaddrinfo("{HOST}", 7000, socket.AF_INET)[0][4]
+    for _ in range(rounds):
+        pid = os.fork()
+        if pid == 0:
+            sockets = []
+            while True:
+                s = socket.socket()
+                s.setblocking(False)
+                try:
+                    s.connect(address)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    continue
+                sockets.append(s)
+                if len(sockets) > 50:
+                    try:
+                        sockets.pop(0).send(b"x" * random.randrange(1, 5000))
+                    except OSError:
+                        pass
+        import time
+        time.sleep(random.random() / 20)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+{call}
+"#
+    )
+}
+
+#[test]
+fn slow_ten_thousand_connections_in_a_row_leave_nothing() -> Result<()> {
+    let echo = echo()?;
+    echo.lab
+        .python(&script("sequential(10000)"))
+        .deadline(Duration::from_mins(2))
+        .text()?;
+    echo.is_clean()?;
+    echo.agent.stop()
+}
+
+#[test]
+fn two_hundred_connections_at_once_leave_nothing() -> Result<()> {
+    let echo = echo()?;
+    for _ in 0..3 {
+        echo.lab
+            .python(&script("asyncio.run(concurrent(200))"))
+            .text()?;
+    }
+    echo.is_clean()?;
+    echo.agent.stop()
+}
+
+#[test]
+fn clients_killed_at_random_leave_nothing() -> Result<()> {
+    let echo = echo()?;
+    echo.lab
+        .python(&script("killed(60)"))
+        .deadline(Duration::from_mins(1))
+        .text()?;
+    echo.is_clean()?;
+    // And it still works.
+    echo.lab.python(&script("sequential(10)")).text()?;
+    echo.agent.stop()
+}
