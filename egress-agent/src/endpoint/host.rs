@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::outcome::LastFailure;
+use super::outlier::{Generation, Tally};
 use super::resolved::{Destination, ResolvedEndpoint};
 use crate::policy::model::{Labels, Locality};
 
@@ -59,6 +61,12 @@ pub(super) struct State {
     pub(super) direct: AtomicU32,
     /// When the drain of a vanished endpoint is over; `None`: not draining.
     pub(super) drain: watch::Sender<Option<Instant>>,
+    /// Errors in a row and the period that they belong to.
+    pub(super) tally: Tally,
+    pub(super) last_failure: LastFailure,
+    /// Second of the set's life in which it was last picked, where endpoints
+    /// come and go with what clients dial.
+    pub(super) used: AtomicU64,
     pub(super) counters: EndpointCounters,
 }
 
@@ -94,6 +102,9 @@ impl Endpoint {
             connections: AtomicU32::new(0),
             direct: AtomicU32::new(0),
             drain: watch::Sender::new(None),
+            tally: Tally::default(),
+            last_failure: LastFailure::default(),
+            used: AtomicU64::new(0),
             counters: EndpointCounters::default(),
         };
         Self::with(EndpointId::next(), Arc::new(state), resolved)
@@ -144,6 +155,22 @@ impl Endpoint {
     /// Open connections of the agent to it.
     pub fn active_connections(&self) -> u32 {
         self.state.connections.load(Ordering::Relaxed)
+    }
+
+    /// Open connections on the direct path, as the kernel counts them.
+    pub fn direct_connections(&self) -> u32 {
+        self.state.direct.load(Ordering::Relaxed)
+    }
+
+    /// Takes over the kernel's count of direct connections.
+    pub fn set_direct_connections(&self, count: u32) {
+        self.state.direct.store(count, Ordering::Relaxed);
+    }
+
+    /// The present period: what begins now may be held against the endpoint
+    /// until it is ejected or readmitted.
+    pub fn generation(&self) -> Generation {
+        self.state.tally.generation()
     }
 
     /// What it did so far.
