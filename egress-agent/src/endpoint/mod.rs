@@ -37,6 +37,8 @@ mod shared;
 mod slots;
 mod status;
 mod table;
+#[cfg(test)]
+mod tests;
 mod warmup;
 mod weighted;
 
