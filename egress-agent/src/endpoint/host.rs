@@ -208,9 +208,12 @@ impl Endpoint {
         loop {
             let deadline = *drain.borrow_and_update();
             let changed = match deadline {
+                // In this order: an endpoint that is back when the time is over
+                // does not drain, even if both are seen at once.
                 Some(deadline) => tokio::select! {
-                    () = sleep_until(deadline) => return,
+                    biased;
                     changed = drain.changed() => changed,
+                    () = sleep_until(deadline) => return,
                 },
                 None => drain.changed().await,
             };
