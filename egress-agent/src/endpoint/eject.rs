@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::config::Config;
 use super::host::{Endpoint, OUT_EJECTED};
 use super::outcome::Outcome;
-use super::outlier::{self, EjectReason, Generation, Signal};
+use super::outlier::{self, EjectReason, Generation, Late, Signal};
 use super::pool::{Ejection, Inner, Kind, Pool};
 use super::shared::bump;
 use super::warmup;
@@ -38,14 +38,13 @@ impl Pool {
         let Some(policy) = config.outlier() else {
             return;
         };
-        if period != state.tally.generation() {
-            bump(&self.shared.counters.late_reports);
+        let Some(signal) = Signal::of(outcome, policy) else {
             return;
-        }
-        let reason = Signal::of(outcome, policy)
-            .and_then(|signal| state.tally.count(period, signal, policy));
-        if let Some(reason) = reason {
-            self.eject(endpoint, period, reason, Instant::now());
+        };
+        match state.tally.count(period, signal, policy) {
+            Ok(Some(reason)) => self.eject(endpoint, period, reason, Instant::now()),
+            Ok(None) => {}
+            Err(Late) => bump(&self.shared.counters.late_reports),
         }
     }
 

@@ -14,6 +14,7 @@ use twox_hash::XxHash64;
 
 use super::host::Endpoint;
 use super::resolved::Destination;
+use super::weighted::scale;
 use crate::policy::model::HashTable as Kind;
 
 /// Hash of a header value, cookie or query parameter (xxHash64 with seed 0, as
@@ -87,8 +88,8 @@ pub(super) struct HashTable {
 
 #[derive(Debug)]
 enum Form {
-    /// Position and index of the endpoint, by position.
-    Ring(Box<[(u64, u32)]>),
+    /// Points of the circle.
+    Ring(Ring),
     /// Index of the endpoint.
     Maglev(Box<[u32]>),
 }
@@ -138,8 +139,11 @@ impl HashTable {
     /// Index of the endpoint for a key, among those that are `usable`.
     pub(super) fn get(&self, hash: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
         match &self.form {
-            Form::Ring(points) => {
-                let start = points.partition_point(|(position, _)| *position < hash);
+            Form::Ring(Ring { points, starts }) => {
+                let bucket = bucket(hash, starts.len() - 1);
+                let (from, to) = (starts[bucket] as usize, starts[bucket + 1] as usize);
+                let inside = points[from..to].partition_point(|(position, _)| *position < hash);
+                let start = from + inside;
                 points[start..]
                     .iter()
                     .chain(&points[..start])
@@ -175,11 +179,11 @@ fn table_walk(start: usize, size: usize) -> impl Iterator<Item = usize> {
 /// the points of all; here the lightest endpoint has a full `minimumRingSize`
 /// of points, halved until the ring fits, so that the number of points of an
 /// endpoint seldom depends on how many others there are.
-fn ring(minimum: u64, entries: &[Entry], names: &[String]) -> Box<[(u64, u32)]> {
+fn ring(minimum: u64, entries: &[Entry], names: &[String]) -> Ring {
     let minimum = minimum.clamp(1, RING_LIMIT);
     let limit = RING_FREE.max(2 * minimum);
     let Some(lightest) = entries.iter().map(|entry| entry.weight).min() else {
-        return Box::default();
+        return Ring::new(Vec::new());
     };
     let count = |entry: &Entry, each: u64| {
         let count = u128::from(each) * u128::from(entry.weight) / u128::from(lightest);
@@ -198,20 +202,54 @@ fn ring(minimum: u64, entries: &[Entry], names: &[String]) -> Box<[(u64, u32)]> 
     let most = limit / entries.len() as u64 + 1;
     let cut = total(each) > limit;
     let mut points = Vec::new();
+    let mut key = String::new();
     for (index, (entry, name)) in (0..).zip(entries.iter().zip(names)) {
         let mut count = count(entry, each);
         if cut {
             count = count.min(most);
         }
         for point in 0..count {
-            let key = format!("{name}_{point}");
+            key.clear();
+            let _ = write!(key, "{name}_{point}");
             points.push((hash_bytes(key.as_bytes()), index));
         }
     }
     // Two points at one position: the smaller name first, whatever the order
     // of the endpoints.
     points.sort_unstable_by_key(|&(position, index)| (position, &names[index as usize]));
-    points.into_boxed_slice()
+    Ring::new(points)
+}
+
+/// The points of a ring, and where to begin to look: positions are hashes, so
+/// they are spread evenly, and the first bits of a key lead close to its point.
+#[derive(Debug)]
+struct Ring {
+    /// Position and index of the endpoint, by position.
+    points: Box<[(u64, u32)]>,
+    /// First point of each bucket, and the number of points.
+    starts: Box<[u32]>,
+}
+
+impl Ring {
+    fn new(points: Vec<(u64, u32)>) -> Self {
+        // Four to eight points for each bucket.
+        let buckets = ((points.len() / 8) + 1).next_power_of_two();
+        let mut starts = Vec::with_capacity(buckets + 1);
+        for (at, (position, _)) in (0..).zip(&points) {
+            let bucket = bucket(*position, buckets);
+            starts.resize((bucket + 1).max(starts.len()), at);
+        }
+        starts.resize(buckets + 1, u32::try_from(points.len()).unwrap_or(u32::MAX));
+        Self {
+            points: points.into_boxed_slice(),
+            starts: starts.into_boxed_slice(),
+        }
+    }
+}
+
+/// Bucket of a position.
+fn bucket(position: u64, buckets: usize) -> usize {
+    usize::try_from(scale(position, buckets as u64)).unwrap_or(0)
 }
 
 /// An endpoint's walk through the slots of a Maglev table.

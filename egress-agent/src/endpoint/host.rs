@@ -50,6 +50,7 @@ pub struct Endpoint {
 
 /// What changes while an endpoint lives; shared by its descriptions.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct State {
     /// Bit set of `OUT_` reasons; zero: may be picked.
     pub(super) out: AtomicU8,

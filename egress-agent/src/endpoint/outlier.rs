@@ -120,6 +120,10 @@ impl Signal {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Generation(u16);
 
+/// A report of a period that is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Late;
+
 /// Errors in a row, and the period that they belong to, in one word, so that a
 /// late report can never slip into a new period: generation, 5xx, gateway,
 /// local, sixteen bits each.
@@ -153,13 +157,16 @@ impl Tally {
     }
 
     /// Counts a signal of the given period. When a counter reaches its limit,
-    /// it restarts and the reason to eject is returned, to exactly one caller.
+    /// it restarts and the reason to eject is returned.
+    ///
+    /// # Errors
+    /// When the period is over: nothing was counted.
     pub(super) fn count(
         &self,
         period: Generation,
         signal: Signal,
         policy: &OutlierDetection,
-    ) -> Option<EjectReason> {
+    ) -> Result<Option<EjectReason>, Late> {
         let rules = [
             (
                 SERVER,
@@ -183,7 +190,7 @@ impl Tally {
         let mut word = self.0.load(Ordering::Acquire);
         loop {
             if generation(word) != period.0 {
-                return None;
+                return Err(Late);
             }
             let mut next = word;
             let mut reason = None;
@@ -207,13 +214,13 @@ impl Tally {
             }
             // A good outcome after good ones changes nothing: no write.
             if next == word {
-                return reason;
+                return Ok(reason);
             }
             match self
                 .0
                 .compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire)
             {
-                Ok(_) => return reason,
+                Ok(_) => return Ok(reason),
                 Err(now) => word = now,
             }
         }

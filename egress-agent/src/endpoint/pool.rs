@@ -32,7 +32,10 @@ const VARIANTS: usize = 64;
 /// Vanished endpoints that are remembered while they drain.
 const DEPARTED: usize = 4096;
 
+/// Aligned so that its reference count, which every pick changes, is on a line
+/// of its own.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Pool {
     pub(super) shared: Arc<Shared>,
     pub(super) kind: Kind,

@@ -211,11 +211,9 @@ impl EndpointSet {
     /// # Errors
     /// When there is none, or none that may be used.
     pub fn pick(self: &Arc<Self>, context: &PickContext<'_>) -> Result<Picked, PickError> {
-        let counters = self.counters();
-        bump(&counters.picks);
         let picked = self.choose(context);
         if picked.is_err() {
-            bump(&counters.no_endpoint);
+            bump(&self.counters().no_endpoint);
         }
         picked
     }

@@ -17,8 +17,6 @@ use crate::policy::snapshot::ClusterKey;
 /// Counters and gauges of a cluster, for metrics.
 #[derive(Debug, Default)]
 pub struct SetCounters {
-    /// Picks.
-    pub picks: AtomicU64,
     /// Picks that found no endpoint (`UH`, `DF`).
     pub no_endpoint: AtomicU64,
     /// Ejections by `consecutive5xxErrors`.

@@ -69,6 +69,8 @@ fn an_endpoint_without_a_connection_gets_exactly_one_beyond_the_limit() {
     assert_eq!(set.status().limits[0].current, 1);
 }
 
+type Take = fn(&EndpointSet) -> Result<Permit, Overflow>;
+
 #[tokio::test(start_paused = true)]
 async fn the_four_limits_are_apart() {
     let set = set(
@@ -80,7 +82,6 @@ async fn the_four_limits_are_apart() {
         }),
         many(1),
     );
-    type Take = fn(&EndpointSet) -> Result<Permit, Overflow>;
     let takes: [(Take, usize, LimitKind); 4] = [
         (EndpointSet::connection_permit, 1, LimitKind::Connections),
         (EndpointSet::request_permit, 2, LimitKind::Requests),
@@ -180,9 +181,10 @@ proptest! {
         let mut held: Vec<Permit> = Vec::new();
         for (take, which) in steps {
             if take {
-                match set.request_permit() {
-                    Ok(permit) => held.push(permit),
-                    Err(_) => prop_assert_eq!(held.len(), limit as usize),
+                if let Ok(permit) = set.request_permit() {
+                    held.push(permit);
+                } else {
+                    prop_assert_eq!(held.len(), limit as usize);
                 }
             } else if !held.is_empty() {
                 let which = usize::from(which) % held.len();

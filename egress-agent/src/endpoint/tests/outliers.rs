@@ -234,7 +234,9 @@ async fn late_reports_of_an_earlier_period_do_not_count() {
         .for_each(|p| p.report(Outcome::Timeout));
     live(&set, 31).await;
     assert!(!is_ejected(&set, 1));
-    slow.iter().for_each(|p| p.report(Outcome::Timeout));
+    for late in &slow {
+        late.report(Outcome::Timeout);
+    }
     assert!(!is_ejected(&set, 1));
     assert_eq!(set.counters().late_reports.load(Ordering::Relaxed), 50);
     fail(&set, 1, Outcome::Timeout, 2);

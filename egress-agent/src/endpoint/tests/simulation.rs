@@ -303,7 +303,7 @@ impl World {
             );
         }
         // Vanished endpoints and warm-ups come to an end as well.
-        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::advance(Duration::from_hours(1)).await;
         for _ in 0..100 {
             next = self.set.sweep(Instant::now());
             let Some(at) = next else { break };
