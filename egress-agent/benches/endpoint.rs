@@ -4,7 +4,7 @@
 #![allow(
     missing_docs,
     clippy::unwrap_used,
-    clippy::expect_used,
+    clippy::wildcard_imports,
     reason = "a benchmark"
 )]
 

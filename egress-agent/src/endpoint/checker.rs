@@ -76,6 +76,10 @@ impl Checker {
         let Some(check) = &cluster.policy.health_check else {
             return;
         };
+        if set.is_dialled() {
+            // Nobody asked us to knock at every address that clients dial.
+            return;
+        }
         for endpoint in set.endpoints() {
             let id = endpoint.id;
             let plan = self.plans.entry(id).or_insert_with(|| Plan {

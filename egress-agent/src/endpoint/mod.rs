@@ -19,6 +19,7 @@ mod config;
 mod dial;
 mod eject;
 mod error;
+mod group;
 mod hash;
 mod health;
 mod host;
@@ -39,6 +40,7 @@ mod status;
 mod table;
 #[cfg(test)]
 mod tests;
+mod variants;
 mod warmup;
 mod weighted;
 

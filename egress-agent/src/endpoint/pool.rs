@@ -17,18 +17,15 @@ use super::error::PickError;
 use super::health::CheckState;
 use super::host::{Endpoint, EndpointId, OUT_EJECTED, OUT_GONE, OUT_UNHEALTHY};
 use super::index::Index;
-use super::locality;
 use super::outlier::EjectReason;
 use super::picked::PickContext;
 use super::resolved::{Destination, ResolvedEndpoint};
 use super::shared::Shared;
 use super::table::{Candidate, Table};
+use super::variants::Tables;
 use super::weighted::Cursor;
 use crate::policy::snapshot::Client;
 
-/// Tables for clients with different labels, where `failoverPriority` looks at
-/// them; clients beyond that get the one for a client without labels.
-const VARIANTS: usize = 64;
 /// Vanished endpoints that are remembered while they drain.
 const DEPARTED: usize = 4096;
 
@@ -92,17 +89,6 @@ pub(super) struct Departed {
     pub(super) member: Member,
     pub(super) until: Instant,
 }
-
-#[derive(Debug, Default)]
-struct Tables {
-    /// For a client without the labels that matter.
-    plain: Option<Arc<Table>>,
-    /// By the values of `Config::client_keys`.
-    variants: Vec<(Values, Arc<Table>)>,
-}
-
-/// Values of a client for the labels that matter.
-type Values = Box<[Box<str>]>;
 
 impl Member {
     pub(super) fn new(endpoint: Arc<Endpoint>, now: Instant) -> Self {
@@ -224,20 +210,8 @@ impl Pool {
             let percent = (available * 100).checked_div(all).unwrap_or(100);
             panic.store(percent < config.panic_percent() as usize, Ordering::Release);
         } else {
-            let before = self.tables.load();
-            let candidates = inner.candidates();
-            let build = |values: &[Box<str>], previous: Option<&Table>| {
-                Arc::new(Table::build(config, values, &candidates, now, previous))
-            };
-            let keys = config.client_keys.len();
-            let variants = before.variants.iter();
-            self.tables.store(Arc::new(Tables {
-                plain: Some(build(&vec![Box::default(); keys], before.plain.as_deref())),
-                variants: variants
-                    .filter(|(values, _)| values.len() == keys)
-                    .map(|(values, table)| (values.clone(), build(values, Some(table))))
-                    .collect(),
-            }));
+            let tables = self.tables.load().rebuilt(config, &inner.candidates(), now);
+            self.tables.store(Arc::new(tables));
         }
         self.shared.changed();
     }
@@ -281,30 +255,10 @@ impl Pool {
     /// Builds the table for a client with labels not met before.
     fn add_variant(&self, config: &Config, client: &Client) {
         let inner = self.lock();
-        let before = self.tables.load();
-        let values: Values = values_of(config, client).map(Box::from).collect();
-        let known = before.variants.iter().any(|(known, _)| *known == values);
-        let Some(plain) = before.plain.as_ref().filter(|_| !known) else {
-            return;
-        };
-        let table = if before.variants.len() < VARIANTS {
-            let candidates = inner.candidates();
-            Arc::new(Table::build(
-                config,
-                &values,
-                &candidates,
-                Instant::now(),
-                Some(plain),
-            ))
-        } else {
-            return;
-        };
-        let mut variants = before.variants.clone();
-        variants.push((values, table));
-        self.tables.store(Arc::new(Tables {
-            plain: Some(Arc::clone(plain)),
-            variants,
-        }));
+        let tables = self.tables.load();
+        if let Some(tables) = tables.with(config, client, &inner.candidates(), Instant::now()) {
+            self.tables.store(Arc::new(tables));
+        }
     }
 
     /// The table of a client, for those who look at it from outside.
@@ -312,7 +266,7 @@ impl Pool {
         let config = self.shared.config.load();
         let tables = self.tables.load();
         let Some(client) = client else {
-            return tables.plain.clone();
+            return tables.plain().cloned();
         };
         if let Some(table) = tables.of(&config, client) {
             return Some(Arc::clone(table));
@@ -336,32 +290,6 @@ impl Drop for Pool {
         // A name that was forgotten takes its part of the gauges along.
         self.set_gauges([0; 3]);
     }
-}
-
-impl Tables {
-    fn of(&self, config: &Config, client: &Client) -> Option<&Arc<Table>> {
-        if config.client_keys.is_empty() {
-            return self.plain.as_ref();
-        }
-        self.variants
-            .iter()
-            .find(|(values, _)| {
-                values.len() == config.client_keys.len()
-                    && values_of(config, client).eq(values.iter().map(|value| &**value))
-            })
-            .map(|(_, table)| table)
-            .or_else(|| {
-                self.plain
-                    .as_ref()
-                    .filter(|_| self.variants.len() >= VARIANTS)
-            })
-    }
-}
-
-/// Values of a client for the labels that matter.
-fn values_of<'a>(config: &'a Config, client: &'a Client) -> impl Iterator<Item = &'a str> {
-    let keys = config.client_keys.iter();
-    keys.map(|key| locality::label(&client.labels, config.locality(), key))
 }
 
 impl Inner {

@@ -13,9 +13,9 @@ use super::changes::Watchers;
 use super::config::{Config, Mode, is_virtual};
 use super::error::PickError;
 use super::health::ProbeFailure;
-use super::host::{ConnectionGuard, Endpoint, EndpointId};
+use super::host::{Endpoint, EndpointId};
 use super::index::Index;
-use super::limits::{LimitKind, Limits, Overflow, Permit};
+use super::limits::Limits;
 use super::live::Options;
 use super::outcome::Outcome;
 use super::outlier::Generation;
@@ -250,6 +250,11 @@ impl EndpointSet {
         }
     }
 
+    /// Clients decide the address (resolution NONE, PASSTHROUGH).
+    pub fn is_dialled(&self) -> bool {
+        matches!(self.shared.config.load().mode, Mode::Dialled { .. })
+    }
+
     fn is_unresolved(&self, config: &Config) -> bool {
         let cluster = &config.cluster;
         cluster.target.resolution != Resolution::Static
@@ -315,14 +320,15 @@ impl EndpointSet {
     /// of the direct path, which began in the given period
     /// ([`Endpoint::generation`] when its slot was written).
     pub fn report(&self, endpoint: &Arc<Endpoint>, period: Generation, outcome: Outcome) {
-        let destination = &endpoint.destination;
-        let pools = self.pools();
-        // One pool unless names or dialled addresses are about.
-        let pool = match &*pools {
-            [only] => Some(only),
-            several => several
-                .iter()
-                .find(|pool| pool.endpoint_at(destination).is_some()),
+        let config = self.shared.config.load();
+        let named = || {
+            let mut pools = self.pools().into_iter();
+            pools.find(|pool| pool.endpoint_at(&endpoint.destination).is_some())
+        };
+        let pool = match config.mode {
+            Mode::Resolved => Some(Arc::clone(&self.pool)),
+            Mode::Dialled { .. } => self.dialled.get().cloned(),
+            Mode::Named => named(),
         };
         if let Some(pool) = pool {
             pool.judge(endpoint, period, outcome);
@@ -365,61 +371,5 @@ impl EndpointSet {
             .iter()
             .filter_map(|pool| pool.next_sweep(&pool.lock(), &config, now));
         due.chain(named).min()
-    }
-}
-
-/// Limits.
-impl EndpointSet {
-    /// A place under `maxConnections`.
-    ///
-    /// # Errors
-    /// When none is free: TCP closes at once, HTTP waits.
-    pub fn connection_permit(&self) -> Result<Permit, Overflow> {
-        self.shared.limits.permit(LimitKind::Connections)
-    }
-
-    /// As [`Self::connection_permit`], and counts the connection as one of the
-    /// endpoint's. An endpoint without any connection gets one beyond the limit
-    /// (HTTP; ISTIO-API section 10), and no more than one.
-    ///
-    /// # Errors
-    /// When none is free and the endpoint has a connection already.
-    pub fn connection_permit_for(
-        &self,
-        endpoint: &Endpoint,
-    ) -> Result<(Permit, ConnectionGuard), Overflow> {
-        let limits = &self.shared.limits;
-        match limits.permit(LimitKind::Connections) {
-            Ok(permit) => Ok((permit, endpoint.open_connection())),
-            Err(overflow) => {
-                let guard = endpoint.first_connection().ok_or(overflow)?;
-                Ok((limits.force(LimitKind::Connections), guard))
-            }
-        }
-    }
-
-    /// A place under `http2MaxRequests`.
-    ///
-    /// # Errors
-    /// When none is free: 503 with flag `UO`.
-    pub fn request_permit(&self) -> Result<Permit, Overflow> {
-        self.shared.limits.permit(LimitKind::Requests)
-    }
-
-    /// A place under `http1MaxPendingRequests`, held while a request waits for
-    /// a connection.
-    ///
-    /// # Errors
-    /// When none is free: 503 with flag `UO`.
-    pub fn pending_permit(&self) -> Result<Permit, Overflow> {
-        self.shared.limits.permit(LimitKind::Pending)
-    }
-
-    /// A place under `maxRetries` or the retry budget.
-    ///
-    /// # Errors
-    /// When none is free: the last answer goes out.
-    pub fn retry_permit(&self) -> Result<Permit, Overflow> {
-        self.shared.limits.permit(LimitKind::Retries)
     }
 }

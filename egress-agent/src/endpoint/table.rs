@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::config::Config;
 use super::error::PickError;
+use super::group::Group;
 use super::hash::{HashTable, remix};
 use super::host::{Endpoint, EndpointId};
 use super::load::{self, Health, Load};
@@ -20,11 +21,6 @@ use crate::policy::model::{Algorithm, Locality};
 /// Re-picks to avoid endpoints that were tried (Envoy's
 /// `host_selection_retry_max_attempts` as Istio sets it).
 const REPICKS: usize = 5;
-/// Up to this many endpoints of unequal weight LEAST_REQUEST looks at all.
-const SCAN: usize = 32;
-/// Among more than that it looks at this many.
-const SAMPLE: usize = 8;
-
 /// An endpoint and when its warm-up began.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
@@ -49,12 +45,6 @@ pub(super) struct Level {
     groups: Box<[Group]>,
     shares: Weights,
     hash: Option<Arc<HashTable>>,
-}
-
-#[derive(Debug)]
-struct Group {
-    hosts: Box<[Arc<Endpoint>]>,
-    weights: Weights,
 }
 
 impl Table {
@@ -303,74 +293,6 @@ impl Level {
             .find(|e| usable(e) && !tried.contains(&e.id))
             .or_else(|| order().find(usable))
     }
-}
-
-impl Group {
-    fn random(&self) -> Option<&Arc<Endpoint>> {
-        self.weights
-            .at(fastrand::u64(..))
-            .map(|index| &self.hosts[index])
-    }
-
-    /// Equal weights: the better of two. Else in proportion to
-    /// `weight / (active + 1)`, over all of a few or over a sample of many.
-    fn least_request(&self, step: Step) -> Option<&Arc<Endpoint>> {
-        let count = self.hosts.len();
-        if count <= 1 {
-            return self.hosts.first();
-        }
-        if self.weights.is_equal() {
-            let first = fastrand::usize(..count);
-            let second = (first + fastrand::usize(1..count)) % count;
-            let (first, second) = (&self.hosts[first], &self.hosts[second]);
-            return Some(if second.active_requests() < first.active_requests() {
-                second
-            } else {
-                first
-            });
-        }
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a share needs no more than 52 bits"
-        )]
-        if count <= SCAN {
-            let mut shares = [0.0; SCAN];
-            let mut total = 0.0;
-            for (index, (share, host)) in shares.iter_mut().zip(&self.hosts).enumerate() {
-                let idle = f64::from(host.active_requests()) + 1.0;
-                *share = self.weights.weight(index) as f64 / idle;
-                total += *share;
-            }
-            let chosen = draw(&shares[..count], total, step.endpoint());
-            return self.hosts.get(chosen);
-        }
-        let mut sample = [0; SAMPLE];
-        let mut shares = [0.0; SAMPLE];
-        let mut total = 0.0;
-        for (place, share) in sample.iter_mut().zip(&mut shares) {
-            *place = self.weights.at(fastrand::u64(..))?;
-            *share = 1.0 / (f64::from(self.hosts[*place].active_requests()) + 1.0);
-            total += *share;
-        }
-        let chosen = draw(&shares, total, fastrand::u64(..));
-        self.hosts.get(sample[chosen])
-    }
-}
-
-/// Place in proportion to shares.
-fn draw(shares: &[f64], total: f64, point: u64) -> usize {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a share needs no more than 52 bits"
-    )]
-    let mut left = point as f64 / 18_446_744_073_709_551_616.0 * total;
-    for (index, share) in shares.iter().enumerate() {
-        if left < *share {
-            return index;
-        }
-        left -= share;
-    }
-    shares.len() - 1
 }
 
 #[expect(

@@ -62,6 +62,13 @@ fn random_policy(rng: &mut Rng) -> TrafficPolicy {
     with(|p| {
         p.load_balancer.algorithm = algorithm;
         p.load_balancer.locality.enabled = rng.bool();
+        if rng.u8(..) < 60 {
+            p.load_balancer.locality.failover = vec![("us".into(), "eu".into())];
+        }
+        if rng.u8(..) < 60 {
+            let priorities = [("topology.kubernetes.io/region".into(), None)];
+            p.load_balancer.locality.failover_priority = priorities.into();
+        }
         p.load_balancer.warmup = rng.bool().then(|| Warmup {
             duration: Duration::from_secs(30),
             minimum_percent: 10.0,
@@ -362,4 +369,67 @@ async fn guard(future: impl Future<Output = ()>, seed: u64, step: usize) {
     }
     let _tell = Tell(seed, step);
     future.await;
+}
+
+/// The same on several threads at once: the share ejected is within its cap
+/// whenever someone looks, limits hold, and nothing is left behind.
+#[test]
+fn what_must_hold_holds_under_concurrency() {
+    const LIMIT: u32 = 6;
+    let mut policy = ejecting(|o| {
+        o.max_ejection_percent = Some(40);
+        o.consecutive_5xx = Some(2);
+        // Over in a moment, so that periods follow each other quickly.
+        o.base_ejection_time = Duration::from_millis(2);
+        o.interval = Duration::from_millis(1);
+    });
+    policy.connection_pool.max_requests = LIMIT;
+    let detection = policy.outlier_detection.clone().unwrap();
+    let set = set(policy, many(10));
+    let running = std::sync::atomic::AtomicUsize::new(4);
+    let in_flight = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            let (set, running, in_flight) = (&set, &running, &in_flight);
+            scope.spawn(move || {
+                let mut rng = Rng::with_seed(seed);
+                for _ in 0..20_000 {
+                    let Ok(permit) = set.request_permit() else {
+                        continue;
+                    };
+                    let now = in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+                    assert!(now <= LIMIT);
+                    let picked = pick(set).unwrap();
+                    // Some are always bad, one is cancelled now and then.
+                    let bad = number(&picked) < 3 || rng.u8(..) < 20;
+                    match (bad, rng.u8(..)) {
+                        (_, 0..20) => {}
+                        (true, _) => picked.report(Outcome::ConnectRefused),
+                        (false, _) => picked.report(Outcome::Status(200)),
+                    }
+                    in_flight.fetch_sub(1, Ordering::SeqCst);
+                    drop((picked, permit));
+                }
+                running.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut rng = Rng::with_seed(99);
+        while running.load(Ordering::SeqCst) > 0 {
+            set.update(many(rng.usize(5..12)));
+            set.sweep(Instant::now());
+            let inner = set.pool.lock();
+            let ejected = inner.ejected();
+            let all = inner.members.len();
+            assert!(may_be_ejected(&detection, all, [ejected].into_iter()));
+        }
+    });
+    let counters = set.counters();
+    assert!(counters.ejections_5xx.load(Ordering::Relaxed) > 10);
+    assert!(counters.readmissions.load(Ordering::Relaxed) > 10);
+    for endpoint in set.endpoints() {
+        assert_eq!(endpoint.active_requests(), 0);
+    }
+    assert!(set.status().limits.iter().all(|limit| limit.current == 0));
+    set.sweep(Instant::now() + Duration::from_secs(1));
+    assert_eq!(counters.ejected.load(Ordering::Relaxed), 0);
 }
