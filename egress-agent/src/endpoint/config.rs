@@ -125,11 +125,11 @@ impl Config {
     }
 }
 
-/// Whether DNS capture made this address up (DESIGN section 5): nothing can be
-/// dialled there.
+/// Whether DNS capture made this address up: nothing can be dialled there.
 pub(super) fn is_virtual(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.octets()[..2] == [240, 240],
-        IpAddr::V6(v6) => v6.segments()[..3] == [0x2001, 2, 0],
-    }
+    let mapped = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    egress_common::is_virtual(&mapped.octets())
 }
