@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::outcome::LastFailure;
+use super::outlier::{Generation, Tally};
 use super::resolved::{Destination, ResolvedEndpoint};
 use crate::policy::model::{Labels, Locality};
 
@@ -48,6 +50,7 @@ pub struct Endpoint {
 
 /// What changes while an endpoint lives; shared by its descriptions.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct State {
     /// Bit set of `OUT_` reasons; zero: may be picked.
     pub(super) out: AtomicU8,
@@ -59,6 +62,12 @@ pub(super) struct State {
     pub(super) direct: AtomicU32,
     /// When the drain of a vanished endpoint is over; `None`: not draining.
     pub(super) drain: watch::Sender<Option<Instant>>,
+    /// Errors in a row and the period that they belong to.
+    pub(super) tally: Tally,
+    pub(super) last_failure: LastFailure,
+    /// Second of the set's life in which it was last picked, where endpoints
+    /// come and go with what clients dial.
+    pub(super) used: AtomicU64,
     pub(super) counters: EndpointCounters,
 }
 
@@ -94,6 +103,9 @@ impl Endpoint {
             connections: AtomicU32::new(0),
             direct: AtomicU32::new(0),
             drain: watch::Sender::new(None),
+            tally: Tally::default(),
+            last_failure: LastFailure::default(),
+            used: AtomicU64::new(0),
             counters: EndpointCounters::default(),
         };
         Self::with(EndpointId::next(), Arc::new(state), resolved)
@@ -146,6 +158,22 @@ impl Endpoint {
         self.state.connections.load(Ordering::Relaxed)
     }
 
+    /// Open connections on the direct path, as the kernel counts them.
+    pub fn direct_connections(&self) -> u32 {
+        self.state.direct.load(Ordering::Relaxed)
+    }
+
+    /// Takes over the kernel's count of direct connections.
+    pub fn set_direct_connections(&self, count: u32) {
+        self.state.direct.store(count, Ordering::Relaxed);
+    }
+
+    /// The present period: what begins now may be held against the endpoint
+    /// until it is ejected or readmitted.
+    pub fn generation(&self) -> Generation {
+        self.state.tally.generation()
+    }
+
     /// What it did so far.
     pub fn counters(&self) -> &EndpointCounters {
         &self.state.counters
@@ -181,9 +209,12 @@ impl Endpoint {
         loop {
             let deadline = *drain.borrow_and_update();
             let changed = match deadline {
+                // In this order: an endpoint that is back when the time is over
+                // does not drain, even if both are seen at once.
                 Some(deadline) => tokio::select! {
-                    () = sleep_until(deadline) => return,
+                    biased;
                     changed = drain.changed() => changed,
+                    () = sleep_until(deadline) => return,
                 },
                 None => drain.changed().await,
             };

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
 
+use super::host::{ConnectionGuard, Endpoint};
+use super::set::EndpointSet;
 use crate::flag::{Flag, Side};
 use crate::policy::model::{RetryBudget, TrafficPolicy};
 
@@ -304,5 +306,61 @@ impl Window {
             .map(|slot| slot & u64::from(u32::MAX))
             .sum::<u64>();
         u32::try_from(sum).unwrap_or(u32::MAX)
+    }
+}
+
+/// What the flow takes places from.
+impl EndpointSet {
+    /// A place under `maxConnections`.
+    ///
+    /// # Errors
+    /// When none is free: TCP closes at once, HTTP waits.
+    pub fn connection_permit(&self) -> Result<Permit, Overflow> {
+        self.shared.limits.permit(LimitKind::Connections)
+    }
+
+    /// As [`Self::connection_permit`], and counts the connection as one of the
+    /// endpoint's. An endpoint without any connection gets one beyond the limit
+    /// (HTTP; ISTIO-API section 10), and no more than one.
+    ///
+    /// # Errors
+    /// When none is free and the endpoint has a connection already.
+    pub fn connection_permit_for(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<(Permit, ConnectionGuard), Overflow> {
+        let limits = &self.shared.limits;
+        match limits.permit(LimitKind::Connections) {
+            Ok(permit) => Ok((permit, endpoint.open_connection())),
+            Err(overflow) => {
+                let guard = endpoint.first_connection().ok_or(overflow)?;
+                Ok((limits.force(LimitKind::Connections), guard))
+            }
+        }
+    }
+
+    /// A place under `http2MaxRequests`.
+    ///
+    /// # Errors
+    /// When none is free: 503 with flag `UO`.
+    pub fn request_permit(&self) -> Result<Permit, Overflow> {
+        self.shared.limits.permit(LimitKind::Requests)
+    }
+
+    /// A place under `http1MaxPendingRequests`, held while a request waits for
+    /// a connection.
+    ///
+    /// # Errors
+    /// When none is free: 503 with flag `UO`.
+    pub fn pending_permit(&self) -> Result<Permit, Overflow> {
+        self.shared.limits.permit(LimitKind::Pending)
+    }
+
+    /// A place under `maxRetries` or the retry budget.
+    ///
+    /// # Errors
+    /// When none is free: the last answer goes out.
+    pub fn retry_permit(&self) -> Result<Permit, Overflow> {
+        self.shared.limits.permit(LimitKind::Retries)
     }
 }

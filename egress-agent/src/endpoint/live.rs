@@ -1,9 +1,16 @@
 //! The endpoint sets of a snapshot, kept across snapshots.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::future::Future;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
+use super::changes::{Changes, Watchers};
+use super::checker::Checker;
+use super::health::Prober;
 use super::set::EndpointSet;
 use crate::policy::model::Locality;
 use crate::policy::snapshot::{ClusterKey, Snapshot};
@@ -18,7 +25,7 @@ pub struct Live {
 }
 
 /// What the sets need to know besides policy.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Options {
     /// Where this node is.
     pub locality: Locality,
@@ -41,6 +48,7 @@ pub struct Registry {
     options: Options,
     sets: HashMap<ClusterKey, Arc<EndpointSet>>,
     live: Arc<Live>,
+    watchers: Arc<Watchers>,
 }
 
 impl Registry {
@@ -60,12 +68,15 @@ impl Registry {
             .clusters
             .iter()
             .map(|cluster| {
-                let set = match self.sets.remove(&cluster.key) {
-                    Some(set) => {
-                        set.reconfigure(Arc::clone(cluster), &self.options);
-                        set
-                    }
-                    None => EndpointSet::new(Arc::clone(cluster), &self.options),
+                let set = if let Some(set) = self.sets.remove(&cluster.key) {
+                    set.reconfigure(Arc::clone(cluster), &self.options);
+                    set
+                } else {
+                    let watchers = Arc::clone(&self.watchers);
+                    let set = EndpointSet::watched(Arc::clone(cluster), &self.options, watchers);
+                    // Also one without endpoints yet is news.
+                    self.watchers.tell(&Arc::downgrade(&set));
+                    set
                 };
                 kept.insert(cluster.key.clone(), Arc::clone(&set));
                 set
@@ -79,5 +90,111 @@ impl Registry {
     /// What [`Self::apply`] returned last.
     pub const fn live(&self) -> &Arc<Live> {
         &self.live
+    }
+
+    /// The set of a cluster.
+    pub fn set(&self, key: &ClusterKey) -> Option<&Arc<EndpointSet>> {
+        self.sets.get(key)
+    }
+
+    /// Takes over where this node is, as Kubernetes tells it.
+    pub fn set_locality(&mut self, locality: Locality) {
+        self.options.locality = locality;
+        for set in self.sets.values() {
+            set.reconfigure(set.cluster(), &self.options);
+        }
+    }
+
+    /// Tells every set that changes from now on, beginning with all there are.
+    pub fn subscribe(&self) -> Changes {
+        let changes = self.watchers.subscribe();
+        for set in self.sets.values() {
+            self.watchers.tell(&Arc::downgrade(set));
+        }
+        changes
+    }
+
+    /// Readmits ejected endpoints, moves slow starts on and forgets what is no
+    /// longer used, for all sets, present and future. Never ends; belongs on
+    /// the control runtime.
+    pub fn run_sweeps(&self) -> impl Future<Output = ()> + Send + 'static {
+        run_sweeps(self.subscribe())
+    }
+
+    /// Carries out active health checks, at most `limit` at once. Never ends;
+    /// belongs on the control runtime.
+    pub fn run_health_checks(
+        &self,
+        prober: Arc<dyn Prober>,
+        limit: usize,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        Checker::new(self.subscribe(), prober, limit).run()
+    }
+}
+
+/// Times at which sets want to be swept.
+#[derive(Default)]
+struct Agenda {
+    /// The time that counts for each set, by its address, which stays taken
+    /// while the weak reference is here.
+    due: HashMap<usize, (Instant, Weak<EndpointSet>)>,
+    /// Times in order, outdated ones among them.
+    queue: BinaryHeap<Reverse<(Instant, usize)>>,
+}
+
+impl Agenda {
+    fn plan(&mut self, set: &Arc<EndpointSet>, at: Option<Instant>) {
+        let key = Arc::as_ptr(set).addr();
+        let Some(at) = at else {
+            self.due.remove(&key);
+            return;
+        };
+        let before = self.due.insert(key, (at, Arc::downgrade(set)));
+        if before.is_none_or(|(before, _)| before != at) {
+            self.queue.push(Reverse((at, key)));
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.queue.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Takes the first entry; the set, when the entry still counts.
+    fn pop(&mut self) -> Option<Arc<EndpointSet>> {
+        let Reverse((at, key)) = self.queue.pop()?;
+        let (planned, set) = self.due.get(&key)?;
+        if *planned != at {
+            return None;
+        }
+        let set = set.upgrade();
+        self.due.remove(&key);
+        set
+    }
+}
+
+async fn run_sweeps(mut changes: Changes) {
+    let mut agenda = Agenda::default();
+    loop {
+        tokio::select! {
+            sets = changes.next() => {
+                let now = Instant::now();
+                for set in &sets {
+                    agenda.plan(set, set.next_sweep(now));
+                }
+            }
+            () = wait(agenda.next()) => {
+                if let Some(set) = agenda.pop() {
+                    let next = set.sweep(Instant::now());
+                    agenda.plan(&set, next);
+                }
+            }
+        }
+    }
+}
+
+async fn wait(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }

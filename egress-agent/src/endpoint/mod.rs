@@ -13,21 +13,51 @@
 //! answer, a policy) rebuilds the table before letting go of the set's lock, so
 //! no change can be missed.
 
+mod changes;
+mod checker;
+mod config;
+mod dial;
+mod eject;
 mod error;
+mod group;
+mod hash;
+mod health;
 mod host;
+mod index;
 mod limits;
 mod live;
+mod load;
+mod locality;
 mod outcome;
+mod outlier;
 mod picked;
 mod pool;
 pub mod resolve;
 pub mod resolved;
 mod set;
+mod shared;
+mod slots;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+mod variants;
+mod warmup;
+mod weighted;
 
+pub use changes::Changes;
 pub use error::PickError;
+pub use hash::{hash_address, hash_bytes};
+pub use health::{ProbeFailure, ProbeFuture, ProbeTarget, Prober, TcpProber};
 pub use host::{ConnectionGuard, Endpoint, EndpointCounters, EndpointId};
 pub use limits::{LimitKind, Overflow, Permit};
 pub use live::{Live, Options, Registry};
 pub use outcome::Outcome;
+pub use outlier::{EjectReason, Generation};
 pub use picked::{PickContext, Picked};
-pub use set::{EndpointSet, SetCounters};
+pub use set::EndpointSet;
+pub use shared::SetCounters;
+pub use slots::{Slot, Slots};
+pub use status::{
+    EndpointState, EndpointStatus, FailureStatus, LevelStatus, LimitStatus, SetStatus,
+};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::host::{Endpoint, EndpointId};
 use super::outcome::Outcome;
+use super::outlier::Generation;
 use super::pool::Pool;
 use super::resolved::Destination;
 use crate::policy::snapshot::Client;
@@ -19,8 +20,12 @@ pub struct PickContext<'a> {
     pub original: SocketAddr,
     /// The name that the application asked for, lower case.
     pub host: &'a str,
-    /// Hash of the request's `consistentHash` key; `None` when the request has
-    /// none: then a random endpoint.
+    /// Hash of the request's `consistentHash` key ([`hash_bytes`],
+    /// [`hash_address`]); `None` when the request has none: then a random
+    /// endpoint.
+    ///
+    /// [`hash_bytes`]: super::hash_bytes
+    /// [`hash_address`]: super::hash_address
     pub hash: Option<u64>,
     /// Endpoints that earlier tries of this request went to: avoided while
     /// there are others. Leave it empty for `retryIgnorePreviousHosts: false`.
@@ -38,6 +43,7 @@ pub struct Picked {
     /// Where to dial.
     pub destination: Destination,
     pool: Arc<Pool>,
+    period: Generation,
     judged: AtomicBool,
 }
 
@@ -48,6 +54,7 @@ impl Picked {
         state.counters.picks.fetch_add(1, Ordering::Relaxed);
         Self {
             destination: endpoint.destination.clone(),
+            period: endpoint.generation(),
             endpoint,
             pool: Arc::clone(pool),
             judged: AtomicBool::new(false),
@@ -58,7 +65,7 @@ impl Picked {
     /// says nothing about the endpoint.
     pub fn report(&self, outcome: Outcome) {
         if !self.judged.swap(true, Ordering::AcqRel) {
-            self.pool.judge(&self.endpoint, outcome);
+            self.pool.judge(&self.endpoint, self.period, outcome);
         }
     }
 }

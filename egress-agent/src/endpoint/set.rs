@@ -1,118 +1,209 @@
 //! The set of endpoints of one cluster: the face that the flow sees.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::changes::Watchers;
+use super::config::{Config, Mode, is_virtual};
 use super::error::PickError;
-use super::host::{ConnectionGuard, Endpoint};
-use super::limits::{LimitKind, Limits, Overflow, Permit};
+use super::health::ProbeFailure;
+use super::host::{Endpoint, EndpointId};
+use super::index::Index;
+use super::limits::Limits;
 use super::live::Options;
+use super::outcome::Outcome;
+use super::outlier::Generation;
 use super::picked::{PickContext, Picked};
-use super::pool::Pool;
+use super::pool::{Kind, Pool};
 use super::resolved::{Destination, ResolvedEndpoint};
-use crate::policy::model::{Algorithm, EndpointAddress, Locality, Resolution};
+use super::shared::{SetCounters, Shared, bump, name_of};
+use crate::policy::model::Resolution;
 use crate::policy::snapshot::{Cluster, ClusterKey};
 
-/// Counters of a cluster, for metrics.
-#[derive(Debug, Default)]
-pub struct SetCounters {
-    /// Picks that found no endpoint (`UH`, `DF`).
-    pub no_endpoint: AtomicU64,
-}
+/// Names that a `DYNAMIC_DNS` cluster keeps; one more takes the place of the
+/// one that was not used for the longest time.
+const NAMES: usize = 1024;
+/// A name that was not used for this long is forgotten.
+const NAME_IDLE: Duration = Duration::from_mins(10);
 
 /// The endpoints of one cluster, its limits and its outlier detection.
 #[derive(Debug)]
 pub struct EndpointSet {
-    key: ClusterKey,
-    cluster: ArcSwap<Cluster>,
-    limits: Arc<Limits>,
-    counters: SetCounters,
-    pool: Arc<Pool>,
-    resolved: watch::Sender<bool>,
+    pub(super) shared: Arc<Shared>,
+    /// What resolution gave.
+    pub(super) pool: Arc<Pool>,
+    /// What clients dialled.
+    pub(super) dialled: OnceLock<Arc<Pool>>,
+    /// What resolution gave for each name that clients asked for.
+    pub(super) names: OnceLock<Index<Arc<str>, Pool>>,
+    /// Serialises writers of `names`.
+    naming: Mutex<()>,
+    resolved: watch::Sender<Resolved>,
+    pub(super) resolution: Mutex<ResolutionState>,
+}
+
+/// How far resolution has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Resolved {
+    Pending,
+    Failed,
+    Done,
+}
+
+/// When resolution last worked and failed.
+#[derive(Clone, Default, Debug)]
+pub(super) struct ResolutionState {
+    pub(super) success: Option<Instant>,
+    pub(super) failure: Option<(Instant, Arc<str>)>,
 }
 
 impl EndpointSet {
     /// A set for `cluster`; a STATIC one has its endpoints at once.
-    pub fn new(cluster: Arc<Cluster>, _options: &Options) -> Arc<Self> {
-        let set = Arc::new(Self {
-            key: cluster.key.clone(),
-            limits: Limits::new(&cluster.policy, Instant::now()),
-            counters: SetCounters::default(),
-            pool: Pool::new(),
-            resolved: watch::Sender::new(false),
-            cluster: ArcSwap::new(cluster),
+    pub fn new(cluster: Arc<Cluster>, options: &Options) -> Arc<Self> {
+        Self::watched(cluster, options, Arc::default())
+    }
+
+    pub(super) fn watched(
+        cluster: Arc<Cluster>,
+        options: &Options,
+        watchers: Arc<Watchers>,
+    ) -> Arc<Self> {
+        let now = Instant::now();
+        let set = Arc::new_cyclic(|me| {
+            let shared = Arc::new(Shared {
+                key: cluster.key.clone(),
+                name: name_of(&cluster.key),
+                limits: Limits::new(&cluster.policy, now),
+                counters: SetCounters::default(),
+                created: now,
+                version: watch::Sender::new(0),
+                watchers,
+                set: me.clone(),
+                config: ArcSwap::from_pointee(Config::new(cluster, options.clone())),
+            });
+            Self {
+                pool: Pool::new(Arc::clone(&shared), Kind::Resolved),
+                dialled: OnceLock::new(),
+                names: OnceLock::new(),
+                naming: Mutex::new(()),
+                resolved: watch::Sender::new(Resolved::Pending),
+                resolution: Mutex::default(),
+                shared,
+            }
         });
         set.seed();
         set
     }
 
     /// Identity of the cluster.
-    pub const fn key(&self) -> &ClusterKey {
-        &self.key
+    pub fn key(&self) -> &ClusterKey {
+        &self.shared.key
     }
 
     /// The cluster as the newest snapshot has it.
     pub fn cluster(&self) -> Arc<Cluster> {
-        self.cluster.load_full()
+        Arc::clone(&self.shared.config.load().cluster)
     }
 
     /// Counters, for metrics.
-    pub const fn counters(&self) -> &SetCounters {
-        &self.counters
+    pub fn counters(&self) -> &SetCounters {
+        &self.shared.counters
+    }
+
+    /// Tells each change of what may be picked; the value is a version.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.version.subscribe()
     }
 
     /// Takes over a new version of the cluster. Endpoints keep their state and
     /// limits what they have counted.
-    pub(super) fn reconfigure(&self, cluster: Arc<Cluster>, _options: &Options) {
-        self.limits.configure(&cluster.policy);
-        self.cluster.store(cluster);
+    pub(super) fn reconfigure(&self, cluster: Arc<Cluster>, options: &Options) {
+        let next = Arc::new(Config::new(cluster, options.clone()));
+        let before = self.shared.config.swap(Arc::clone(&next));
+        if next.chooses_as(&before) {
+            return;
+        }
+        self.shared.limits.configure(next.policy());
         self.seed();
+        let now = Instant::now();
+        for pool in self.pools() {
+            pool.reconfigure(now);
+        }
     }
 
     /// STATIC endpoints need no resolution.
     fn seed(&self) {
-        let cluster = self.cluster.load();
-        if cluster.target.resolution != Resolution::Static {
-            return;
+        if let Some(endpoints) = self.shared.config.load().static_endpoints() {
+            self.update(endpoints);
         }
-        let endpoints = cluster
-            .endpoints
-            .iter()
-            .filter_map(|spec| {
-                let destination = match &spec.address {
-                    EndpointAddress::Ip(ip) => Destination::Tcp(SocketAddr::new(*ip, spec.port)),
-                    EndpointAddress::Unix(path) => Destination::Unix(Arc::clone(path)),
-                    EndpointAddress::Name(_) => return None,
-                };
-                Some(ResolvedEndpoint {
-                    destination,
-                    name: None,
-                    weight: spec.weight,
-                    locality: spec.locality.clone(),
-                    labels: spec.labels.clone(),
-                })
-            })
-            .collect();
-        self.update(endpoints);
     }
 
     /// The newest result of resolution, whole. Endpoints that stay keep their
     /// state; those that vanished take no new connection, and with resolution
     /// DNS their connections drain ([`Endpoint::drained`]).
     pub fn update(&self, endpoints: Vec<ResolvedEndpoint>) {
-        self.pool.update(endpoints);
-        self.resolved.send_replace(true);
+        let now = Instant::now();
+        self.pool.update(endpoints, now);
+        self.resolution().success = Some(now);
+        self.resolved.send_replace(Resolved::Done);
     }
 
-    /// Completes when the cluster has been resolved for the first time.
+    /// As [`Self::update`], for one name of a `DYNAMIC_DNS` cluster (lower
+    /// case): the address list that [`PickContext::host`] is looked up in.
+    pub fn update_name(&self, name: &Arc<str>, endpoints: Vec<ResolvedEndpoint>) {
+        let now = Instant::now();
+        let names = self.names.get_or_init(Index::new);
+        let known = {
+            let _writing = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+            names.get(&**name).unwrap_or_else(|| {
+                let all = names.values();
+                if all.len() >= NAMES {
+                    let used = |pool: &Arc<Pool>| pool.used.load(Ordering::Relaxed);
+                    if let Some((oldest, _)) = all.iter().min_by_key(|(_, pool)| used(pool)) {
+                        names.remove(&**oldest);
+                    }
+                }
+                let pool = Pool::new(Arc::clone(&self.shared), Kind::Resolved);
+                pool.used.store(self.second(now), Ordering::Relaxed);
+                names.insert(name, &pool);
+                pool
+            })
+        };
+        known.update(endpoints, now);
+        self.resolution().success = Some(now);
+        self.resolved.send_replace(Resolved::Done);
+    }
+
+    /// Resolution failed; what was resolved before stays in use.
+    pub fn resolution_failed(&self, error: Arc<str>) {
+        self.resolution().failure = Some((Instant::now(), error));
+        self.resolved.send_if_modified(|state| {
+            let pending = *state == Resolved::Pending;
+            if pending {
+                *state = Resolved::Failed;
+            }
+            pending
+        });
+    }
+
+    fn resolution(&self) -> std::sync::MutexGuard<'_, ResolutionState> {
+        self.resolution
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Completes when the first resolution has succeeded or failed: wait with
+    /// a deadline after [`PickError::Unresolved`], then pick again.
     pub async fn resolved(&self) {
         let mut resolved = self.resolved.subscribe();
-        let _ = resolved.wait_for(|resolved| *resolved).await;
+        // The sender is our own, so this ends only when the state changes.
+        let _ = resolved.wait_for(|state| *state != Resolved::Pending).await;
     }
 
     /// Chooses an endpoint.
@@ -120,78 +211,165 @@ impl EndpointSet {
     /// # Errors
     /// When there is none, or none that may be used.
     pub fn pick(self: &Arc<Self>, context: &PickContext<'_>) -> Result<Picked, PickError> {
-        let cluster = self.cluster.load();
-        let endpoint = match (
-            cluster.target.resolution,
-            &cluster.policy.load_balancer.algorithm,
-        ) {
-            (Resolution::None, _) | (_, Algorithm::Passthrough) => {
-                Arc::new(Endpoint::new(ResolvedEndpoint {
-                    destination: Destination::Tcp(SocketAddr::new(
-                        context.original.ip(),
-                        cluster.target.target_port,
-                    )),
-                    name: None,
-                    weight: 1,
-                    locality: Locality::default(),
-                    labels: crate::policy::model::Labels::default(),
-                }))
-            }
-            _ if !*self.resolved.borrow() => return Err(PickError::Unresolved),
-            _ => self.pool.pick(context)?,
-        };
-        Ok(Picked::new(&self.pool, endpoint))
+        let picked = self.choose(context);
+        if picked.is_err() {
+            bump(&self.counters().no_endpoint);
+        }
+        picked
     }
 
-    /// A place under `maxConnections`.
-    ///
-    /// # Errors
-    /// When none is free: TCP closes at once, HTTP waits.
-    pub fn connection_permit(&self) -> Result<Permit, Overflow> {
-        self.limits.permit(LimitKind::Connections)
-    }
-
-    /// As [`Self::connection_permit`], and counts the connection as one of the
-    /// endpoint's. An endpoint without any connection gets one beyond the limit
-    /// (HTTP; ISTIO-API section 10), and no more than one.
-    ///
-    /// # Errors
-    /// When none is free and the endpoint has a connection already.
-    pub fn connection_permit_for(
-        &self,
-        endpoint: &Endpoint,
-    ) -> Result<(Permit, ConnectionGuard), Overflow> {
-        match self.limits.permit(LimitKind::Connections) {
-            Ok(permit) => Ok((permit, endpoint.open_connection())),
-            Err(overflow) => {
-                let guard = endpoint.first_connection().ok_or(overflow)?;
-                Ok((self.limits.force(LimitKind::Connections), guard))
+    fn choose(&self, context: &PickContext<'_>) -> Result<Picked, PickError> {
+        let config = self.shared.config.load();
+        match config.mode {
+            Mode::Dialled { port } => {
+                let address = context.original.ip();
+                if is_virtual(address) {
+                    return match self.pool.pick(context) {
+                        Ok(endpoint) => Ok(Picked::new(&self.pool, endpoint)),
+                        Err(PickError::Empty) => Err(PickError::Virtual),
+                        Err(error) => Err(error),
+                    };
+                }
+                let pool = self.dialled_pool();
+                let endpoint = pool.dial(SocketAddr::new(address, port), Instant::now())?;
+                Ok(Picked::new(pool, endpoint))
             }
+            Mode::Named => {
+                let names = self.names.get().ok_or(PickError::Unresolved)?;
+                let pool = names.get(context.host).ok_or(PickError::Unresolved)?;
+                pool.used
+                    .store(self.second(Instant::now()), Ordering::Relaxed);
+                let endpoint = pool.pick(context)?;
+                Ok(Picked::new(&pool, endpoint))
+            }
+            Mode::Resolved => match self.pool.pick(context) {
+                Ok(endpoint) => Ok(Picked::new(&self.pool, endpoint)),
+                Err(PickError::Empty) if self.is_unresolved(&config) => Err(PickError::Unresolved),
+                Err(error) => Err(error),
+            },
         }
     }
 
-    /// A place under `http2MaxRequests`.
-    ///
-    /// # Errors
-    /// When none is free: 503 with flag `UO`.
-    pub fn request_permit(&self) -> Result<Permit, Overflow> {
-        self.limits.permit(LimitKind::Requests)
+    /// Clients decide the address (resolution NONE, PASSTHROUGH).
+    pub fn is_dialled(&self) -> bool {
+        matches!(self.shared.config.load().mode, Mode::Dialled { .. })
     }
 
-    /// A place under `http1MaxPendingRequests`, held while a request waits for
-    /// a connection.
-    ///
-    /// # Errors
-    /// When none is free: 503 with flag `UO`.
-    pub fn pending_permit(&self) -> Result<Permit, Overflow> {
-        self.limits.permit(LimitKind::Pending)
+    fn is_unresolved(&self, config: &Config) -> bool {
+        let cluster = &config.cluster;
+        cluster.target.resolution != Resolution::Static
+            && !cluster.endpoints.is_empty()
+            && *self.resolved.borrow() != Resolved::Done
     }
 
-    /// A place under `maxRetries` or the retry budget.
-    ///
-    /// # Errors
-    /// When none is free: the last answer goes out.
-    pub fn retry_permit(&self) -> Result<Permit, Overflow> {
-        self.limits.permit(LimitKind::Retries)
+    fn dialled_pool(&self) -> &Arc<Pool> {
+        self.dialled.get_or_init(|| {
+            let kind = Kind::Dialled {
+                index: Index::new(),
+                panic: std::sync::atomic::AtomicBool::new(false),
+            };
+            Pool::new(Arc::clone(&self.shared), kind)
+        })
+    }
+
+    fn second(&self, now: Instant) -> u64 {
+        self.shared.age(now).as_secs()
+    }
+
+    /// Every pool of this set.
+    pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
+        let named = self.names.get().map(Index::values).unwrap_or_default();
+        std::iter::once(&self.pool)
+            .chain(self.dialled.get())
+            .cloned()
+            .chain(named.into_iter().map(|(_, pool)| pool))
+            .collect()
+    }
+
+    /// Every endpoint, whatever its state.
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        let pools = self.pools();
+        let members = |pool: &Arc<Pool>| {
+            let inner = pool.lock();
+            let endpoints = inner.members.iter().map(|m| Arc::clone(&m.endpoint));
+            endpoints.collect::<Vec<_>>()
+        };
+        pools.iter().flat_map(members).collect()
+    }
+
+    /// The endpoint at an address; where clients decide the address
+    /// (resolution NONE, PASSTHROUGH), it is made when it is not known yet.
+    pub fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
+        let config = self.shared.config.load();
+        if let Mode::Dialled { .. } = config.mode
+            && !is_virtual(address.ip())
+        {
+            let pool = self.dialled_pool();
+            return match pool.dial(address, Instant::now()) {
+                Ok(endpoint) => Some(endpoint),
+                Err(_) => pool.endpoint_at(&Destination::Tcp(address)),
+            };
+        }
+        let destination = Destination::Tcp(address);
+        self.pools()
+            .iter()
+            .find_map(|pool| pool.endpoint_at(&destination))
+    }
+
+    /// Takes into account how a connection went that was not picked here: one
+    /// of the direct path, which began in the given period
+    /// ([`Endpoint::generation`] when its slot was written).
+    pub fn report(&self, endpoint: &Arc<Endpoint>, period: Generation, outcome: Outcome) {
+        let config = self.shared.config.load();
+        let named = || {
+            let mut pools = self.pools().into_iter();
+            pools.find(|pool| pool.endpoint_at(&endpoint.destination).is_some())
+        };
+        let pool = match config.mode {
+            Mode::Resolved => Some(Arc::clone(&self.pool)),
+            Mode::Dialled { .. } => self.dialled.get().cloned(),
+            Mode::Named => named(),
+        };
+        if let Some(pool) = pool {
+            pool.judge(endpoint, period, outcome);
+        }
+    }
+
+    /// Takes the result of an active health check into account.
+    pub(super) fn checked(&self, id: EndpointId, result: Result<(), ProbeFailure>, now: Instant) {
+        for pool in self.pools() {
+            pool.checked(id, result, now);
+        }
+    }
+
+    /// Does what is due at `now`: readmission, slow start, forgetting. Says
+    /// when to come again.
+    pub fn sweep(&self, now: Instant) -> Option<Instant> {
+        let mut next = None;
+        if let Some(names) = self.names.get() {
+            let _writing = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+            let idle = self.shared.age(now).saturating_sub(NAME_IDLE).as_secs();
+            for (name, pool) in names.values() {
+                if pool.used.load(Ordering::Relaxed) < idle {
+                    names.remove(&*name);
+                } else {
+                    next = Some(now + NAME_IDLE / 10);
+                }
+            }
+        }
+        let pools = self.pools();
+        let due = pools.iter().filter_map(|pool| pool.sweep(now));
+        due.chain(next).min()
+    }
+
+    /// When [`Self::sweep`] has something to do.
+    pub(super) fn next_sweep(&self, now: Instant) -> Option<Instant> {
+        let config = self.shared.config.load();
+        let named = self.names.get().map(|_| now + NAME_IDLE / 10);
+        let pools = self.pools();
+        let due = pools
+            .iter()
+            .filter_map(|pool| pool.next_sweep(&pool.lock(), &config, now));
+        due.chain(named).min()
     }
 }
