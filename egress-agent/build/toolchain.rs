@@ -94,10 +94,11 @@ pub fn compiler() -> Result<(PathBuf, PathBuf, bool), Missing> {
     let mut tried = Vec::new();
     for root in candidates() {
         let (cargo, rustc) = (root.join("bin/cargo"), root.join("bin/rustc"));
-        if cargo.is_file() && rustc.is_file() {
-            if let Some(nightly) = fit(&rustc) {
-                return Ok((cargo, rustc, nightly));
-            }
+        if cargo.is_file()
+            && rustc.is_file()
+            && let Some(nightly) = fit(&rustc)
+        {
+            return Ok((cargo, rustc, nightly));
         }
         tried.push(root.display().to_string());
     }

@@ -11,6 +11,7 @@ mod host;
 mod packages;
 mod setup;
 mod step;
+mod toolchain;
 
 use std::process::ExitCode;
 

@@ -1,16 +1,15 @@
 //! `cargo xtask setup`: the toolchain of the kernel programs (DESIGN section
 //! 8), and the servers and clients that the tests use.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
 use crate::Outcome;
-use crate::cargo::cargo;
 use crate::failure::Failure;
 use crate::host;
 use crate::packages;
-use crate::step;
+use crate::toolchain;
 
 /// Flags of `cargo xtask setup`.
 #[derive(Args)]
@@ -29,26 +28,6 @@ enum Part {
     /// Both.
     All,
 }
-
-/// Debian 12's compiler for the kernel programs: three packages of one
-/// version, used with `RUSTC_BOOTSTRAP=1`, and what bpf-linker links to.
-const BPF_PACKAGES: [&str; 8] = [
-    "g++",
-    "rustc-web",
-    "cargo-web",
-    "rust-web-src",
-    "llvm-22-dev",
-    "libpolly-22-dev",
-    "libzstd-dev",
-    "zlib1g-dev",
-];
-
-/// What a newcomer on another system does instead.
-const BPF_ALTERNATIVE: &str = "elsewhere than on Debian 12 use rustup: \
-     `rustup toolchain install nightly --component rust-src && cargo install bpf-linker`, \
-     then run this again";
-
-const BPF_LINKER_VERSION: &str = "0.13.0";
 
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; `nginx-light` and `postgresql` come with services, which are
@@ -90,18 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
 
 /// Prepares the toolchain of the kernel programs.
 pub(crate) fn bpf() -> Result<(), Failure> {
-    if !nightly_with_source() {
-        packages::install(&packages::missing(&BPF_PACKAGES), BPF_ALTERNATIVE)?;
-    }
-    if host::find_program("bpf-linker").is_none() && cargo_home_program("bpf-linker").is_none() {
-        step::run(
-            &format!("building bpf-linker {BPF_LINKER_VERSION}"),
-            cargo(["install", "bpf-linker", "--version", BPF_LINKER_VERSION])
-                .args(["--locked", "--no-default-features", "--features", "llvm-22"])
-                .env("LLVM_PREFIX", "/usr/lib/llvm-22"),
-        )?;
-    }
-    Ok(())
+    toolchain::prepare().map(drop)
 }
 
 /// Prepares the servers and clients of the tests and the demo.
@@ -123,26 +91,4 @@ fn postgres_server() -> bool {
             .flatten()
             .any(|version| version.path().join("bin/initdb").exists())
     }) || host::find_program("initdb").is_some()
-}
-
-fn nightly_with_source() -> bool {
-    Command::new("rustc")
-        .args(["+nightly", "--print", "sysroot"])
-        .stderr(Stdio::null())
-        .output()
-        .ok()
-        .filter(|output| output.status.success())
-        .is_some_and(|output| {
-            let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            std::path::Path::new(&sysroot)
-                .join("lib/rustlib/src/rust/library/core/Cargo.toml")
-                .exists()
-        })
-}
-
-fn cargo_home_program(name: &str) -> Option<std::path::PathBuf> {
-    let home = std::env::var_os("CARGO_HOME")
-        .map(std::path::PathBuf::from)
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))?;
-    Some(home.join("bin").join(name)).filter(|file| file.exists())
 }
