@@ -7,7 +7,7 @@
 use std::env;
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 #[path = "build/toolchain.rs"]
 #[allow(
@@ -22,7 +22,19 @@ use toolchain::{TOOLCHAIN_VARIABLE, Toolchain};
 /// Set to 1: build the agent without the kernel programs.
 const SKIP_VARIABLE: &str = "EGRESS_SKIP_BPF";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in error.to_string().lines() {
+                println!("cargo::error={line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("no CARGO_MANIFEST_DIR")?)
         .parent()
@@ -37,10 +49,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         "egress-agent/build",
         "Cargo.lock",
     ] {
-        println!("cargo:rerun-if-changed={}", root.join(watched).display());
+        println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     for variable in [SKIP_VARIABLE, TOOLCHAIN_VARIABLE] {
-        println!("cargo:rerun-if-env-changed={variable}");
+        println!("cargo::rerun-if-env-changed={variable}");
     }
 
     let object = out.join("egress.bpf.o");
@@ -125,7 +137,7 @@ fn build(root: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
         .into());
     }
     for line in messages.lines() {
-        println!("cargo:warning={line}");
+        println!("cargo::warning={line}");
     }
     Ok(directory.join(target).join("release/egress"))
 }

@@ -44,7 +44,7 @@ pub fn connect(address: &SockAddr<'_>) -> i32 {
     }
     let scope = lookup::scope(config);
     let Some(found) = lookup::service(config, scope, ip, port) else {
-        return unregistered(address, config, ip, port);
+        return unregistered(address, config, transport, ip, port);
     };
     match transport {
         Transport::Tcp => registered(address, config, found, ip, port),
@@ -105,7 +105,7 @@ fn registered(
         if config.log != 0 {
             debug!(address.context(), "refused by policy, port {}", port);
         }
-        return address.refuse();
+        return address.refuse(Transport::Tcp);
     }
     let netns = address.netns();
     if let Some(listeners) = lookup::listeners(config, netns) {
@@ -149,7 +149,7 @@ fn agent_down(address: &SockAddr<'_>, config: &Config, found: ServiceValue, ip: 
             "service {}: refused, the agent is down", found.service
         );
     }
-    address.refuse()
+    address.refuse(Transport::Tcp)
 }
 
 /// UDP to a registered address (QUIC) is refused, so that clients use TCP.
@@ -163,18 +163,24 @@ pub fn refuse_udp(address: &SockAddr<'_>, config: &Config, found: ServiceValue) 
     if config.log != 0 {
         debug!(address.context(), "service {}: refused UDP", found.service);
     }
-    address.refuse()
+    address.refuse(Transport::Udp)
 }
 
 /// Neither DNS nor registered.
 #[inline(always)]
-pub fn unregistered(address: &SockAddr<'_>, config: &Config, ip: Ip, port: u16) -> i32 {
+pub fn unregistered(
+    address: &SockAddr<'_>,
+    config: &Config,
+    transport: Transport,
+    ip: Ip,
+    port: u16,
+) -> i32 {
     if config.outbound == OUTBOUND_REGISTRY_ONLY && !ip.is_local() && port != dns::PORT {
         count(counter::REFUSED_POLICY);
         if config.log != 0 {
             debug!(address.context(), "refused: not registered, port {}", port);
         }
-        return address.refuse();
+        return address.refuse(transport);
     }
     count(counter::PASSED);
     ALLOW

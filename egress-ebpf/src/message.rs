@@ -7,7 +7,7 @@ use egress_common::{
 
 use crate::connect::{refuse_udp, unregistered};
 use crate::maps::count;
-use crate::socket::{ALLOW, Ip, SockAddr};
+use crate::socket::{ALLOW, Ip, SockAddr, Transport};
 use crate::{dns, lookup};
 
 /// A datagram with a destination of its own.
@@ -35,7 +35,7 @@ pub fn send(address: &SockAddr<'_>) -> i32 {
     let scope = lookup::scope(config);
     match lookup::service(config, scope, ip, port) {
         Some(found) => refuse_udp(address, config, found),
-        None => unregistered(address, config, ip, port),
+        None => unregistered(address, config, Transport::Udp, ip, port),
     }
 }
 

@@ -244,15 +244,29 @@ impl<'a> SockAddr<'a> {
         unsafe { SOCKETS.get_or_insert_ptr_mut(self.context, None).as_mut() }
     }
 
-    /// Fails the system call with ECONNREFUSED.
+    /// Fails the system call with ECONNREFUSED. Before 5.18 a program cannot
+    /// choose the errno (it is EPERM), so there a TCP connection goes to port 0
+    /// of loopback, where nobody can listen.
     #[inline(always)]
-    pub fn refuse(&self) -> i32 {
+    pub fn refuse(&self, transport: Transport) -> i32 {
         if HAS_SET_RETVAL.load() != 0 {
             // SAFETY: takes a number.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             return DENY;
         }
-        DENY
+        if transport == Transport::Udp {
+            return DENY;
+        }
+        let ip = self.ip();
+        self.set(
+            if ip.is_v4() {
+                Ip::LOOPBACK4
+            } else {
+                Ip::LOOPBACK6
+            },
+            0,
+        );
+        ALLOW
     }
 }
 

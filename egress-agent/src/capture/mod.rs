@@ -8,20 +8,25 @@ use std::net::SocketAddr;
 use crate::policy::snapshot::ServiceId;
 
 mod bypass;
+mod control;
 mod error;
 mod kernel;
 pub mod keys;
 mod origins;
+mod probe;
 mod services;
 pub mod sockets;
+mod status;
 mod sys;
 mod system;
 
 pub use bypass::Bypass;
+pub use control::KernelSettings;
 pub use error::CaptureError;
-pub use kernel::{Counters, Kernel, KernelSettings, Options, Usage};
+pub use kernel::{Kernel, Options};
 pub use origins::{Origins, address, ip};
 pub use services::{Changes, MapKey};
+pub use status::{AttachedProgram, Counters, Usage};
 pub use system::cgroup_root;
 
 /// A connection that a kernel program handed to the agent: who called, from

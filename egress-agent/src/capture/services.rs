@@ -32,7 +32,7 @@ pub struct Changes {
 /// Where entries are written.
 pub(super) trait Store {
     /// Makes or replaces an entry.
-    fn set(&self, key: &MapKey, value: &ServiceValue) -> Result<(), CaptureError>;
+    fn set(&self, key: &MapKey, value: ServiceValue) -> Result<(), CaptureError>;
     /// Removes an entry, if there is one.
     fn remove(&self, key: &MapKey) -> Result<(), CaptureError>;
 }
@@ -45,15 +45,15 @@ pub(super) struct KernelStore {
 }
 
 impl Store for KernelStore {
-    fn set(&self, key: &MapKey, value: &ServiceValue) -> Result<(), CaptureError> {
+    fn set(&self, key: &MapKey, value: ServiceValue) -> Result<(), CaptureError> {
         match key {
             MapKey::Exact(key) => self
                 .exact
-                .set(key, value)
+                .set(key, &value)
                 .map_err(|error| CaptureError::map("SERVICES", error)),
             MapKey::Network(key) => self
                 .networks
-                .set(key, value)
+                .set(key, &value)
                 .map_err(|error| CaptureError::map("NETWORKS", error)),
         }
     }
@@ -95,12 +95,12 @@ impl Services {
             match self.policy.entry(*key) {
                 Entry::Occupied(held) if held.get() == value => {}
                 Entry::Occupied(mut held) => {
-                    store.set(key, value)?;
+                    store.set(key, *value)?;
                     held.insert(*value);
                     changes.changed += 1;
                 }
                 Entry::Vacant(place) => {
-                    store.set(key, value)?;
+                    store.set(key, *value)?;
                     place.insert(*value);
                     changes.added += 1;
                 }
@@ -114,7 +114,7 @@ impl Services {
             .collect();
         for key in gone {
             match self.found.get(&key) {
-                Some(below) => store.set(&key, below)?,
+                Some(below) => store.set(&key, *below)?,
                 None => store.remove(&key)?,
             }
             self.policy.remove(&key);
@@ -131,7 +131,7 @@ impl Services {
         value: ServiceValue,
     ) -> Result<(), CaptureError> {
         if !self.policy.contains_key(&key) && self.found.get(&key) != Some(&value) {
-            store.set(&key, &value)?;
+            store.set(&key, value)?;
         }
         self.found.insert(key, value);
         Ok(())
@@ -175,9 +175,9 @@ mod tests {
     }
 
     impl Store for Memory {
-        fn set(&self, key: &MapKey, value: &ServiceValue) -> Result<(), CaptureError> {
+        fn set(&self, key: &MapKey, value: ServiceValue) -> Result<(), CaptureError> {
             self.writes.set(self.writes.get() + 1);
-            self.entries.borrow_mut().insert(*key, *value);
+            self.entries.borrow_mut().insert(*key, value);
             Ok(())
         }
 

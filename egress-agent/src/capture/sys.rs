@@ -194,16 +194,19 @@ impl PerCpu {
 }
 
 /// The ids of the programs that are attached to a cgroup at one hook, in the
-/// order in which they run (without those inherited from above).
+/// order in which they run, those inherited from above included.
 pub(super) fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
-    // The kernel attaches at most 64 programs to one hook of a cgroup
-    // (BPF_CGROUP_MAX_PROGS).
-    let mut ids = [0_u32; 64];
+    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+    // The kernel attaches at most 64 programs to one hook of one cgroup
+    // (BPF_CGROUP_MAX_PROGS); this leaves room for several levels.
+    const MAX: u16 = 512;
+    let mut ids = [0_u32; MAX as usize];
     let mut attributes = QueryAttributes {
         target_fd: cgroup.as_raw_fd().cast_unsigned(),
         attach_type,
         prog_ids: address(ids.as_mut_ptr()),
-        prog_cnt: 64,
+        query_flags: BPF_F_QUERY_EFFECTIVE,
+        prog_cnt: u32::from(MAX),
         ..QueryAttributes::default()
     };
     // SAFETY: the kernel writes at most `prog_cnt` ids.

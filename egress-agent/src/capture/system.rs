@@ -168,7 +168,7 @@ mod tests {
 ";
         assert_eq!(cgroup_mount(container), Some("/sys/fs/cgroup".into()));
         assert_eq!(
-            cgroup_mount(&container.lines().next().unwrap()),
+            cgroup_mount(container.lines().next().unwrap()),
             Some("/host cg".into())
         );
         assert_eq!(cgroup_mount("32 31 0:29 / /a rw - cgroup cgroup rw"), None);

@@ -1,0 +1,243 @@
+//! What the agent writes into the maps: settings, services, scopes, listeners,
+//! heartbeat; and the resolvers that it reads back.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use egress_common::{Config, LAYOUT_VERSION, Listeners, RESOLVER_SLOTS, Resolver, ServiceValue};
+
+use super::error::CaptureError;
+use super::kernel::Kernel;
+use super::origins;
+use super::services::{Changes, MapKey, Services};
+use super::sys;
+
+/// What the kernel programs go by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KernelSettings {
+    /// Scope of callers whose cgroup has none.
+    pub default_scope: u32,
+    /// Age of the heartbeat past which the agent counts as down.
+    pub heartbeat_limit: Duration,
+    /// Refuse what is not registered.
+    pub registry_only: bool,
+    /// Capture DNS.
+    pub dns: bool,
+    /// Emit log lines.
+    pub log: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) config: Config,
+    pub(super) services: Services,
+    pub(super) scopes: HashMap<u64, u32>,
+}
+
+impl Control {
+    pub(super) fn new() -> Self {
+        Self {
+            config: sys::zeroed(),
+            services: Services::default(),
+            scopes: HashMap::new(),
+        }
+    }
+}
+
+impl Kernel {
+    /// Makes the entries of the policy equal to `desired`.
+    ///
+    /// # Errors
+    /// When a map is full or cannot be written; the call can be repeated.
+    pub fn sync_services(
+        &self,
+        desired: &HashMap<MapKey, ServiceValue>,
+    ) -> Result<Changes, CaptureError> {
+        let control = &mut *self.control();
+        let networks = desired.keys().any(|key| matches!(key, MapKey::Network(_)));
+        self.announce_networks(control, networks)?;
+        let changes = control.services.sync(&self.store, desired)?;
+        let networks = control.services.has_networks();
+        self.write_config(control, |config| config.networks = u8::from(networks))?;
+        Ok(changes)
+    }
+
+    /// Adds an entry for an address that was found at run time. It stands below
+    /// an entry of the policy with the same key.
+    ///
+    /// # Errors
+    /// When a map is full or cannot be written.
+    pub fn add_service_key(&self, key: MapKey, value: ServiceValue) -> Result<(), CaptureError> {
+        let control = &mut *self.control();
+        self.announce_networks(control, matches!(key, MapKey::Network(_)))?;
+        control.services.add(&self.store, key, value)
+    }
+
+    /// Removes an entry that [`Self::add_service_key`] made; false when there
+    /// was none.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn remove_service_key(&self, key: &MapKey) -> Result<bool, CaptureError> {
+        self.control().services.remove(&self.store, key)
+    }
+
+    /// The programs look at `NETWORKS` only when told that it has entries.
+    fn announce_networks(&self, control: &mut Control, any: bool) -> Result<(), CaptureError> {
+        if any {
+            self.write_config(control, |config| config.networks = 1)?;
+        }
+        Ok(())
+    }
+
+    /// Names the agent's listeners in the namespace with this cookie.
+    ///
+    /// # Errors
+    /// When the map is full or cannot be written.
+    pub fn set_listeners(&self, cookie: u64, listeners: &Listeners) -> Result<(), CaptureError> {
+        self.namespaces
+            .set(&cookie, listeners)
+            .map_err(|error| CaptureError::map("NAMESPACES", error))
+    }
+
+    /// Forgets the listeners in a namespace; false when there were none.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn remove_listeners(&self, cookie: u64) -> Result<bool, CaptureError> {
+        self.namespaces
+            .remove(&cookie)
+            .map_err(|error| CaptureError::map("NAMESPACES", error))
+    }
+
+    /// Makes the scopes of cgroups (by cgroup id) equal to `desired`.
+    ///
+    /// # Errors
+    /// When the map is full or cannot be written.
+    pub fn sync_scopes(&self, desired: &HashMap<u64, u32>) -> Result<(), CaptureError> {
+        let failed = |error| CaptureError::map("CGROUPS", error);
+        let control = &mut *self.control();
+        if !desired.is_empty() {
+            self.write_config(control, |config| config.scopes = 1)?;
+        }
+        for (cgroup, scope) in desired {
+            if control.scopes.get(cgroup) != Some(scope) {
+                self.cgroups.set(cgroup, scope).map_err(failed)?;
+                control.scopes.insert(*cgroup, *scope);
+            }
+        }
+        let gone: Vec<u64> = control
+            .scopes
+            .keys()
+            .filter(|cgroup| !desired.contains_key(cgroup))
+            .copied()
+            .collect();
+        for cgroup in gone {
+            self.cgroups.remove(&cgroup).map_err(failed)?;
+            control.scopes.remove(&cgroup);
+        }
+        let any = !control.scopes.is_empty();
+        self.write_config(control, |config| config.scopes = u8::from(any))
+    }
+
+    /// The IPv4 resolver behind a slot, as the application addressed it.
+    /// `None`: nobody asked through this slot.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn resolver(&self, slot: u32) -> Result<Option<SocketAddr>, CaptureError> {
+        if slot >= RESOLVER_SLOTS {
+            return Ok(None);
+        }
+        let found = self
+            .resolvers
+            .get(&slot)
+            .map_err(|error| CaptureError::map("RESOLVERS", error))?;
+        Ok(found.and_then(|found| socket_address(&found)))
+    }
+
+    /// The IPv6 resolver behind the listener `dns6[slot]`.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn resolver6(&self, slot: usize) -> Result<Option<SocketAddr>, CaptureError> {
+        let table = self
+            .resolvers6
+            .get(&0)
+            .map_err(|error| CaptureError::map("RESOLVERS6", error))?;
+        Ok(table
+            .and_then(|table| table.resolvers.get(slot).copied())
+            .and_then(|found| socket_address(&found)))
+    }
+
+    /// Tells the programs what to go by. Until this is called they let
+    /// everything pass.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn configure(&self, settings: &KernelSettings) -> Result<(), CaptureError> {
+        let control = &mut *self.control();
+        self.write_config(control, |config| {
+            config.layout = LAYOUT_VERSION;
+            config.default_scope = settings.default_scope;
+            config.heartbeat_limit_ns =
+                u64::try_from(settings.heartbeat_limit.as_nanos()).unwrap_or(u64::MAX);
+            config.outbound = if settings.registry_only {
+                egress_common::OUTBOUND_REGISTRY_ONLY
+            } else {
+                egress_common::OUTBOUND_ALLOW_ANY
+            };
+            config.dns = u8::from(settings.dns);
+            config.log = u8::from(settings.log);
+        })
+    }
+
+    fn write_config(
+        &self,
+        control: &mut Control,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<(), CaptureError> {
+        let mut wanted = control.config;
+        change(&mut wanted);
+        if wanted != control.config {
+            self.config
+                .set(&0, &wanted)
+                .map_err(|error| CaptureError::map("CONFIG", error))?;
+            control.config = wanted;
+        }
+        Ok(())
+    }
+
+    /// Says that the agent is alive.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn heartbeat(&self) -> Result<(), CaptureError> {
+        self.write_heartbeat(super::monotonic_ns())
+    }
+
+    /// Says that the agent is not there to take connections, from now on until
+    /// the next [`Self::heartbeat`].
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn stop_heartbeat(&self) -> Result<(), CaptureError> {
+        self.write_heartbeat(0)
+    }
+
+    fn write_heartbeat(&self, at: u64) -> Result<(), CaptureError> {
+        self.heartbeat
+            .set(&0, &at)
+            .map_err(|error| CaptureError::map("HEARTBEAT", error))
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn socket_address(resolver: &Resolver) -> Option<SocketAddr> {
+    (resolver.port != 0).then(|| SocketAddr::new(origins::ip(&resolver.address), resolver.port))
+}

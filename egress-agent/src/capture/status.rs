@@ -1,0 +1,203 @@
+//! What the kernel side tells about itself.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::PoisonError;
+
+use aya::Pod;
+use aya::programs::{Program, loaded_programs};
+use egress_common::counter;
+
+use super::error::CaptureError;
+use super::kernel::{Kernel, PROGRAMS};
+use super::sys::{self, Table};
+
+/// The hooks that our programs are attached to, with the kernel's numbers for
+/// them (`enum bpf_attach_type`).
+const HOOKS: [(&str, u32); 9] = [
+    ("sock_ops", 3),
+    ("connect4", 10),
+    ("connect6", 11),
+    ("sendmsg4", 14),
+    ("sendmsg6", 15),
+    ("recvmsg4", 19),
+    ("recvmsg6", 20),
+    ("getpeername4", 29),
+    ("getpeername6", 30),
+];
+
+/// A program on one of the hooks that ours are attached to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachedProgram {
+    /// The hook, as `bpftool cgroup` names it, such as `connect4`.
+    pub hook: &'static str,
+    /// Place in the order in which the programs of the hook run, from 0.
+    pub position: usize,
+    /// Program id.
+    pub id: u32,
+    /// Program name, which the kernel cuts to fifteen bytes; empty if unknown.
+    pub name: String,
+    /// Attached by this agent.
+    pub ours: bool,
+}
+
+/// The kernel's counters since the programs were loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Connections handed to the agent.
+    pub proxied: u64,
+    /// Connections whose endpoint the kernel picked.
+    pub direct: u64,
+    /// Unregistered connections that passed.
+    pub passed: u64,
+    /// Registered connections refused, since the agent could not take them.
+    pub refused_agent_down: u64,
+    /// Connections refused by policy.
+    pub refused_policy: u64,
+    /// UDP to a registered address, refused.
+    pub refused_udp: u64,
+    /// DNS datagrams and connections captured.
+    pub dns: u64,
+    /// Connections of the agent itself.
+    pub bypassed: u64,
+    /// Records that could not be stored.
+    pub lost: u64,
+    /// Connections let through while the agent was down.
+    pub opened_agent_down: u64,
+}
+
+/// Number of entries in each map that connections can leave something in, and
+/// in those that the agent fills.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// `SERVICES`.
+    pub services: usize,
+    /// `NETWORKS`.
+    pub networks: usize,
+    /// `ORIGINS`: redirected connections that are not accepted yet.
+    pub origins: usize,
+    /// `NAMESPACES`.
+    pub namespaces: usize,
+    /// `CGROUPS`.
+    pub cgroups: usize,
+    /// `RESOLVER_SLOTS`: IPv4 resolvers that were asked.
+    pub resolvers: usize,
+}
+
+impl Kernel {
+    /// The kernel's counters.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<Counters, CaptureError> {
+        const COUNT: usize = counter::COUNT as usize;
+        let sums = self
+            .counters
+            .sums::<COUNT>()
+            .map_err(|error| CaptureError::map("COUNTERS", error))?;
+        let at = |index: u32| sums.get(index as usize).copied().unwrap_or(0);
+        Ok(Counters {
+            proxied: at(counter::PROXIED),
+            direct: at(counter::DIRECT),
+            passed: at(counter::PASSED),
+            refused_agent_down: at(counter::REFUSED_AGENT_DOWN),
+            refused_policy: at(counter::REFUSED_POLICY),
+            refused_udp: at(counter::REFUSED_UDP),
+            dns: at(counter::DNS),
+            bypassed: at(counter::BYPASSED),
+            lost: at(counter::LOST),
+            opened_agent_down: at(counter::OPENED_AGENT_DOWN),
+        })
+    }
+
+    /// Counts the entries of the maps, by walking them: for status and tests.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn usage(&self) -> Result<Usage, CaptureError> {
+        fn count<K: Pod, V: Pod>(
+            name: &'static str,
+            table: &Table<K, V>,
+        ) -> Result<usize, CaptureError> {
+            table
+                .keys()
+                .map(|keys| keys.len())
+                .map_err(|error| CaptureError::map(name, error))
+        }
+        Ok(Usage {
+            services: count("SERVICES", &self.store.exact)?,
+            networks: count("NETWORKS", &self.store.networks)?,
+            origins: self
+                .origins
+                .len()
+                .map_err(|error| CaptureError::map("ORIGINS", error))?,
+            namespaces: count("NAMESPACES", &self.namespaces)?,
+            cgroups: count("CGROUPS", &self.cgroups)?,
+            resolvers: count("RESOLVER_SLOTS", &self.resolver_slots)?,
+        })
+    }
+
+    /// All programs that run for processes of our cgroup at the hooks that we
+    /// use: ours, those of others on the same cgroup, and those of cgroups
+    /// above. Programs of cgroups below are not seen from here.
+    ///
+    /// # Errors
+    /// When the kernel does not answer the query.
+    pub fn programs(&self) -> Result<Vec<AttachedProgram>, CaptureError> {
+        let ours = self.program_ids();
+        let mut list = Vec::new();
+        for (hook, attach_type) in HOOKS {
+            let ids = sys::attached(self.cgroup_fd.as_fd(), attach_type)
+                .map_err(|error| CaptureError::map("of attached programs", error))?;
+            for (position, id) in ids.into_iter().enumerate() {
+                list.push(AttachedProgram {
+                    hook,
+                    position,
+                    id,
+                    name: ours.get(&id).copied().unwrap_or_default().to_owned(),
+                    ours: ours.contains_key(&id),
+                });
+            }
+        }
+        if list.iter().any(|program| !program.ours) {
+            let names: HashMap<u32, String> = loaded_programs()
+                .filter_map(Result::ok)
+                .filter_map(|info| Some((info.id(), info.name_as_str()?.to_owned())))
+                .collect();
+            for program in list.iter_mut().filter(|program| !program.ours) {
+                program.name = names.get(&program.id).cloned().unwrap_or_default();
+            }
+        }
+        Ok(list)
+    }
+
+    /// Instructions that the verifier walked for each of our programs (since
+    /// Linux 5.16; its limit is a million).
+    pub fn verified_instructions(&self) -> Vec<(&'static str, Option<u32>)> {
+        self.each_program(|name, info| (name, info.verified_instruction_count()))
+    }
+
+    fn program_ids(&self) -> HashMap<u32, &'static str> {
+        self.each_program(|name, info| (info.id(), name))
+            .into_iter()
+            .collect()
+    }
+
+    fn each_program<T>(
+        &self,
+        tell: impl Fn(&'static str, &aya::programs::ProgramInfo) -> T,
+    ) -> Vec<T> {
+        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        PROGRAMS
+            .iter()
+            .filter_map(|name| {
+                let info = match ebpf.program(name)? {
+                    Program::CgroupSockAddr(program) => program.info(),
+                    Program::SockOps(program) => program.info(),
+                    _ => return None,
+                };
+                info.ok().map(|info| tell(name, &info))
+            })
+            .collect()
+    }
+}
