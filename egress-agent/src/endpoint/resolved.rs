@@ -1,5 +1,6 @@
 //! What resolution hands to the endpoint sets.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -12,6 +13,15 @@ pub enum Destination {
     Tcp(SocketAddr),
     /// A Unix socket path; an abstract one starts with `@`.
     Unix(Arc<str>),
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix://{path}"),
+        }
+    }
 }
 
 /// One address that a cluster may use.
