@@ -1,11 +1,28 @@
 //! Listeners, one set for each network namespace and worker; admission; one
 //! task for each connection.
 
-pub mod pktinfo;
+use std::io;
+use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::capture::Captured;
+use crate::capture::sockets::NetNs;
+
+mod admission;
+mod backoff;
+mod intake;
+mod listen;
+pub mod pktinfo;
+pub mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use admission::{Admission, Admitted};
+pub use intake::{Intake, IntakeStats};
+pub use listen::{Listening, Ports, WorkerListeners};
 
 /// A connection that was accepted and whose origin is known.
 #[derive(Debug)]
@@ -14,4 +31,23 @@ pub struct Accepted {
     pub captured: Captured,
     /// The stream to the application.
     pub stream: TcpStream,
+    /// The application's network namespace, where upstream sockets are made.
+    pub netns: NetNs,
+    /// When it was accepted.
+    pub started: Instant,
+    /// The same on the wall clock.
+    pub started_at: SystemTime,
+    /// Its place among the open connections; given back when dropped.
+    pub admitted: Admitted,
+}
+
+/// What the kernel programs recorded of redirected connections.
+pub trait Origins: Send + Sync {
+    /// Takes the record of the connection that comes from `peer` in the
+    /// namespace with the cookie `netns`; `None` when there is none: somebody
+    /// dialled the listener without having been redirected to it.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<Captured>>;
 }

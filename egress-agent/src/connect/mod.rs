@@ -1,1 +1,14 @@
-//! Dial, originate TLS, keep connection pools.
+//! Dial, TLS and STARTTLS, connection pools.
+
+mod dial;
+mod error;
+mod proxy_protocol;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use dial::{Connected, DialContext, dial};
+pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
+pub use stream::Stream;
+pub use tls::{Alpn, TlsFacts, origination};

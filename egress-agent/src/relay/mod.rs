@@ -1,2 +1,12 @@
 //! Move bytes or HTTP messages, both directions, with half-close, resets and
 //! idle limits.
+
+mod buffer;
+mod bytes;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use buffer::Buffers;
+pub use bytes::{End, Limits, Traffic, bytes};
+pub use transport::Transport;

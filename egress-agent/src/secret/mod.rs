@@ -1,1 +1,225 @@
-//! TLS material: where it comes from, what is wrong with it, its rotation.
+//! TLS material and its rotation: files, credentials and system roots become
+//! ready client configurations, one for each `tls` block and namespace.
+//!
+//! A configuration is cached until its material changes. [`Secrets::watch`]
+//! looks twice a second: new handshakes then use the new material, running
+//! connections go on, and a version that cannot be used leaves the old one in
+//! force and is reported by [`Secrets::status`]. What was never usable stays
+//! an error, and connections that need it fail.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::RootCertStore;
+
+use crate::policy::model::{ClientTls, Identity, Trust};
+
+mod config;
+mod describe;
+mod entry;
+mod error;
+mod material;
+mod source;
+mod status;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use config::TlsConfig;
+pub(crate) use config::iana_name;
+pub use describe::CertificateSummary;
+use entry::Entry;
+pub use error::{Purpose, SecretError};
+use source::Published;
+pub use source::{MeshIdentity, SecretData, SecretSettings};
+pub use status::SecretStatus;
+pub use verify::{RefusedChain, take_refused};
+
+/// How often files are looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How closely [`Secrets::refresh`] looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// Reads what has another inode, size or modification time.
+    Files,
+    /// Reads everything, and takes over what has another content.
+    Contents,
+    /// Builds every configuration anew.
+    Everything,
+}
+
+/// Which configuration: the block, and the client's namespace where a
+/// `credentialName` makes it matter.
+type Key = (ClientTls, Arc<str>);
+
+/// All TLS material in use.
+#[derive(Debug)]
+pub struct Secrets {
+    settings: SecretSettings,
+    /// Read without a lock by every handshake.
+    entries: ArcSwap<HashMap<Key, Arc<Entry>>>,
+    published: ArcSwap<Published>,
+    system: SystemRoots,
+    /// Held while `entries` or `published` is replaced.
+    writing: Mutex<()>,
+}
+
+impl Secrets {
+    /// Nothing is read before it is asked for.
+    pub fn new(settings: SecretSettings) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            entries: ArcSwap::default(),
+            published: ArcSwap::default(),
+            system: SystemRoots::default(),
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// The configuration for a `tls` block and a client in `namespace`.
+    ///
+    /// The first call for a block reads its files; ask once when policy is
+    /// loaded, and no connection ever waits for a disk.
+    ///
+    /// # Errors
+    /// What keeps the material from being used.
+    pub fn client_config(
+        &self,
+        tls: &ClientTls,
+        namespace: &Arc<str>,
+    ) -> Result<Arc<TlsConfig>, SecretError> {
+        let namespace = if uses_credential(tls) {
+            namespace.clone()
+        } else {
+            Arc::default()
+        };
+        let key = (tls.clone(), namespace);
+        if let Some(entry) = self.entries.load().get(&key) {
+            return entry.current();
+        }
+        self.insert(key).current()
+    }
+
+    fn insert(&self, key: Key) -> Arc<Entry> {
+        let _writing = self.write();
+        if let Some(entry) = self.entries.load().get(&key) {
+            return entry.clone();
+        }
+        let entry = Arc::new(Entry::load(self, key.0.clone(), key.1.clone()));
+        let mut entries = HashMap::clone(&self.entries.load());
+        entries.insert(key, entry.clone());
+        self.entries.store(Arc::new(entries));
+        entry
+    }
+
+    /// Forgets every configuration whose block is not among `used`: those of
+    /// policies that are gone.
+    pub fn retain(&self, used: impl Fn(&ClientTls) -> bool) {
+        let _writing = self.write();
+        let mut entries = HashMap::clone(&self.entries.load());
+        entries.retain(|(tls, _), _| used(tls));
+        self.entries.store(Arc::new(entries));
+    }
+
+    /// Sets (or with `None` removes) a credential held in memory: a `Secret`
+    /// document, or one from Kubernetes. It stands in front of the secrets
+    /// directory in its namespace.
+    pub fn publish(&self, namespace: Arc<str>, name: Arc<str>, data: Option<SecretData>) {
+        {
+            let _writing = self.write();
+            let mut published = HashMap::clone(&self.published.load());
+            match data {
+                Some(data) => published.insert((namespace, name), Arc::new(data)),
+                None => published.remove(&(namespace, name)),
+            };
+            self.published.store(Arc::new(published));
+        }
+        self.refresh(Look::Contents);
+    }
+
+    /// Reads the system roots and all material again (SIGHUP).
+    pub fn reload(&self) {
+        self.system.forget();
+        self.refresh(Look::Everything);
+    }
+
+    /// Follows changes of files for ever, on any tokio runtime.
+    pub async fn watch(self: Arc<Self>) {
+        let mut clock = tokio::time::interval(POLL);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            clock.tick().await;
+            let secrets = self.clone();
+            // Files may lie on a slow disk; the runtime must not wait for it.
+            if tokio::task::spawn_blocking(move || secrets.refresh(Look::Files))
+                .await
+                .is_err()
+            {
+                tracing::error!("looking at TLS material failed; it will be tried again");
+            }
+        }
+    }
+
+    /// Looks once at all material.
+    pub fn refresh(&self, look: Look) {
+        for entry in self.entries.load().values() {
+            entry.refresh(self, look);
+        }
+    }
+
+    /// State of all material, for `proxy-config secrets`.
+    pub fn status(&self) -> Vec<SecretStatus> {
+        let mut list: Vec<_> = self.entries.load().values().map(|e| e.status()).collect();
+        list.sort_by(|a, b| (&a.name, &a.namespace).cmp(&(&b.name, &b.namespace)));
+        list
+    }
+
+    fn write(&self) -> MutexGuard<'_, ()> {
+        // The guard protects no data, so a panic elsewhere leaves nothing torn.
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn uses_credential(tls: &ClientTls) -> bool {
+    matches!(tls.identity, Identity::Secret(_)) || matches!(tls.trust, Trust::Secret(_))
+}
+
+/// The operating system's roots (`SSL_CERT_FILE` and `SSL_CERT_DIR` are
+/// respected), read once.
+#[derive(Debug, Default)]
+struct SystemRoots(ArcSwap<OnceLock<Result<Arc<RootCertStore>, SecretError>>>);
+
+impl SystemRoots {
+    fn get(&self) -> Result<Arc<RootCertStore>, SecretError> {
+        self.0.load().get_or_init(load_system_roots).clone()
+    }
+
+    fn forget(&self) {
+        self.0.store(Arc::default());
+    }
+}
+
+fn load_system_roots() -> Result<Arc<RootCertStore>, SecretError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, ignored) = roots.add_parsable_certificates(found.certs);
+    let problems: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+    if added == 0 {
+        return Err(SecretError::NoSystemRoots(if problems.is_empty() {
+            "none found".to_owned()
+        } else {
+            problems.join("; ")
+        }));
+    }
+    if !problems.is_empty() || ignored > 0 {
+        tracing::warn!(
+            ignored,
+            problems = problems.join("; "),
+            "some system roots were left out"
+        );
+    }
+    Ok(Arc::new(roots))
+}

@@ -1,0 +1,215 @@
+//! The access log: one JSON object a line, written by a thread of its own.
+//!
+//! The data path hands values over through a bounded queue and never waits. A
+//! disk that is full or too slow costs lines, which are counted, and nothing
+//! else.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::metrics::Metrics;
+use super::record::ConnectionLine;
+use super::request::RequestLine;
+
+mod json;
+
+/// Lines waiting for the thread.
+const QUEUE: usize = 8_192;
+/// Bytes written at once.
+const BATCH: usize = 64 * 1024;
+/// How often problems of the log are told.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// Where lines go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LogTarget {
+    /// `-`.
+    Stdout,
+    /// Appended to a file, made with mode 0640 when it does not exist.
+    File(PathBuf),
+}
+
+impl LogTarget {
+    fn open(&self) -> io::Result<Box<dyn Write + Send>> {
+        Ok(match self {
+            Self::Stdout => Box::new(io::stdout()),
+            Self::File(path) => Box::new(open_file(path)?),
+        })
+    }
+}
+
+fn open_file(path: &PathBuf) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
+}
+
+/// A line, not yet text.
+#[derive(Debug)]
+pub(super) enum Line {
+    Connection(Box<ConnectionLine>),
+    Request(Box<RequestLine>),
+    /// Answer when everything before this is written.
+    Flush(SyncSender<()>),
+}
+
+/// The access log of the process.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    queue: SyncSender<Line>,
+    reopen: Arc<AtomicBool>,
+    dropped: Arc<Counter>,
+}
+
+impl AccessLog {
+    /// Opens the log and starts its thread, which ends when the last handle is
+    /// dropped.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or the thread not be started.
+    pub fn open(target: LogTarget, metrics: &Metrics) -> io::Result<Self> {
+        let output = target.open()?;
+        let (queue, lines) = sync_channel(QUEUE);
+        let log = Self {
+            queue,
+            reopen: Arc::default(),
+            dropped: metrics.log_dropped(),
+        };
+        let writer = Writer {
+            target,
+            output,
+            reopen: log.reopen.clone(),
+            dropped: log.dropped.clone(),
+            torn: false,
+            complained: None,
+        };
+        thread::Builder::new()
+            .name("egress-log".to_owned())
+            .spawn(move || writer.run(&lines))?;
+        Ok(log)
+    }
+
+    /// Opens the file anew before the next line (SIGHUP, after a rotation).
+    pub fn reopen(&self) {
+        self.reopen.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits, at most for `limit`, until all lines so far are written. Blocks:
+    /// for the end of the process.
+    pub fn flush(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let (answer, done) = sync_channel(1);
+        let mut message = Line::Flush(answer);
+        loop {
+            match self.queue.try_send(message) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) if Instant::now() < deadline => message = back,
+                Err(_) => return false,
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        done.recv_timeout(left).is_ok()
+    }
+
+    /// Hands a line over, or counts it as lost.
+    pub(super) fn write(&self, line: Line) {
+        if self.queue.try_send(line).is_err() {
+            self.dropped.inc();
+        }
+    }
+}
+
+struct Writer {
+    target: LogTarget,
+    output: Box<dyn Write + Send>,
+    reopen: Arc<AtomicBool>,
+    dropped: Arc<Counter>,
+    /// The last write failed in the middle of a line.
+    torn: bool,
+    complained: Option<Instant>,
+}
+
+impl Writer {
+    fn run(mut self, lines: &Receiver<Line>) {
+        let mut text = Vec::with_capacity(BATCH);
+        let mut count = 0;
+        loop {
+            // The first line of a batch is waited for, the others taken as
+            // they are there.
+            let line = if count == 0 {
+                match lines.recv_timeout(Duration::from_secs(1)) {
+                    Ok(line) => line,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            } else {
+                match lines.try_recv() {
+                    Ok(line) => line,
+                    Err(_) => {
+                        self.write(&mut text, &mut count);
+                        continue;
+                    }
+                }
+            };
+            if let Line::Flush(answer) = line {
+                self.write(&mut text, &mut count);
+                let _ = answer.send(());
+                continue;
+            }
+            count += 1;
+            if let Err(error) = json::write(&mut text, &line) {
+                // Only on a value that is no JSON, which these types rule out.
+                self.lost(1, &io::Error::other(error));
+                count -= 1;
+            }
+            if text.len() >= BATCH {
+                self.write(&mut text, &mut count);
+            }
+        }
+    }
+
+    fn write(&mut self, text: &mut Vec<u8>, count: &mut u64) {
+        if self.reopen.swap(false, Ordering::Relaxed) {
+            match self.target.open() {
+                Ok(output) => (self.output, self.torn) = (output, false),
+                Err(error) => self.lost(0, &error),
+            }
+        }
+        if !text.is_empty() {
+            // What stands before may be half a line.
+            let start = if self.torn { &b"\n"[..] } else { &[] };
+            let written = self
+                .output
+                .write_all(start)
+                .and_then(|()| self.output.write_all(text))
+                .and_then(|()| self.output.flush());
+            self.torn = written.is_err();
+            if let Err(error) = written {
+                self.lost(*count, &error);
+            }
+        }
+        text.clear();
+        *count = 0;
+    }
+
+    fn lost(&mut self, lines: u64, error: &io::Error) {
+        self.dropped.inc_by(lines);
+        let due = |last: Instant| last.elapsed() >= COMPLAIN;
+        if self.complained.is_none_or(due) {
+            self.complained = Some(Instant::now());
+            tracing::error!(%error, lines, target = ?self.target, "access log lines are lost");
+        }
+    }
+}

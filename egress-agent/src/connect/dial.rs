@@ -1,0 +1,191 @@
+//! Opens a connection to an endpoint: TCP or Unix, the PROXY header, TLS; all
+//! within `connectTimeout`.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout};
+
+use super::error::{ConnectError, Phase};
+use super::proxy_protocol;
+use super::stream::Stream;
+use super::tls::{self, Alpn, TlsFacts};
+use crate::capture::sockets::{NetNs, Sockets};
+use crate::endpoint::resolved::Destination;
+use crate::policy::model::{ClientTls, Keepalive, TrafficPolicy};
+use crate::secret::Secrets;
+
+/// How to reach an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct DialContext<'a> {
+    /// Makes the socket.
+    pub sockets: &'a Sockets,
+    /// The application's namespace.
+    pub netns: &'a NetNs,
+    /// TLS material.
+    pub secrets: &'a Secrets,
+    /// Connect timeout, keepalive, PROXY protocol.
+    pub policy: &'a TrafficPolicy,
+    /// TLS to originate. Decided by the caller, since it depends on what the
+    /// application speaks: never TLS in TLS.
+    pub tls: Option<&'a ClientTls>,
+    /// The name that the application asked for: SNI, and the name to verify,
+    /// unless the policy says otherwise.
+    pub host: &'a str,
+    /// The application's namespace, where a `credentialName` is looked for.
+    pub namespace: &'a Arc<str>,
+    /// Protocols to offer.
+    pub alpn: Alpn,
+    /// The application's own address, for the PROXY header.
+    pub source: SocketAddr,
+}
+
+/// An open connection to an endpoint.
+#[derive(Debug)]
+pub struct Connected {
+    /// The stream.
+    pub stream: Stream,
+    /// Our address; `None` for Unix sockets.
+    pub local: Option<SocketAddr>,
+    /// What the handshake came to; `None` in the clear.
+    pub tls: Option<TlsFacts>,
+    /// Time until TCP was connected.
+    pub tcp_time: Duration,
+    /// Time that the TLS handshake took.
+    pub tls_time: Duration,
+}
+
+/// Dials.
+///
+/// # Errors
+/// Refused, unreachable, timed out, TLS, or material that cannot be used; each
+/// says which endpoint.
+pub async fn dial(
+    context: &DialContext<'_>,
+    destination: &Destination,
+) -> Result<Connected, ConnectError> {
+    // Before anything is dialled: without its material a connection must not
+    // even show the server that somebody wanted to talk.
+    let tls = context
+        .tls
+        .map(|tls| tls::prepare(context, tls))
+        .transpose()?;
+    let limit = context.policy.connection_pool.connect_timeout;
+    let phase = Cell::new(Phase::Tcp);
+    match timeout(limit, dial_in_time(context, destination, tls, &phase)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(ConnectError::TimedOut {
+            to: destination.clone(),
+            after: limit,
+            phase: phase.get(),
+        }),
+    }
+}
+
+async fn dial_in_time(
+    context: &DialContext<'_>,
+    destination: &Destination,
+    tls: Option<tls::Prepared>,
+    phase: &Cell<Phase>,
+) -> Result<Connected, ConnectError> {
+    let started = Instant::now();
+    let failed = |error| ConnectError::from_io(destination, error);
+    match destination {
+        Destination::Tcp(address) => {
+            let mut stream = dial_tcp(context, *address).await.map_err(failed)?;
+            let local = stream.local_addr().ok();
+            if let Some(version) = context.policy.proxy_protocol {
+                let header = proxy_protocol::header(version, context.source, local, *address);
+                stream.write_all(&header).await.map_err(failed)?;
+            }
+            let tcp_time = started.elapsed();
+            let Some(tls) = tls else {
+                return Ok(Connected {
+                    stream: Stream::Tcp(stream),
+                    local,
+                    tls: None,
+                    tcp_time,
+                    tls_time: Duration::ZERO,
+                });
+            };
+            phase.set(Phase::Tls);
+            let (stream, facts) = tls::handshake(tls, context.alpn, stream, destination).await?;
+            Ok(Connected {
+                stream: Stream::Tls(Box::new(stream)),
+                local,
+                tls: Some(facts),
+                tcp_time,
+                tls_time: started.elapsed() - tcp_time,
+            })
+        }
+        Destination::Unix(path) => {
+            let mut stream = dial_unix(path).await.map_err(failed)?;
+            if let Some(version) = context.policy.proxy_protocol {
+                let header = proxy_protocol::local_header(version);
+                stream.write_all(&header).await.map_err(failed)?;
+            }
+            let tcp_time = started.elapsed();
+            let Some(tls) = tls else {
+                return Ok(Connected {
+                    stream: Stream::Unix(stream),
+                    local: None,
+                    tls: None,
+                    tcp_time,
+                    tls_time: Duration::ZERO,
+                });
+            };
+            phase.set(Phase::Tls);
+            let (stream, facts) = tls::handshake(tls, context.alpn, stream, destination).await?;
+            Ok(Connected {
+                stream: Stream::TlsUnix(Box::new(stream)),
+                local: None,
+                tls: Some(facts),
+                tcp_time,
+                tls_time: started.elapsed() - tcp_time,
+            })
+        }
+    }
+}
+
+async fn dial_tcp(context: &DialContext<'_>, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = context.sockets.tcp(context.netns, &address)?;
+    socket.set_nodelay(true)?;
+    if let Some(keepalive) = context.policy.connection_pool.keepalive {
+        set_keepalive(&SockRef::from(&socket), keepalive)?;
+    }
+    socket.connect(address).await
+}
+
+fn set_keepalive(socket: &SockRef<'_>, policy: Keepalive) -> io::Result<()> {
+    // The kernel counts in seconds and takes 1 to 32767 (tcp(7)).
+    let seconds = |time: Duration| {
+        let whole = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+        Duration::from_secs(whole.clamp(1, 32_767))
+    };
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(time) = policy.time {
+        keepalive = keepalive.with_time(seconds(time));
+    }
+    if let Some(interval) = policy.interval {
+        keepalive = keepalive.with_interval(seconds(interval));
+    }
+    if let Some(probes) = policy.probes {
+        keepalive = keepalive.with_retries(probes.clamp(1, 127));
+    }
+    socket.set_keepalive(true)?;
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+async fn dial_unix(path: &str) -> io::Result<UnixStream> {
+    match path.strip_prefix('@') {
+        // tokio takes a leading zero byte for an abstract name (unix(7)).
+        Some(name) => UnixStream::connect(format!("\0{name}")).await,
+        None => UnixStream::connect(path).await,
+    }
+}

@@ -1,0 +1,176 @@
+//! What a worker needs to carry connections.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Cache};
+use tokio::time::Instant;
+
+use crate::accept::{IntakeStats, Origins};
+use crate::account::{AccessLog, Account, Metrics};
+use crate::capture::Caller;
+use crate::capture::sockets::Sockets;
+use crate::endpoint::Live;
+use crate::identify::{Callers, HostNames, Identified, Workload};
+use crate::policy::model::{ConnectionPool, LoadBalancer, TrafficPolicy};
+use crate::relay::{Buffers, Limits};
+use crate::secret::Secrets;
+
+/// How often one cause of failure is told in the log.
+const COMPLAIN: Duration = Duration::from_secs(60);
+/// Causes remembered for that.
+const CAUSES: usize = 1_024;
+
+/// Settings of the data path.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// From a client's first byte on, until what is unclear counts as opaque.
+    pub sniff_timeout: Duration,
+    /// Open connections of one worker; more are reset.
+    pub max_connections: usize,
+    /// Endpoints tried for one opaque connection.
+    pub connect_attempts: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            sniff_timeout: Duration::from_secs(10),
+            max_connections: 100_000,
+            connect_attempts: 3,
+        }
+    }
+}
+
+/// What all workers share.
+pub struct Shared {
+    /// Policy and endpoint sets in force.
+    pub live: Arc<ArcSwap<Live>>,
+    /// Where redirected connections were going.
+    pub origins: Arc<dyn Origins>,
+    /// Names behind virtual addresses.
+    pub names: Arc<dyn HostNames>,
+    /// Workloads behind cgroups.
+    pub callers: Arc<dyn Callers>,
+    /// Makes upstream sockets.
+    pub sockets: Sockets,
+    /// TLS material.
+    pub secrets: Arc<Secrets>,
+    /// Metrics of the data path.
+    pub metrics: Arc<Metrics>,
+    /// The access log, if there is one.
+    pub log: Option<AccessLog>,
+    /// Counters of the accept loops.
+    pub intake: Arc<IntakeStats>,
+    /// Settings.
+    pub settings: Settings,
+}
+
+/// What one worker has.
+pub struct Context {
+    shared: Arc<Shared>,
+    live: RefCell<Cache<Arc<ArcSwap<Live>>, Arc<Live>>>,
+    /// Records.
+    pub account: Account,
+    /// Spare buffers.
+    pub buffers: Buffers,
+    complaints: RefCell<HashMap<u64, Instant>>,
+}
+
+impl Context {
+    /// For one worker.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            live: RefCell::new(Cache::new(shared.live.clone())),
+            account: Account::new(shared.metrics.clone(), shared.log.clone()),
+            buffers: Buffers::default(),
+            complaints: RefCell::default(),
+            shared,
+        }
+    }
+
+    /// The policy in force, which stays the same for what holds on to it.
+    pub fn live(&self) -> Arc<Live> {
+        self.live.borrow_mut().load().clone()
+    }
+
+    /// Settings.
+    pub fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    /// Makes upstream sockets.
+    pub fn sockets(&self) -> &Sockets {
+        &self.shared.sockets
+    }
+
+    /// TLS material.
+    pub fn secrets(&self) -> &Arc<Secrets> {
+        &self.shared.secrets
+    }
+
+    /// Names behind virtual addresses.
+    pub fn names(&self) -> &dyn HostNames {
+        &*self.shared.names
+    }
+
+    /// Who is behind a connection.
+    pub fn workload_of(&self, caller: &Caller) -> Workload {
+        self.shared.callers.workload_of(caller)
+    }
+
+    /// Istio's defaults, for connections that no policy is about.
+    pub fn default_policy(&self) -> &'static TrafficPolicy {
+        static DEFAULT: LazyLock<TrafficPolicy> = LazyLock::new(|| TrafficPolicy {
+            connection_pool: ConnectionPool::default(),
+            load_balancer: LoadBalancer::default(),
+            outlier_detection: None,
+            tls: None,
+            tunnel: None,
+            proxy_protocol: None,
+            retry_budget: None,
+            health_check: None,
+        });
+        &DEFAULT
+    }
+
+    pub(super) fn default_limits(&self) -> Limits {
+        Limits {
+            idle: self.default_policy().connection_pool.idle_timeout,
+            deadline: None,
+        }
+    }
+
+    /// Tells a failure in the log, once a minute for each service and cause.
+    pub(super) fn complain(&self, identified: &Identified, cause: &str) {
+        let mut hasher = DefaultHasher::new();
+        identified.service.id.hash(&mut hasher);
+        cause.hash(&mut hasher);
+        let key = hasher.finish();
+        let now = Instant::now();
+        let mut complaints = self.complaints.borrow_mut();
+        if complaints
+            .get(&key)
+            .is_some_and(|last| now.duration_since(*last) < COMPLAIN)
+        {
+            return;
+        }
+        if complaints.len() >= CAUSES {
+            complaints.retain(|_, last| now.duration_since(*last) < COMPLAIN);
+            if complaints.len() >= CAUSES {
+                return;
+            }
+        }
+        complaints.insert(key, now);
+        tracing::warn!(
+            host = &*identified.host,
+            port = identified.service.key.port,
+            pid = identified.captured.caller.pid,
+            comm = %identified.captured.caller.comm,
+            "{cause}"
+        );
+    }
+}

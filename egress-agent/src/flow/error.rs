@@ -1,0 +1,80 @@
+//! Why a connection did not reach its service.
+
+use std::fmt;
+use std::io;
+
+use crate::connect::ConnectError;
+use crate::endpoint::{Overflow, PickError};
+use crate::flag::{Flag, Side};
+
+/// Why a connection did not reach its service.
+#[derive(Debug)]
+pub enum FlowError {
+    /// The service has nothing for this client: the snapshot lacks a view or
+    /// an endpoint set.
+    NoView,
+    /// No endpoint.
+    Pick(PickError),
+    /// `maxConnections`.
+    Overflow(Overflow),
+    /// No connection to the endpoint; after several tries, the last one's.
+    Connect(ConnectError),
+    /// The application broke the connection meanwhile.
+    Client(io::Error),
+}
+
+impl FlowError {
+    /// Envoy's flag.
+    pub const fn flag(&self) -> Flag {
+        match self {
+            Self::NoView => Flag::NoClusterFound,
+            Self::Pick(error) => error.flag(),
+            Self::Overflow(error) => error.flag(),
+            Self::Connect(error) => error.flag(),
+            Self::Client(_) => Flag::DownstreamConnectionTermination,
+        }
+    }
+
+    /// Whose side failed.
+    pub const fn side(&self) -> Side {
+        match self {
+            Self::NoView => Side::Internal,
+            Self::Pick(error) => error.side(),
+            Self::Overflow(error) => error.side(),
+            Self::Connect(error) => error.side(),
+            Self::Client(_) => Side::Downstream,
+        }
+    }
+}
+
+impl From<PickError> for FlowError {
+    fn from(error: PickError) -> Self {
+        Self::Pick(error)
+    }
+}
+
+impl From<Overflow> for FlowError {
+    fn from(error: Overflow) -> Self {
+        Self::Overflow(error)
+    }
+}
+
+impl From<ConnectError> for FlowError {
+    fn from(error: ConnectError) -> Self {
+        Self::Connect(error)
+    }
+}
+
+impl fmt::Display for FlowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoView => f.write_str("the policy in force has no cluster for this client"),
+            Self::Pick(error) => error.fmt(f),
+            Self::Overflow(error) => error.fmt(f),
+            Self::Connect(error) => error.fmt(f),
+            Self::Client(error) => write!(f, "the application broke the connection: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for FlowError {}

@@ -1,0 +1,219 @@
+//! From a route to an open connection, and the relay over it.
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::context::Context;
+use super::error::FlowError;
+use crate::account::ConnectionRecord;
+use crate::capture::Captured;
+use crate::capture::sockets::NetNs;
+use crate::connect::{self, Alpn, Connected, DialContext, dial};
+use crate::endpoint::resolved::Destination;
+use crate::endpoint::{
+    ConnectionGuard, EndpointSet, Live, Outcome, Permit, PickContext, PickError, Picked,
+};
+use crate::identify::{Identified, Spoken};
+use crate::policy::model::Resolution;
+use crate::policy::snapshot::{Cluster, View};
+use crate::relay::{self, End, Limits, Traffic};
+
+/// An open connection to an endpoint, and its places under the limits.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) connected: Connected,
+    cluster: Arc<Cluster>,
+    picked: Picked,
+    _permit: Permit,
+    _open: ConnectionGuard,
+}
+
+/// Which cluster a view sends a connection to.
+fn choose<'a>(view: &'a View, _: &Spoken) -> &'a Arc<Cluster> {
+    &view.cluster
+}
+
+/// The cluster of a connection.
+pub(super) fn cluster_of<'a>(
+    identified: &'a Identified,
+    spoken: &Spoken,
+) -> Result<&'a Arc<Cluster>, FlowError> {
+    let view = identified
+        .service
+        .view(&identified.client)
+        .ok_or(FlowError::NoView)?;
+    Ok(choose(view, spoken))
+}
+
+/// Routes, picks and dials.
+///
+/// Where connecting fails, the next endpoint is tried, up to
+/// `Settings::connect_attempts` of them, and only while less than one
+/// `connectTimeout` has passed in all: a name with one dead address among
+/// several works, and a client of a dead service still learns it in time.
+/// (Istio tries a TCP connection once.)
+pub(super) async fn connect(
+    context: &Context,
+    live: &Live,
+    identified: &Identified,
+    spoken: &Spoken,
+    record: &mut ConnectionRecord,
+) -> Result<Upstream, FlowError> {
+    let cluster = cluster_of(identified, spoken)?;
+    record.routed(cluster);
+    let set = live.sets.get(cluster.index).ok_or(FlowError::NoView)?;
+    let permit = set.connection_permit()?;
+    let tls = connect::origination(cluster, spoken);
+    if tls.is_none() && cluster.policy.tls.is_some() {
+        record.note("the application speaks TLS itself: relayed untouched, not wrapped again");
+        let metrics = context.account.metrics();
+        metrics.client_spoke_tls(&identified.service.key.host.to_string());
+    }
+    let dial_context = DialContext {
+        sockets: context.sockets(),
+        netns: &identified.netns,
+        secrets: context.secrets(),
+        policy: &cluster.policy,
+        tls,
+        host: &identified.host,
+        namespace: &identified.client.namespace,
+        alpn: Alpn::None,
+        source: identified.captured.peer,
+    };
+    let limit = cluster.policy.connection_pool.connect_timeout;
+    let started = Instant::now();
+    let mut tried = Vec::new();
+    loop {
+        let picked = pick(set, identified, &tried, limit).await?;
+        record.trying(&picked.destination);
+        let open = picked.endpoint.open_connection();
+        let error = match dial(&dial_context, &picked.destination).await {
+            Ok(connected) => {
+                picked.report(Outcome::Connected);
+                return Ok(Upstream {
+                    connected,
+                    cluster: cluster.clone(),
+                    picked,
+                    _permit: permit,
+                    _open: open,
+                });
+            }
+            Err(error) => error,
+        };
+        picked.report(error.outcome());
+        tried.push(picked.endpoint.id);
+        let attempts = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+        let more = attempts < context.settings().connect_attempts
+            && error.is_of_endpoint()
+            && started.elapsed() < limit;
+        if !more || !others_left(set, identified, &tried) {
+            return Err(error.into());
+        }
+    }
+}
+
+/// Whether a pick would give an endpoint that was not tried.
+fn others_left(
+    set: &Arc<EndpointSet>,
+    identified: &Identified,
+    tried: &[crate::endpoint::EndpointId],
+) -> bool {
+    set.pick(&pick_context(identified, tried))
+        .is_ok_and(|picked| {
+            picked.report(Outcome::Cancelled);
+            !tried.contains(&picked.endpoint.id)
+        })
+}
+
+fn pick_context<'a>(
+    identified: &'a Identified,
+    tried: &'a [crate::endpoint::EndpointId],
+) -> PickContext<'a> {
+    PickContext {
+        client: &identified.client,
+        original: identified.captured.original,
+        host: &identified.host,
+        hash: None,
+        tried,
+        remote_localities: false,
+    }
+}
+
+/// Picks; a name that is being resolved for the first time is waited for.
+async fn pick(
+    set: &Arc<EndpointSet>,
+    identified: &Identified,
+    tried: &[crate::endpoint::EndpointId],
+    limit: std::time::Duration,
+) -> Result<Picked, PickError> {
+    let context = pick_context(identified, tried);
+    match set.pick(&context) {
+        Err(PickError::Unresolved) => {
+            timeout(limit, set.resolved())
+                .await
+                .map_err(|_| PickError::Unresolved)?;
+            set.pick(&context)
+        }
+        picked => picked,
+    }
+}
+
+/// Dials the address that the application dialled.
+pub(super) async fn connect_untouched(
+    context: &Context,
+    captured: &Captured,
+    netns: &NetNs,
+    record: &mut ConnectionRecord,
+) -> Result<Connected, FlowError> {
+    let destination = Destination::Tcp(captured.original);
+    record.trying(&destination);
+    let dial_context = DialContext {
+        sockets: context.sockets(),
+        netns,
+        secrets: context.secrets(),
+        policy: context.default_policy(),
+        tls: None,
+        host: "",
+        namespace: &Arc::default(),
+        alpn: Alpn::None,
+        source: captured.peer,
+    };
+    Ok(dial(&dial_context, &destination).await?)
+}
+
+impl Upstream {
+    /// Relays until the end, or until the endpoint has vanished from DNS and
+    /// its grace time is over.
+    pub(super) async fn relay(
+        mut self,
+        context: &Context,
+        client: &mut TcpStream,
+        traffic: &Traffic,
+    ) -> End {
+        let pool = &self.cluster.policy.connection_pool;
+        let limits = Limits {
+            idle: pool.idle_timeout,
+            deadline: pool.max_connection_duration.map(|max| Instant::now() + max),
+        };
+        let mutual = self.connected.tls.as_ref().is_some_and(|tls| tls.mutual);
+        let stream = &mut self.connected.stream;
+        let copy = relay::bytes(client, stream, limits, &context.buffers, traffic);
+        let end = if self.cluster.target.resolution == Resolution::Dns {
+            tokio::select! {
+                end = copy => end,
+                () = self.picked.endpoint.drained() => End::Drained,
+            }
+        } else {
+            copy.await
+        };
+        match end {
+            End::Upstream(error) => match connect::explain_broken(&error, mutual) {
+                Some(text) => End::Upstream(std::io::Error::new(error.kind(), text)),
+                None => End::Upstream(error),
+            },
+            end => end,
+        }
+    }
+}

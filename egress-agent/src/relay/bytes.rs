@@ -1,0 +1,364 @@
+//! Copies bytes both ways until both sides have ended, one breaks, or a limit
+//! is reached.
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Transport;
+use super::buffer::{Buffers, Class};
+use crate::flag::Flag;
+
+/// How long what was sent may stay unacknowledged before a truncated stream is
+/// reset all the same.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Limits of one relayed connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// `tcp.idleTimeout`: no byte either way for so long.
+    pub idle: Option<Duration>,
+    /// End of `tcp.maxConnectionDuration`.
+    pub deadline: Option<Instant>,
+}
+
+/// Bytes relayed so far, readable while the relay runs.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// From the application to the service.
+    pub received: Cell<u64>,
+    /// From the service to the application.
+    pub sent: Cell<u64>,
+}
+
+/// How a relayed connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides ended in order.
+    Closed,
+    /// Reading from or writing to the application failed.
+    Client(io::Error),
+    /// Reading from or writing to the service failed.
+    Upstream(io::Error),
+    /// The service closed TCP without ending TLS (no `close_notify`): what
+    /// arrived may have been cut short by anyone on the way.
+    Truncated,
+    /// No byte for the idle time.
+    Idle(Duration),
+    /// The longest duration is over.
+    TooLong,
+    /// The endpoint vanished from DNS and its grace time is over.
+    Drained,
+}
+
+impl End {
+    /// Envoy's flag; `None` for an orderly end.
+    pub const fn flag(&self) -> Option<Flag> {
+        match self {
+            Self::Closed => None,
+            Self::Client(_) => Some(Flag::DownstreamConnectionTermination),
+            Self::Upstream(_) | Self::Truncated => Some(Flag::UpstreamConnectionTermination),
+            Self::Idle(_) => Some(Flag::StreamIdleTimeout),
+            Self::TooLong => Some(Flag::DurationTimeout),
+            Self::Drained => Some(Flag::LocalReset),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("closed"),
+            Self::Client(error) => write!(f, "the application broke the connection: {error}"),
+            Self::Upstream(error) => write!(f, "the service broke the connection: {error}"),
+            Self::Truncated => f.write_str(
+                "the service closed the connection without ending TLS (no close_notify), so what \
+                 it sent may be cut short; the application got a reset",
+            ),
+            Self::Idle(limit) => {
+                write!(f, "no byte either way for {limit:?} (tcp.idleTimeout)")
+            }
+            Self::TooLong => f.write_str("tcp.maxConnectionDuration is over"),
+            Self::Drained => f.write_str(
+                "the endpoint vanished from DNS and the grace time of its connections is over",
+            ),
+        }
+    }
+}
+
+/// Relays until the end. A half-close on one side is passed on to the other;
+/// a broken side makes the other side's close a reset. Limits end in a plain
+/// close of both, as in Envoy. The caller drops the streams.
+pub async fn bytes<C: Transport, U: Transport>(
+    client: &mut C,
+    upstream: &mut U,
+    limits: Limits,
+    buffers: &Buffers,
+    traffic: &Traffic,
+) -> End {
+    let mut relay = Relay {
+        buffers,
+        outward: Direction::new(&traffic.received),
+        inward: Direction::new(&traffic.sent),
+        active: Instant::now(),
+    };
+    let mut timer = pin!(limits.timer(relay.active).map(sleep_until));
+    let end = poll_fn(|context| {
+        if let Poll::Ready(end) = relay.poll(context, client, upstream) {
+            return Poll::Ready(end);
+        }
+        match timer.as_mut().as_pin_mut() {
+            Some(timer) => limits.poll_timer(timer, context, &relay.active),
+            None => Poll::Pending,
+        }
+    })
+    .await;
+    match &end {
+        End::Client(_) => upstream.abort(),
+        End::Upstream(_) => client.abort(),
+        End::Truncated => {
+            // What the service did send has arrived in order and must reach
+            // the application before the reset throws away what is queued.
+            drained(client, LINGER).await;
+            client.abort();
+        }
+        End::Closed | End::Idle(_) | End::TooLong | End::Drained => {}
+    }
+    end
+}
+
+impl Limits {
+    /// When to look at the limits next.
+    fn timer(&self, active: Instant) -> Option<Instant> {
+        let idle = self.idle.map(|limit| active + limit);
+        match (idle, self.deadline) {
+            (Some(idle), Some(deadline)) => Some(idle.min(deadline)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// The timer is not moved with every byte: when it fires, it is set anew
+    /// for what is left.
+    fn poll_timer(
+        &self,
+        mut timer: Pin<&mut Sleep>,
+        context: &mut Context<'_>,
+        active: &Instant,
+    ) -> Poll<End> {
+        loop {
+            ready!(timer.as_mut().poll(context));
+            let now = Instant::now();
+            if self.deadline.is_some_and(|deadline| deadline <= now) {
+                return Poll::Ready(End::TooLong);
+            }
+            match self.idle {
+                Some(limit) if *active + limit <= now => return Poll::Ready(End::Idle(limit)),
+                _ => {}
+            }
+            match self.timer(*active) {
+                Some(next) => timer.as_mut().reset(next),
+                None => return Poll::Pending,
+            }
+        }
+    }
+}
+
+/// Waits until the peer has acknowledged everything, or `limit` is over.
+async fn drained(stream: &impl Transport, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    while stream.unacknowledged() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+struct Relay<'a> {
+    buffers: &'a Buffers,
+    /// Application to service.
+    outward: Direction<'a>,
+    /// Service to application.
+    inward: Direction<'a>,
+    /// When a byte last moved.
+    active: Instant,
+}
+
+impl Relay<'_> {
+    fn poll<C: Transport, U: Transport>(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &mut C,
+        upstream: &mut U,
+    ) -> Poll<End> {
+        let moved = self.outward.moved() + self.inward.moved();
+        let outward = self.outward.poll(context, client, upstream, self.buffers);
+        if let Poll::Ready(Err(broken)) = outward {
+            return Poll::Ready(match broken {
+                Broken::Read(error) => End::Client(error),
+                Broken::Write(error) => End::Upstream(error),
+            });
+        }
+        let inward = self.inward.poll(context, upstream, client, self.buffers);
+        if let Poll::Ready(Err(broken)) = inward {
+            return Poll::Ready(match broken {
+                Broken::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    End::Truncated
+                }
+                Broken::Read(error) => End::Upstream(error),
+                Broken::Write(error) => End::Client(error),
+            });
+        }
+        if self.outward.moved() + self.inward.moved() != moved {
+            self.active = Instant::now();
+        }
+        if outward.is_ready() && inward.is_ready() {
+            return Poll::Ready(End::Closed);
+        }
+        Poll::Pending
+    }
+}
+
+enum Broken {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// One direction.
+struct Direction<'a> {
+    /// Bytes read and not yet written lie in `start..end`.
+    buffer: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+    class: Class,
+    state: State,
+    /// Something was written since the last flush.
+    unflushed: bool,
+    count: &'a Cell<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Copying,
+    /// The reading side has ended; the other is to be told.
+    Ending,
+    Ended,
+}
+
+impl<'a> Direction<'a> {
+    fn new(count: &'a Cell<u64>) -> Self {
+        Self {
+            buffer: None,
+            start: 0,
+            end: 0,
+            class: Class::default(),
+            state: State::Copying,
+            unflushed: false,
+            count,
+        }
+    }
+
+    fn moved(&self) -> u64 {
+        self.count.get()
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        buffers: &Buffers,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            match self.state {
+                State::Ended => return Poll::Ready(Ok(())),
+                State::Ending => {
+                    ready!(Pin::new(&mut *to).poll_shutdown(context)).map_err(Broken::Write)?;
+                    self.state = State::Ended;
+                }
+                State::Copying => {
+                    ready!(self.poll_write(context, to, buffers)).map_err(Broken::Write)?;
+                    let read = self.poll_read(context, from, buffers);
+                    if read.is_pending() && self.unflushed {
+                        ready!(Pin::new(&mut *to).poll_flush(context)).map_err(Broken::Write)?;
+                        self.unflushed = false;
+                    }
+                    ready!(read).map_err(Broken::Read)?;
+                }
+            }
+        }
+    }
+
+    /// Writes what the buffer holds and gives the buffer back.
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut (impl AsyncWrite + Unpin),
+        buffers: &Buffers,
+    ) -> Poll<io::Result<()>> {
+        let Some(buffer) = &self.buffer else {
+            return Poll::Ready(Ok(()));
+        };
+        while self.start < self.end {
+            let pending = &buffer[self.start..self.end];
+            let written = ready!(Pin::new(&mut *to).poll_write(context, pending))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.start += written;
+            self.unflushed = true;
+            self.count.set(self.count.get() + written as u64);
+        }
+        if let Some(buffer) = self.buffer.take() {
+            buffers.give_back(buffer);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once into a fresh buffer, which is kept only if bytes came.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        buffers: &Buffers,
+    ) -> Poll<io::Result<()>> {
+        let mut buffer = buffers.take(self.class);
+        let mut target = ReadBuf::new(&mut buffer);
+        let read = Pin::new(from).poll_read(context, &mut target);
+        let filled = target.filled().len();
+        if filled == 0 {
+            let ended = matches!(read, Poll::Ready(Ok(())));
+            buffers.give_back(buffer);
+            if ended {
+                self.state = State::Ending;
+            }
+            return read;
+        }
+        self.class = match (self.class, filled == buffer.len()) {
+            (Class::Small, true) => Class::Large,
+            // A large one that is not even filled as far as a small one.
+            (Class::Large, false) if filled < Class::Small.size() => Class::Small,
+            (class, _) => class,
+        };
+        self.buffer = Some(buffer);
+        self.start = 0;
+        self.end = filled;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Relay<'_> {
+    fn drop(&mut self) {
+        for direction in [&mut self.outward, &mut self.inward] {
+            if let Some(buffer) = direction.buffer.take() {
+                self.buffers.give_back(buffer);
+            }
+        }
+    }
+}
