@@ -5,6 +5,7 @@ mod buffer;
 mod bytes;
 #[cfg(test)]
 mod tests;
+pub mod http;
 mod transport;
 
 pub use buffer::Buffers;

@@ -1,0 +1,197 @@
+//! The body of a response on its way to the application, and the end of a
+//! request that comes with it.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::client::Client;
+use super::deadline::Deadline;
+use super::record::Record;
+use super::tries::Judged;
+use super::upload::{RequestBody, Upload};
+use crate::connect::pool::{Io, Lease};
+use crate::endpoint::Permit;
+use crate::flag::Flag;
+
+/// The body of a response.
+pub struct ResponseBody<S: Io>(Kind<S>);
+
+enum Kind<S: Io> {
+    Full(Bytes),
+    Stream(Box<Stream<S>>),
+}
+
+/// A response that is passed on as it arrives. The request ends with it.
+pub(super) struct Stream<S: Io> {
+    pub(super) incoming: Incoming,
+    pub(super) ending: Option<Ending<S>>,
+    /// `timeout` of the route.
+    pub(super) deadline: Option<Deadline>,
+}
+
+/// What is held until the response has ended.
+pub(super) struct Ending<S: Io> {
+    pub(super) client: Rc<Client<S>>,
+    pub(super) record: Box<Record>,
+    pub(super) lease: Lease<RequestBody, S>,
+    pub(super) upload: Option<Rc<Upload>>,
+    pub(super) _picked: Judged,
+    /// The request's place, and the retry's.
+    pub(super) _permits: (Permit, Option<Permit>),
+}
+
+impl<S: Io> Ending<S> {
+    /// The response is complete: the connection may serve another request,
+    /// unless the service answered before it had the whole request.
+    pub(super) fn complete(mut self) {
+        let received = self.upload.as_ref().is_none_or(|u| u.is_complete());
+        self.count();
+        self.client.finish(&mut self.record);
+        if received {
+            self.lease.give_back();
+        }
+    }
+
+    /// The response broke off.
+    fn broken(mut self, flag: Flag, details: &str) {
+        self.count();
+        self.record.flag(flag);
+        self.record.details = details.into();
+        self.client.finish(&mut self.record);
+    }
+
+    fn count(&mut self) {
+        if let Some(upload) = &self.upload {
+            self.record.received = upload.received();
+        }
+    }
+}
+
+impl<S: Io> ResponseBody<S> {
+    pub(super) const fn full(bytes: Bytes) -> Self {
+        Self(Kind::Full(bytes))
+    }
+
+    pub(super) fn stream(stream: Box<Stream<S>>) -> Self {
+        Self(Kind::Stream(stream))
+    }
+}
+
+impl<S: Io> std::fmt::Debug for ResponseBody<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Full(_) => "ResponseBody(full)",
+            Kind::Stream(_) => "ResponseBody(stream)",
+        })
+    }
+}
+
+impl<S: Io> Body for ResponseBody<S> {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        match &mut self.get_mut().0 {
+            Kind::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Stream(stream) => stream.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Stream(stream) => stream.ending.is_none() || stream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Stream(stream) => stream.incoming.size_hint(),
+        }
+    }
+}
+
+impl<S: Io> Stream<S> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.poll(cx).is_ready()
+        {
+            if let Some(ending) = self.ending.take() {
+                ending.broken(
+                    Flag::UpstreamRequestTimeout,
+                    "the route's timeout passed inside the response",
+                );
+            }
+            let error = io::Error::new(io::ErrorKind::TimedOut, "route timeout");
+            return Poll::Ready(Some(Err(error)));
+        }
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let Some(ending) = &mut self.ending else {
+            return Poll::Ready(None);
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                let mut last = false;
+                if let Some(data) = frame.data_ref() {
+                    ending.record.sent += data.len() as u64;
+                    last = self.incoming.is_end_stream();
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    if let Some(status) = super::retry::grpc_status(trailers) {
+                        ending.record.grpc_status = Some(status);
+                    }
+                    last = true;
+                }
+                if last && let Some(ending) = self.ending.take() {
+                    ending.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let Some(ending) = self.ending.take() {
+                    let text = format!("the service broke off inside the response: {error}");
+                    ending.broken(Flag::UpstreamConnectionTermination, &text);
+                }
+                Poll::Ready(Some(Err(io::Error::other(error))))
+            }
+            None => {
+                if let Some(ending) = self.ending.take() {
+                    ending.complete();
+                }
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl<S: Io> Drop for Stream<S> {
+    fn drop(&mut self) {
+        if let Some(ending) = self.ending.take() {
+            // hyper drops a body that HEAD, 204 or 304 do not send.
+            if self.incoming.is_end_stream()
+                || matches!(
+                    ending.record.status,
+                    Some(StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+                )
+            {
+                ending.complete();
+            } else {
+                ending.broken(
+                    Flag::DownstreamConnectionTermination,
+                    "the application went away inside the response",
+                );
+            }
+        }
+    }
+}
