@@ -68,7 +68,11 @@ fn snapshot(upstream: SocketAddr, http2: bool) -> (Snapshot, Arc<Service>) {
         host: HostPattern::Exact("bench.test".into()),
         port: 80,
     };
-    let protocol = if http2 { Protocol::Http2 } else { Protocol::Http };
+    let protocol = if http2 {
+        Protocol::Http2
+    } else {
+        Protocol::Http
+    };
     let endpoints = vec![EndpointSpec {
         address: EndpointAddress::Ip(upstream.ip()),
         port: upstream.port(),

@@ -124,7 +124,16 @@ async fn serve_http1<D: Io, S: Io>(
         let mut drained = false;
         poll_fn(|cx| {
             loop {
-                if let Poll::Ready(end) = connection.poll_without_shutdown(cx) {
+                let mut end = connection.poll_without_shutdown(cx);
+                if end.is_pending()
+                    && state.upgrade.get() == Upgrade::Refused
+                    && state.active.get() == 0
+                {
+                    // What the client sent behind its request was held back;
+                    // no event of the socket will bring it.
+                    end = connection.poll_without_shutdown(cx);
+                }
+                if let Poll::Ready(end) = end {
                     return Poll::Ready(end.map_err(|error| error.to_string()));
                 }
                 if !drained && drain.as_mut().poll(cx).is_ready() {

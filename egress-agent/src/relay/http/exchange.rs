@@ -186,7 +186,11 @@ impl<S: Io> Exchange<S> {
 
     /// An answer to a request that the client should not have sent; the
     /// connection ends with it.
-    fn refuse(mut self, status: StatusCode, reason: &'static str) -> Response<ResponseBody<S>> {
+    pub(super) fn refuse(
+        mut self,
+        status: StatusCode,
+        reason: &'static str,
+    ) -> Response<ResponseBody<S>> {
         self.record.flag(Flag::DownstreamProtocolError);
         self.record.details = reason.into();
         let mut response = self.local(Local::new(status, reason));

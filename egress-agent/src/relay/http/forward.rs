@@ -135,6 +135,9 @@ struct Held {
 }
 
 fn fail<S: Io>(mut exchange: Exchange<S>, failure: &Failure) -> Response<ResponseBody<S>> {
+    if let Some(refusal) = exchange.client.state.body_refusal() {
+        return exchange.refuse(refusal.status, refusal.reason);
+    }
     if let Some(flag) = failure.flag {
         exchange.record.flag(flag);
     }

@@ -44,6 +44,8 @@ pub(super) enum Upgrade {
 pub(super) struct State {
     /// Number of the request that is refused, and why.
     refusal: Cell<Option<(u32, Refusal)>>,
+    /// The body under way is refused, and why.
+    body_refusal: Cell<Option<Refusal>>,
     /// Requests that the service has been given.
     served: Cell<u32>,
     /// Requests being served.
@@ -63,6 +65,7 @@ impl State {
     pub(super) fn new() -> Rc<Self> {
         Rc::new(Self {
             refusal: Cell::new(None),
+            body_refusal: Cell::new(None),
             served: Cell::new(0),
             active: Cell::new(0),
             head_since: Cell::new(None),
@@ -82,9 +85,14 @@ impl State {
             .and_then(|(refused, refusal)| (refused == number).then_some(refusal))
     }
 
+    /// Why the body of the request under way is refused, if it is.
+    pub(super) fn body_refusal(&self) -> Option<Refusal> {
+        self.body_refusal.get()
+    }
+
     /// Whether the client was refused: what it still sends is of no use.
     pub(super) fn refused(&self) -> bool {
-        self.refusal.get().is_some()
+        self.refusal.get().is_some() || self.body_refusal.get().is_some()
     }
 }
 
@@ -170,6 +178,10 @@ impl<S> Guarded<S> {
         );
         self.held = Vec::new();
         self.state.head_since.set(None);
+        if !self.guard.between_requests() {
+            self.state.body_refusal.set(Some(refusal));
+            return;
+        }
         self.state
             .refusal
             .set(Some((self.guard.heads().wrapping_add(1), refusal)));
@@ -196,6 +208,10 @@ impl<S: AsyncRead + Unpin> Read for Guarded<S> {
             if !this.ready.is_empty() {
                 this.give(&mut out);
                 return Poll::Ready(Ok(()));
+            }
+            if let Some(refusal) = this.state.body_refusal.get() {
+                let error = io::Error::new(io::ErrorKind::InvalidData, refusal.reason);
+                return Poll::Ready(Err(error));
             }
             if this.state.refused() {
                 // Nothing more is taken from this client; the connection ends

@@ -1,0 +1,13 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod guard;
+mod policies;
+mod retries;
+mod rig;
+mod routing;
+mod wire;
