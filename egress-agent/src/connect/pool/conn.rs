@@ -1,30 +1,23 @@
-//! One connection: the handshake, and the task that drives it.
+//! What connections have in common, and the task that drives HTTP/2.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
 
 use super::{Io, Payload};
 use crate::endpoint::{ConnectionGuard, Permit};
 use crate::policy::model::ConnectionPool;
 
-/// How long an orderly close may take (TLS close_notify, FIN).
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes that a connection buffers on its way; the rest waits in the
-/// kernel, which is what slows the sender down.
+/// Most bytes that an HTTP/2 stream buffers on its way out.
 const BUFFER_LIMIT: usize = 128 * 1024;
 /// Largest response head (Envoy: 60 KiB).
-const HEAD_LIMIT: usize = 60 * 1024;
+const HEAD_LIMIT: u32 = 60 * 1024;
 /// HTTP/2 receive window of one stream and of one connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -42,82 +35,43 @@ where
     }
 }
 
-/// The stream of a connection that changed its protocol (101), and what was
-/// read from it beyond the response.
-#[derive(Debug)]
-pub struct Upgraded<S> {
-    /// The stream.
-    pub io: S,
-    /// Bytes that belong to the new protocol.
-    pub read: Bytes,
-}
-
-/// Where the task of an HTTP/1 connection leaves its stream after a 101.
-pub(super) type UpgradeSlot<S> = Rc<RefCell<Option<oneshot::Sender<Upgraded<S>>>>>;
-
-/// Places under the limits, given back when the connection has closed.
+/// Places of one connection under the limits. When they are given back, the
+/// next in the queue is woken.
 pub(super) struct Places {
-    pub(super) _permit: Permit,
-    pub(super) _guard: ConnectionGuard,
+    held: Option<(Permit, ConnectionGuard)>,
+    wake: Rc<Notify>,
 }
 
-/// Starts HTTP/1 on a stream. `closed` is called when the connection is gone.
-pub(super) async fn http1<B, S: Io>(
-    io: S,
-    places: Places,
-    closed: impl FnOnce() + 'static,
-) -> hyper::Result<(http1::SendRequest<B>, UpgradeSlot<S>)>
-where
-    B: Payload,
-{
-    let (sender, mut connection) = http1::Builder::new()
-        .max_buf_size(BUFFER_LIMIT)
-        .max_header_size(HEAD_LIMIT)
-        .handshake(TokioIo::new(io))
-        .await?;
-    let slot = UpgradeSlot::<S>::default();
-    let upgrade = Rc::clone(&slot);
-    spawn_local(async move {
-        if let Err(error) = poll_fn(|cx| connection.poll_without_shutdown(cx)).await {
-            tracing::debug!(%error, "HTTP/1 connection to a service ended");
+impl Places {
+    pub(super) fn new(permit: Permit, guard: ConnectionGuard, wake: &Rc<Notify>) -> Self {
+        Self {
+            held: Some((permit, guard)),
+            wake: Rc::clone(wake),
         }
-        let parts = connection.into_parts();
-        let mut io = parts.io.into_inner();
-        let upgrade = upgrade.borrow_mut().take();
-        if let Some(upgrade) = upgrade {
-            // The places go with the task, so it stays as long as the stream.
-            let read = parts.read_buf;
-            if upgrade.send(Upgraded { io, read }).is_ok() {
-                drop(places);
-                closed();
-                return;
-            }
-        } else {
-            let _ = timeout(CLOSE_TIMEOUT, io.shutdown()).await;
-        }
-        drop(places);
-        closed();
-    });
-    Ok((sender, slot))
+    }
 }
 
-/// Starts HTTP/2 on a stream.
-pub(super) async fn http2<B, S: Io>(
+impl Drop for Places {
+    fn drop(&mut self) {
+        drop(self.held.take());
+        self.wake.notify_waiters();
+    }
+}
+
+/// Starts HTTP/2 on a stream. The cell tells how many streams the service
+/// allows at once.
+pub(super) async fn http2<B: Payload, S: Io>(
     io: S,
     policy: &ConnectionPool,
     places: Places,
-    closed: impl FnOnce() + 'static,
-) -> hyper::Result<(http2::SendRequest<B>, Rc<Cell<u32>>)>
-where
-    B: Payload,
-{
+) -> hyper::Result<(http2::SendRequest<B>, Rc<Cell<u32>>)> {
     let mut builder = http2::Builder::new(LocalExec);
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(BUFFER_LIMIT)
-        .max_header_list_size(u32::try_from(HEAD_LIMIT).unwrap_or(u32::MAX));
+        .max_header_list_size(HEAD_LIMIT);
     if let Some((interval, wait)) = policy.http2_keepalive {
         builder
             .keep_alive_interval(interval)
@@ -138,7 +92,6 @@ where
             tracing::debug!(%error, "HTTP/2 connection to a service ended");
         }
         drop(places);
-        closed();
     });
     Ok((sender, room))
 }

@@ -116,39 +116,46 @@ impl SendFailure {
 
 /// A request that got no response.
 #[derive(Debug)]
-pub struct SendError<B> {
-    /// The request, when nothing of it was written.
-    pub unsent: Option<Box<http::Request<B>>>,
+pub struct SendError {
     /// How.
     pub failure: SendFailure,
-    /// The library's own words.
-    pub cause: hyper::Error,
+    /// What happened.
+    pub cause: Box<dyn Error + Send + Sync>,
 }
 
-impl<B> SendError<B> {
-    pub(super) fn new(unsent: Option<http::Request<B>>, cause: hyper::Error) -> Self {
-        let failure = if unsent.is_some() {
+impl SendError {
+    pub(super) fn new(
+        failure: SendFailure,
+        cause: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            failure,
+            cause: cause.into(),
+        }
+    }
+
+    pub(super) fn http2(unsent: bool, cause: &hyper::Error) -> Self {
+        let failure = if unsent {
             SendFailure::Unsent
         } else {
-            classify(&cause)
+            classify(cause)
         };
-        Self {
-            unsent: unsent.map(Box::new),
-            failure,
-            cause,
-        }
+        // hyper's own text leaves the reason to its source.
+        let text = match cause.source() {
+            Some(source) => format!("{cause}: {source}"),
+            None => cause.to_string(),
+        };
+        Self::new(failure, text)
     }
 }
 
-impl<B> fmt::Display for SendError<B> {
+impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.cause)?;
-        if let Some(source) = self.cause.source() {
-            write!(f, ": {source}")?;
-        }
-        Ok(())
+        self.cause.fmt(f)
     }
 }
+
+impl Error for SendError {}
 
 fn classify(error: &hyper::Error) -> SendFailure {
     if error.is_user() || error.is_body_write_aborted() {

@@ -1,8 +1,10 @@
 //! The connections to one address, for one kind of caller.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -11,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::conn::{self, Places};
 use super::error::{AcquireError, DialError};
+use super::http1::Connection;
 use super::lease::{Held, Http1, Http2, Lease};
 use super::{DialRequest, Dialled, Identity, Io, Key, Payload, Pool, Version};
 use crate::endpoint::resolved::Destination;
@@ -30,17 +33,17 @@ pub struct Host<B, S> {
     policy: Arc<TrafficPolicy>,
     /// Idle HTTP/1 connections; the one used last is used next, so that the
     /// rest can grow old.
-    idle: RefCell<Vec<Http1<B, S>>>,
+    idle: RefCell<Vec<Box<Http1<B, S>>>>,
     http2: RefCell<Vec<Rc<Http2<B>>>>,
     /// Connections being opened.
     opening: Cell<u32>,
     /// Requests in the queue.
     waiting: Cell<u32>,
-    wake: Notify,
+    wake: Rc<Notify>,
     /// Takes no connection back.
     retired: Cell<bool>,
-    /// The task that closes idle connections runs.
-    reaping: Cell<bool>,
+    /// Wakes the task that closes idle connections; `None`: it does not run.
+    reaper: RefCell<Option<Waker>>,
     /// The service answered ALPN without h2.
     only_http1: Cell<bool>,
 }
@@ -75,9 +78,9 @@ where
             http2: RefCell::default(),
             opening: Cell::new(0),
             waiting: Cell::new(0),
-            wake: Notify::new(),
+            wake: Rc::new(Notify::new()),
             retired: Cell::new(false),
-            reaping: Cell::new(false),
+            reaper: RefCell::new(None),
             only_http1: Cell::new(false),
         })
     }
@@ -113,7 +116,9 @@ where
     /// Closes what is idle and takes nothing back.
     pub(super) fn retire(&self) {
         self.retired.set(true);
-        self.idle.take();
+        for http1 in self.idle.take() {
+            http1.connection.close();
+        }
         for connection in self.http2.borrow_mut().drain(..) {
             connection.draining.set(true);
         }
@@ -124,7 +129,7 @@ where
     pub(super) fn close_one_idle(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
         if !idle.is_empty() {
-            drop(idle.remove(0));
+            idle.remove(0).connection.close();
             return true;
         }
         drop(idle);
@@ -172,13 +177,15 @@ where
             let connection = Rc::clone(found);
             drop(connections);
             self.count_http2(&connection);
-            return Some(Lease::new(self, Held::Http2(connection), true));
+            return Some(Lease::new(self, Held::Http2(connection, None), true));
         }
         loop {
-            let connection = self.idle.borrow_mut().pop()?;
-            if !connection.sender.is_closed() && !self.too_old(connection.opened) {
-                return Some(Lease::new(self, Held::Http1(connection), true));
+            let mut http1 = self.idle.borrow_mut().pop()?;
+            let mut cx = Context::from_waker(Waker::noop());
+            if http1.connection.poll_idle(&mut cx).is_pending() && !self.too_old(http1.opened) {
+                return Some(Lease::new(self, Held::Http1(http1), true));
             }
+            http1.connection.close();
         }
     }
 
@@ -265,15 +272,13 @@ where
             })
             .await
             .map_err(AcquireError::Dial)?;
-        let places = Places {
-            _permit: permit,
-            _guard: guard,
-        };
+        let places = Places::new(permit, guard, &self.wake);
         self.start(dialled, places).await.map_err(|error| {
+            let message = format!("HTTP/2 with {:?}: {error}", picked.destination);
             AcquireError::Dial(DialError {
                 outcome: Outcome::ConnectFailed,
                 side: Side::Upstream,
-                message: format!("HTTP handshake with {:?}: {error}", picked.destination).into(),
+                message: message.into(),
             })
         })
     }
@@ -283,17 +288,11 @@ where
         dialled: Dialled<S>,
         places: Places,
     ) -> hyper::Result<Lease<B, S>> {
-        let host = Rc::downgrade(self);
-        let closed = move || {
-            if let Some(host) = host.upgrade() {
-                host.wake.notify_one();
-            }
-        };
         let wanted = self.key.identity.version == Version::Http2;
         let opened = Instant::now();
         // Without ALPN (cleartext) HTTP/2 is spoken by prior knowledge.
         if wanted && dialled.http2.unwrap_or(true) {
-            let (sender, room) = conn::http2(dialled.io, self.limits(), places, closed).await?;
+            let (sender, room) = conn::http2(dialled.io, self.limits(), places).await?;
             let connection = Rc::new(Http2 {
                 sender,
                 room,
@@ -308,41 +307,47 @@ where
             if !connection.draining.get() {
                 self.http2.borrow_mut().push(Rc::clone(&connection));
             }
-            return Ok(Lease::new(self, Held::Http2(connection), false));
+            return Ok(Lease::new(self, Held::Http2(connection, None), false));
         }
         self.only_http1.set(wanted);
-        let (sender, upgrade) = conn::http1(dialled.io, places, closed).await?;
-        let connection = Http1 {
-            sender,
-            upgrade,
+        let http1 = Box::new(Http1 {
+            connection: Connection::new(dialled.io),
             local: dialled.local,
             opened,
             since: opened,
             requests: 0,
-        };
-        Ok(Lease::new(self, Held::Http1(connection), false))
+            places,
+        });
+        Ok(Lease::new(self, Held::Http1(http1), false))
     }
 
-    /// Takes a connection back whose request and response are complete.
-    pub(super) fn put(self: &Rc<Self>, mut connection: Http1<B, S>) {
+    /// Takes a connection back whose response has ended.
+    pub(super) fn put(self: &Rc<Self>, mut http1: Box<Http1<B, S>>) {
         let used_up = self
             .limits()
             .max_requests_per_connection
-            .is_some_and(|most| connection.requests >= most);
+            .is_some_and(|most| http1.requests >= most);
         if used_up
             || self.retired.get()
-            || connection.sender.is_closed()
-            || self.too_old(connection.opened)
+            || !http1.connection.is_reusable()
+            || self.too_old(http1.opened)
         {
-            drop(connection);
+            http1.connection.close();
             return;
         }
-        connection.since = Instant::now();
-        self.idle.borrow_mut().push(connection);
+        http1.since = Instant::now();
+        self.reap();
+        if let Some(waker) = &*self.reaper.borrow() {
+            let mut cx = Context::from_waker(waker);
+            if http1.connection.poll_idle(&mut cx).is_ready() {
+                http1.connection.close();
+                return;
+            }
+        }
+        self.idle.borrow_mut().push(http1);
         if self.waiting.get() > 0 {
             self.wake.notify_one();
         }
-        self.reap();
     }
 
     /// A stream of an HTTP/2 connection has ended.
@@ -362,53 +367,69 @@ where
         }
     }
 
-    /// Sees to it that idle connections close in time, and that a host
-    /// without any is forgotten. One task for all of them, which sleeps until
-    /// the oldest is due, so that a request pays nothing for it.
+    /// Starts the task that closes idle connections, if it does not run.
     fn reap(self: &Rc<Self>) {
-        if self.reaping.replace(true) {
+        if self.reaper.borrow().is_some() {
             return;
         }
+        // Until the task has run for the first time.
+        *self.reaper.borrow_mut() = Some(Waker::noop().clone());
         let host = Rc::downgrade(self);
-        let pool = self.pool.clone();
-        // `0s` turns the timeout off; the task then only looks for closed ones.
-        let longest = self
-            .limits()
-            .http_idle_timeout
-            .unwrap_or(Duration::from_secs(3600));
-        let off = self.limits().http_idle_timeout.is_none();
-        spawn_local(async move {
-            let mut next = Instant::now() + longest;
+        let mut timer = Box::pin(sleep_until(Instant::now()));
+        spawn_local(poll_fn(move |cx| {
+            let Some(host) = host.upgrade() else {
+                return Poll::Ready(());
+            };
             loop {
-                sleep_until(next).await;
-                let Some(host) = host.upgrade() else { return };
-                let now = Instant::now();
-                let stays = |since: Instant| off || now < since + longest;
-                let mut idle = host.idle.borrow_mut();
-                idle.retain(|c| stays(c.since) && !c.sender.is_closed());
-                let mut http2 = host.http2.borrow_mut();
-                http2.retain(|c| {
-                    !c.sender.is_closed() && (c.streams.get() > 0 || stays(c.since.get()))
-                });
-                let oldest = idle
-                    .iter()
-                    .map(|c| c.since)
-                    .chain(http2.iter().map(|c| c.since.get()))
-                    .min();
-                let Some(oldest) = oldest else {
-                    host.reaping.set(false);
-                    drop((idle, http2));
+                *host.reaper.borrow_mut() = Some(cx.waker().clone());
+                let Some(next) = host.sweep(cx) else {
+                    *host.reaper.borrow_mut() = None;
                     // Two hands: this task's and the pool's.
                     if Rc::strong_count(&host) <= 2
-                        && let Some(pool) = pool.upgrade()
+                        && let Some(pool) = host.pool.upgrade()
                     {
                         pool.forget(&host);
                     }
-                    return;
+                    return Poll::Ready(());
                 };
-                next = (oldest + longest).max(now + Duration::from_millis(100));
+                timer.as_mut().reset(next);
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
             }
+        }));
+    }
+
+    /// Closes idle connections that the service has closed, or that have been
+    /// idle for too long. Returns when to look again, `None`: nothing is idle.
+    /// The task is woken earlier when something happens on one of them.
+    fn sweep(&self, cx: &mut Context<'_>) -> Option<Instant> {
+        let now = Instant::now();
+        let longest = self.limits().http_idle_timeout;
+        let stays = |since: Instant| longest.is_none_or(|longest| now < since + longest);
+        let mut idle = self.idle.borrow_mut();
+        let mut at = 0;
+        while at < idle.len() {
+            let http1 = &mut idle[at];
+            if stays(http1.since) && http1.connection.poll_idle(cx).is_pending() {
+                at += 1;
+            } else {
+                idle.remove(at).connection.close();
+            }
+        }
+        let mut http2 = self.http2.borrow_mut();
+        http2.retain(|connection| {
+            !connection.sender.is_closed()
+                && (connection.streams.get() > 0 || stays(connection.since.get()))
         });
+        let oldest = idle
+            .iter()
+            .map(|http1| http1.since)
+            .chain(http2.iter().map(|http2| http2.since.get()))
+            .min()?;
+        // Without a timeout there is still the list to be kept short.
+        let longest = longest.unwrap_or(Duration::from_secs(3600));
+        Some((oldest + longest).max(now + Duration::from_millis(100)))
     }
 }
 

@@ -1,31 +1,35 @@
 //! A connection, or a stream of one, in the hands of a request.
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{Request, response};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use tokio::sync::oneshot;
+use hyper::client::conn::http2;
 use tokio::time::Instant;
 
-use super::conn::{UpgradeSlot, Upgraded};
+use super::conn::Places;
 use super::error::SendError;
 use super::host::Host;
-use super::{Io, Payload, Version};
+use super::http1::Connection;
+use super::{Io, Payload, RequestHead, Version};
 
 /// An HTTP/1 connection.
 pub(super) struct Http1<B, S> {
-    pub(super) sender: http1::SendRequest<B>,
-    pub(super) upgrade: UpgradeSlot<S>,
+    pub(super) connection: Connection<B, S>,
     pub(super) local: Option<SocketAddr>,
     pub(super) opened: Instant,
     /// When it became idle.
     pub(super) since: Instant,
     /// Requests sent on it.
     pub(super) requests: u32,
+    pub(super) places: Places,
 }
 
 /// An HTTP/2 connection, shared by the requests on it.
@@ -46,27 +50,37 @@ pub(super) struct Http2<B> {
 }
 
 pub(super) enum Held<B, S> {
-    Http1(Http1<B, S>),
-    Http2(Rc<Http2<B>>),
+    Http1(Box<Http1<B, S>>),
+    Http2(Rc<Http2<B>>, Option<Incoming>),
 }
 
-/// The right to send one request. Dropped without [`Lease::give_back`], an
-/// HTTP/1 connection closes, because nobody knows what is still under way on
-/// it; an HTTP/2 stream ends by itself.
-pub struct Lease<B, S>
-where
-    S: Io,
-    B: Payload,
-{
+/// The right to send one request, and its response. Dropped without
+/// [`Lease::give_back`], an HTTP/1 connection closes, because nobody knows what
+/// is still under way on it; an HTTP/2 stream is reset unless it has ended.
+pub struct Lease<B: Payload, S: Io> {
     held: Option<Held<B, S>>,
     host: Rc<Host<B, S>>,
     reused: bool,
 }
 
-impl<B, S: Io> std::fmt::Debug for Lease<B, S>
-where
-    B: Payload,
-{
+/// The stream of a connection that changed its protocol (101), and what was
+/// read from it beyond the response.
+pub struct Upgraded<S> {
+    /// The stream.
+    pub io: S,
+    /// Bytes that belong to the new protocol.
+    pub read: Bytes,
+    /// The connection still counts.
+    _places: Places,
+}
+
+impl<S> std::fmt::Debug for Upgraded<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upgraded").finish_non_exhaustive()
+    }
+}
+
+impl<B: Payload, S: Io> std::fmt::Debug for Lease<B, S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lease")
             .field("version", &self.version())
@@ -75,12 +89,9 @@ where
     }
 }
 
-impl<B, S: Io> Lease<B, S>
-where
-    B: Payload,
-{
+impl<B: Payload, S: Io> Lease<B, S> {
     pub(super) fn new(host: &Rc<Host<B, S>>, held: Held<B, S>, reused: bool) -> Self {
-        if let Held::Http2(connection) = &held {
+        if let Held::Http2(connection, _) = &held {
             connection.streams.set(connection.streams.get() + 1);
         }
         Self {
@@ -98,7 +109,7 @@ where
     /// Version of the connection.
     pub const fn version(&self) -> Version {
         match &self.held {
-            Some(Held::Http2(_)) => Version::Http2,
+            Some(Held::Http2(..)) => Version::Http2,
             _ => Version::Http1,
         }
     }
@@ -106,8 +117,8 @@ where
     /// Our own address on the connection.
     pub fn local(&self) -> Option<SocketAddr> {
         match &self.held {
-            Some(Held::Http1(connection)) => connection.local,
-            Some(Held::Http2(connection)) => connection.local,
+            Some(Held::Http1(http1)) => http1.local,
+            Some(Held::Http2(http2, _)) => http2.local,
             None => None,
         }
     }
@@ -115,82 +126,109 @@ where
     /// Sends a request and waits for the head of its response.
     ///
     /// # Errors
-    /// [`SendError`], with the request where nothing of it was written.
-    pub async fn send(&mut self, request: Request<B>) -> Result<Response<Incoming>, SendError<B>> {
+    /// [`SendError`], which says whether anything of it was written.
+    pub async fn send(
+        &mut self,
+        head: &RequestHead<'_>,
+        body: B,
+    ) -> Result<response::Parts, SendError> {
         match &mut self.held {
-            Some(Held::Http1(connection)) => {
-                // The task of the connection may not yet have noticed that
-                // the last response has ended.
-                if let Err(cause) = poll_fn(|cx| connection.sender.poll_ready(cx)).await {
-                    return Err(SendError::new(Some(request), cause));
-                }
-                connection.requests += 1;
-                connection
-                    .sender
-                    .try_send_request(request)
-                    .await
-                    .map_err(|mut error| {
-                        let message = error.take_message();
-                        SendError::new(message, error.into_error())
-                    })
+            Some(Held::Http1(http1)) => {
+                http1.requests += 1;
+                http1.connection.send(head, body).await
             }
-            Some(Held::Http2(connection)) => {
-                connection.requests.set(connection.requests.get() + 1);
-                let connection = Rc::clone(connection);
-                let sent = connection.sender.clone().try_send_request(request).await;
-                sent.map_err(|mut error| {
-                    if connection.sender.is_closed() {
-                        connection.draining.set(true);
+            Some(Held::Http2(http2, incoming)) => {
+                http2.requests.set(http2.requests.get() + 1);
+                let request: Request<B> = head.http2(body)?;
+                let sent = http2.sender.clone().try_send_request(request).await;
+                match sent {
+                    Ok(response) => {
+                        let (parts, body) = response.into_parts();
+                        *incoming = Some(body);
+                        Ok(parts)
                     }
-                    let message = error.take_message();
-                    SendError::new(message, error.into_error())
-                })
+                    Err(mut error) => {
+                        if http2.sender.is_closed() {
+                            http2.draining.set(true);
+                        }
+                        let unsent = error.take_message().is_some();
+                        Err(SendError::http2(unsent, &error.into_error()))
+                    }
+                }
             }
-            None => unreachable_send(request).await,
+            // Given back; nobody has it any more.
+            None => std::future::pending().await,
         }
     }
 
-    /// Asks for the stream once the service has answered 101 (HTTP/1). Call
-    /// it before the response is read.
-    pub fn upgrade(&mut self) -> Option<oneshot::Receiver<Upgraded<S>>> {
-        let Some(Held::Http1(connection)) = &self.held else {
-            return None;
-        };
-        let (give, take) = oneshot::channel();
-        *connection.upgrade.borrow_mut() = Some(give);
-        Some(take)
+    /// The next piece of the response's body.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match &mut self.held {
+            Some(Held::Http1(http1)) => http1.connection.poll_frame(cx),
+            Some(Held::Http2(_, Some(incoming))) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
+            Some(Held::Http2(_, None)) | None => Poll::Ready(None),
+        }
     }
 
-    /// The request and its response are both complete: the connection may
-    /// serve another.
+    /// Whether the response's body has ended.
+    pub fn is_end_stream(&self) -> bool {
+        match &self.held {
+            Some(Held::Http1(http1)) => http1.connection.is_end_stream(),
+            Some(Held::Http2(_, Some(incoming))) => incoming.is_end_stream(),
+            Some(Held::Http2(_, None)) | None => true,
+        }
+    }
+
+    /// What is known of the length of the response's body.
+    pub fn size_hint(&self) -> SizeHint {
+        match &self.held {
+            Some(Held::Http1(http1)) => http1.connection.size_hint(),
+            Some(Held::Http2(_, Some(incoming))) => incoming.size_hint(),
+            Some(Held::Http2(_, None)) | None => SizeHint::with_exact(0),
+        }
+    }
+
+    /// The stream after a 101 (HTTP/1).
+    pub fn into_upgraded(mut self) -> Option<Upgraded<S>> {
+        match self.held.take() {
+            Some(Held::Http1(http1)) => {
+                let (io, read) = http1.connection.into_parts();
+                Some(Upgraded {
+                    io,
+                    read,
+                    _places: http1.places,
+                })
+            }
+            other => {
+                self.held = other;
+                None
+            }
+        }
+    }
+
+    /// The response has ended: the connection may serve another request if
+    /// the request has, too.
     pub fn give_back(mut self) {
         match self.held.take() {
-            Some(Held::Http1(connection)) => self.host.put(connection),
+            Some(Held::Http1(http1)) => self.host.put(http1),
             other => self.held = other,
         }
     }
 }
 
-/// A lease always holds its connection until it is given back, which consumes
-/// it; this keeps the types honest without a panic.
-async fn unreachable_send<B>(request: Request<B>) -> Result<Response<Incoming>, SendError<B>>
-where
-    B: Payload,
-{
-    drop(request);
-    std::future::pending().await
-}
-
-impl<B, S: Io> Drop for Lease<B, S>
-where
-    B: Payload,
-{
+impl<B: Payload, S: Io> Drop for Lease<B, S> {
     fn drop(&mut self) {
-        if let Some(Held::Http2(connection)) = self.held.take() {
-            connection
-                .streams
-                .set(connection.streams.get().saturating_sub(1));
-            self.host.stream_ended(&connection);
+        match self.held.take() {
+            Some(Held::Http1(http1)) => http1.connection.close(),
+            Some(Held::Http2(http2, incoming)) => {
+                // The stream ends before it is counted as ended.
+                drop(incoming);
+                http2.streams.set(http2.streams.get().saturating_sub(1));
+                self.host.stream_ended(&http2);
+            }
+            None => {}
         }
     }
 }

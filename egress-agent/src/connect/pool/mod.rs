@@ -21,16 +21,19 @@ use crate::policy::model::TrafficPolicy;
 
 mod conn;
 mod error;
+mod head;
 mod host;
+mod http1;
 mod lease;
 
 #[cfg(test)]
 mod tests;
 
-pub use conn::{LocalExec, Upgraded};
+pub use conn::LocalExec;
 pub use error::{AcquireError, DialError, SendError, SendFailure};
+pub use head::RequestHead;
 pub use host::Host;
-pub use lease::Lease;
+pub use lease::{Lease, Upgraded};
 
 /// How long a request waits for a connection where neither route nor try has
 /// a timeout.

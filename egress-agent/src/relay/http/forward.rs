@@ -64,7 +64,7 @@ pub(super) async fn forward<S: Io>(
         Err(overflow) => return fail(exchange, &Failure::overflow(overflow.to_string())),
     };
     let asked = exchange.client.state.upgrade.get() == Upgrade::Asked;
-    let (mut outgoing, saved, body) = prepare(&exchange, &plan, call, asked);
+    let (outgoing, saved, body) = prepare(&exchange, &plan, call, asked);
     let mirrors = mirror::drawn(plan.mirrors());
     let upload = (!body.is_end_stream()).then(|| {
         let keep = retry::may_replay(plan.retries)
@@ -86,7 +86,7 @@ pub(super) async fn forward<S: Io>(
             bound,
             plan: &plan,
             set,
-            outgoing: &mut outgoing,
+            outgoing: &outgoing,
             upload: upload.as_ref(),
             timed_out: timed_out.clone(),
             hash: None,
@@ -160,13 +160,11 @@ fn respond<S: Io>(
     held: Held,
 ) -> Response<ResponseBody<S>> {
     let Answer {
-        response,
+        mut head,
         lease,
         picked,
-        tunnel,
         retry_permit,
     } = answer;
-    let (mut head, body) = response.into_parts();
     let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = changes
         .then(|| head.headers.get(UPGRADE).cloned())
@@ -203,7 +201,7 @@ fn respond<S: Io>(
     exchange.answered = true;
     let client = Rc::clone(&exchange.client);
     let record = std::mem::replace(&mut exchange.record, Box::default());
-    if let (true, Some(tunnel)) = (changes, tunnel) {
+    if changes && client.state.upgrade.get() == Upgrade::Asked {
         client.state.upgrade.set(Upgrade::Accepted);
         head.headers
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -211,9 +209,8 @@ fn respond<S: Io>(
             head.headers.insert(UPGRADE, protocol);
         }
         client.tunnel.replace(Some(Tunnel {
-            upstream: tunnel,
+            upstream: lease,
             record,
-            _lease: lease,
             _picked: picked,
             _permit: held.permit,
         }));
@@ -227,14 +224,14 @@ fn respond<S: Io>(
         _picked: picked,
         _permits: (held.permit, retry_permit),
     };
-    let mut response = if body.is_end_stream() {
+    let mut response = if ending.lease.is_end_stream() {
         ending.complete();
         Response::from_parts(head, ResponseBody::full(Bytes::new()))
     } else {
         let stream = Stream {
-            incoming: body,
             ending: Some(ending),
             deadline: held.deadline,
+            broken: None,
         };
         Response::from_parts(head, ResponseBody::stream(Box::new(stream)))
     };

@@ -2,8 +2,10 @@
 //! and which the request itself never waits for.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +14,8 @@ use tokio::time::timeout;
 
 use super::client::Bound;
 use super::exchange::Exchange;
-use super::outgoing::{Form, Outgoing};
-use super::upload::Upload;
+use super::outgoing::Outgoing;
+use super::upload::{RequestBody, Upload};
 use crate::connect::pool::{Identity, Io, Version as Wire};
 use crate::endpoint::{Outcome, PickContext};
 use crate::policy::routes::{Mirror, Target};
@@ -83,7 +85,7 @@ pub(super) fn send<S: Io>(
                 let body = match &upload {
                     None => Bytes::new(),
                     Some(upload) => {
-                        std::future::poll_fn(|cx| upload.poll_ended(cx)).await;
+                        poll_fn(|cx| upload.poll_ended(cx)).await;
                         let Some(body) = upload.kept() else { return };
                         body
                     }
@@ -102,7 +104,7 @@ async fn copy<S: Io>(
     client: &Rc<super::client::Client<S>>,
     bound: &Bound,
     cluster: &Arc<Cluster>,
-    mut shadow: Outgoing,
+    shadow: Outgoing,
     body: Bytes,
 ) {
     let Some(set) = bound.set(cluster.index) else {
@@ -143,21 +145,19 @@ async fn copy<S: Io>(
     let Ok(mut lease) = host.acquire(&picked, false).await else {
         return;
     };
-    let form = Form {
-        wire: lease.version(),
-        tls: identity.tls.is_some(),
-        attempt: None,
-        upload: None,
-        keep: false,
-    };
-    let Some(request) = shadow.with_body(&form, body) else {
-        return;
-    };
-    if let Ok(response) = lease.send(request).await {
-        picked.report(Outcome::Status(response.status().as_u16()));
-        let mut body = response.into_body();
-        while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut body).await {}
-        if http_body::Body::is_end_stream(&body) {
+    let head = shadow.head(identity.tls.is_some(), None);
+    if let Ok(response) = lease.send(&head, RequestBody::full(body)).await {
+        picked.report(Outcome::Status(response.status.as_u16()));
+        let whole = poll_fn(|cx| {
+            loop {
+                match ready!(lease.poll_frame(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) => return Poll::Ready(false),
+                    None => return Poll::Ready(true),
+                }
+            }
+        });
+        if whole.await {
             lease.give_back();
         }
     }

@@ -1,19 +1,15 @@
 //! A request as it leaves.
 
-use std::rc::Rc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderMap, HeaderValue, Method, Request, Version};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Version};
 use hyper::body::Incoming;
 
 use super::exchange::Exchange;
 use super::request;
-use super::upload::{RequestBody, Upload};
-use crate::connect::pool::{Io, Version as Wire};
+use crate::connect::pool::{Io, RequestHead};
 use crate::route::headers::{self as ops, Variables};
 use crate::route::http::Forward;
 use crate::route::rewrite;
@@ -27,29 +23,17 @@ pub(super) struct Call {
     pub(super) path: Option<PathAndQuery>,
 }
 
-/// A request as it leaves, except for what differs between tries.
+/// A request as it leaves. Tries only look at it, so that it can be sent again.
 #[derive(Clone)]
 pub(super) struct Outgoing {
     pub(super) method: Method,
     pub(super) path: PathAndQuery,
     pub(super) authority: HeaderValue,
-    /// `None` while they are out with a try.
-    pub(super) headers: Option<HeaderMap>,
+    pub(super) headers: HeaderMap,
     /// Version that the client speaks.
     pub(super) version: Version,
     /// The protocol that the client asks to change to.
     pub(super) upgrade: Option<HeaderValue>,
-}
-
-/// What a try decides about the request it sends.
-pub(super) struct Form<'a> {
-    pub(super) wire: Wire,
-    pub(super) tls: bool,
-    /// Number of the try, if the service is to be told.
-    pub(super) attempt: Option<u32>,
-    pub(super) upload: Option<&'a Rc<Upload>>,
-    /// Another try may come.
-    pub(super) keep: bool,
 }
 
 /// Request headers that templates of the response speak of.
@@ -108,7 +92,7 @@ pub(super) fn prepare<'r, S: Io>(
         method,
         path,
         authority,
-        headers: Some(headers),
+        headers,
         version,
         upgrade,
     };
@@ -147,49 +131,20 @@ pub(super) fn variables<'a, S: Io>(exchange: &'a Exchange<S>, plan: &Forward<'a>
 }
 
 impl Outgoing {
-    /// Whether a try can be made with it.
-    pub(super) const fn is_here(&self) -> bool {
-        self.headers.is_some()
-    }
-
-    /// Takes a request back that was not sent.
-    pub(super) fn take_back(&mut self, request: Request<RequestBody>) {
-        self.headers = Some(request.into_parts().0.headers);
-    }
-
-    /// The request of one try. `None` when it is out with an earlier one.
-    pub(super) fn request(&mut self, form: &Form<'_>) -> Option<Request<RequestBody>> {
-        let mut headers = if form.keep {
-            self.headers.clone()?
-        } else {
-            self.headers.take()?
-        };
-        let http2 = form.wire == Wire::Http2;
-        request::translate(&mut headers, self.version, http2);
-        if let Some(attempt) = form.attempt {
-            headers.insert(request::ATTEMPT_COUNT, HeaderValue::from(attempt));
+    /// The head of one try.
+    pub(super) const fn head(&self, tls: bool, attempt: Option<u32>) -> RequestHead<'_> {
+        RequestHead {
+            method: &self.method,
+            path: &self.path,
+            authority: &self.authority,
+            headers: &self.headers,
+            tls,
+            attempt,
+            upgrade: self.upgrade.as_ref(),
         }
-        let mut request = Request::new(match form.upload {
-            Some(upload) => RequestBody::upload(upload),
-            None => RequestBody::empty(),
-        });
-        *request.method_mut() = self.method.clone();
-        if http2 {
-            *request.version_mut() = Version::HTTP_2;
-            *request.uri_mut() = self.full_uri(form.tls)?;
-        } else {
-            headers.insert(HOST, self.authority.clone());
-            if let Some(protocol) = &self.upgrade {
-                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-                headers.insert(UPGRADE, protocol.clone());
-            }
-            *request.uri_mut() = Uri::from(self.path.clone());
-        }
-        *request.headers_mut() = headers;
-        Some(request)
     }
 
-    /// A copy for a mirror: no upgrade, the authority marked, the body whole.
+    /// A copy for a mirror: no upgrade, the authority marked.
     pub(super) fn shadow(&self) -> Option<Self> {
         let authority = self.authority.to_str().ok()?;
         Some(Self {
@@ -197,30 +152,5 @@ impl Outgoing {
             upgrade: None,
             ..self.clone()
         })
-    }
-
-    /// The request of a mirror.
-    pub(super) fn with_body(
-        &mut self,
-        form: &Form<'_>,
-        body: Bytes,
-    ) -> Option<Request<RequestBody>> {
-        let request = self.request(form)?;
-        let (mut head, _) = request.into_parts();
-        if !body.is_empty() {
-            head.headers
-                .insert(CONTENT_LENGTH, HeaderValue::from(body.len() as u64));
-        }
-        Some(Request::from_parts(head, RequestBody::full(body)))
-    }
-
-    fn full_uri(&self, tls: bool) -> Option<Uri> {
-        let authority = Authority::try_from(self.authority.as_bytes()).ok()?;
-        let scheme = if tls { Scheme::HTTPS } else { Scheme::HTTP };
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(scheme);
-        parts.authority = Some(authority);
-        parts.path_and_query = Some(self.path.clone());
-        Uri::from_parts(parts).ok()
     }
 }

@@ -2,15 +2,14 @@
 
 use std::fmt::Write as _;
 
-use http::header::{CONNECTION, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Settings;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -87,28 +86,6 @@ pub(super) fn add_defaults(headers: &mut HeaderMap, settings: &Settings) {
     }
     if settings.trace_context && !headers.contains_key(TRACEPARENT) {
         headers.insert(TRACEPARENT, traceparent(settings.trace_sampling));
-    }
-}
-
-/// What a head needs to change when it leaves in another version than it came.
-pub(super) fn translate(headers: &mut HeaderMap, from: Version, to_http2: bool) {
-    // The connection to the client answers it.
-    headers.remove(EXPECT);
-    if to_http2 {
-        // The authority travels in `:authority`.
-        headers.remove(HOST);
-    } else if from == Version::HTTP_2 && headers.get_all(COOKIE).iter().nth(1).is_some() {
-        // HTTP/2 may split the Cookie header (RFC 9113 section 8.2.3).
-        let mut joined = Vec::new();
-        for cookie in headers.get_all(COOKIE) {
-            if !joined.is_empty() {
-                joined.extend_from_slice(b"; ");
-            }
-            joined.extend_from_slice(cookie.as_bytes());
-        }
-        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-            headers.insert(COOKIE, joined);
-        }
     }
 }
 

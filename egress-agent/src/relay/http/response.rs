@@ -7,9 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::client::Client;
 use super::deadline::Deadline;
@@ -30,10 +28,12 @@ enum Kind<S: Io> {
 
 /// A response that is passed on as it arrives. The request ends with it.
 pub(super) struct Stream<S: Io> {
-    pub(super) incoming: Incoming,
     pub(super) ending: Option<Ending<S>>,
     /// `timeout` of the route.
     pub(super) deadline: Option<Deadline>,
+    /// What broke the response off. It is told one poll later, so that what
+    /// came before it is written.
+    pub(super) broken: Option<io::Error>,
 }
 
 /// What is held until the response has ended.
@@ -48,15 +48,11 @@ pub(super) struct Ending<S: Io> {
 }
 
 impl<S: Io> Ending<S> {
-    /// The response is complete: the connection may serve another request,
-    /// unless the service answered before it had the whole request.
+    /// The response is complete.
     pub(super) fn complete(mut self) {
-        let received = self.upload.as_ref().is_none_or(|u| u.is_complete());
         self.count();
         self.client.finish(&mut self.record);
-        if received {
-            self.lease.give_back();
-        }
+        self.lease.give_back();
     }
 
     /// The response broke off.
@@ -111,20 +107,40 @@ impl<S: Io> Body for ResponseBody<S> {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Stream(stream) => stream.ending.is_none() || stream.incoming.is_end_stream(),
+            Kind::Stream(stream) => stream.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(stream) => stream.incoming.size_hint(),
+            Kind::Stream(stream) => match &stream.ending {
+                Some(ending) => ending.lease.size_hint(),
+                None => SizeHint::default(),
+            },
         }
     }
 }
 
 impl<S: Io> Stream<S> {
+    fn break_off<T>(&mut self, error: io::Error, cx: &Context<'_>) -> Poll<T> {
+        self.broken = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.broken.is_none()
+            && self
+                .ending
+                .as_ref()
+                .is_none_or(|ending| ending.lease.is_end_stream())
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         if let Some(deadline) = &mut self.deadline
             && deadline.poll(cx).is_ready()
         {
@@ -135,18 +151,17 @@ impl<S: Io> Stream<S> {
                 );
             }
             let error = io::Error::new(io::ErrorKind::TimedOut, "route timeout");
-            return Poll::Ready(Some(Err(error)));
+            return self.break_off(error, cx);
         }
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         let Some(ending) = &mut self.ending else {
             return Poll::Ready(None);
         };
-        match frame {
+        match ready!(ending.lease.poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let mut last = false;
                 if let Some(data) = frame.data_ref() {
                     ending.record.sent += data.len() as u64;
-                    last = self.incoming.is_end_stream();
+                    last = ending.lease.is_end_stream();
                 } else if let Some(trailers) = frame.trailers_ref() {
                     if let Some(status) = super::retry::grpc_status(trailers) {
                         ending.record.grpc_status = Some(status);
@@ -163,7 +178,7 @@ impl<S: Io> Stream<S> {
                     let text = format!("the service broke off inside the response: {error}");
                     ending.broken(Flag::UpstreamConnectionTermination, &text);
                 }
-                Poll::Ready(Some(Err(io::Error::other(error))))
+                self.break_off(error, cx)
             }
             None => {
                 if let Some(ending) = self.ending.take() {
@@ -178,13 +193,7 @@ impl<S: Io> Stream<S> {
 impl<S: Io> Drop for Stream<S> {
     fn drop(&mut self) {
         if let Some(ending) = self.ending.take() {
-            // hyper drops a body that HEAD, 204 or 304 do not send.
-            if self.incoming.is_end_stream()
-                || matches!(
-                    ending.record.status,
-                    Some(StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-                )
-            {
+            if ending.lease.is_end_stream() {
                 ending.complete();
             } else {
                 ending.broken(

@@ -2,23 +2,24 @@
 //! request.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use http::Response;
-use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use http::response;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Bound;
 use super::deadline::Deadline;
 use super::exchange::Exchange;
 use super::failure::Failure;
-use super::outgoing::{Form, Outgoing};
+use super::outgoing::Outgoing;
 use super::retry::{self, TryEnd, retriable};
 use super::upload::{RequestBody, Upload};
-use crate::connect::pool::{Identity, Io, Lease, SendFailure, Upgraded, Version as Wire};
+use crate::connect::pool::{AcquireError, Identity, Io, Lease, SendFailure, Version as Wire};
 use crate::endpoint::{EndpointId, EndpointSet, Outcome, Permit, PickContext, PickError, Picked};
 use crate::flag::Flag;
 use crate::policy::model::{Protocol, TrafficPolicy, UpstreamHttp};
@@ -34,7 +35,7 @@ pub(super) struct Tries<'a, S: Io> {
     pub(super) bound: &'a Rc<Bound>,
     pub(super) plan: &'a Forward<'a>,
     pub(super) set: &'a Arc<EndpointSet>,
-    pub(super) outgoing: &'a mut Outgoing,
+    pub(super) outgoing: &'a Outgoing,
     pub(super) upload: Option<&'a Rc<Upload>>,
     /// Set when a timeout ends a try; made only where there is one.
     pub(super) timed_out: Option<Rc<Cell<bool>>>,
@@ -42,12 +43,11 @@ pub(super) struct Tries<'a, S: Io> {
     pub(super) hash: Option<u64>,
 }
 
-/// A response whose head is here.
+/// A response whose head is here; its body is the lease's.
 pub(super) struct Answer<S: Io> {
-    pub(super) response: Response<Incoming>,
+    pub(super) head: response::Parts,
     pub(super) lease: Lease<RequestBody, S>,
     pub(super) picked: Judged,
-    pub(super) tunnel: Option<oneshot::Receiver<Upgraded<S>>>,
     /// Held while a retry is under way.
     pub(super) retry_permit: Option<Permit>,
 }
@@ -120,7 +120,7 @@ impl<S: Io> Tries<'_, S> {
 
     /// Whether the request is still here to be sent again.
     fn can_repeat(&self) -> bool {
-        self.outgoing.is_here() && self.upload.is_none_or(|upload| upload.can_send())
+        self.upload.is_none_or(|upload| upload.can_send())
     }
 
     /// One try within `perTryTimeout`.
@@ -131,19 +131,16 @@ impl<S: Io> Tries<'_, S> {
         let mut deadline = Deadline::new(after, self.upload);
         let flag = self.timed_out.clone();
         let end = {
-            let mut once = std::pin::pin!(self.once(tried));
-            std::future::poll_fn(|cx| {
-                use std::task::Poll;
-                match once.as_mut().poll(cx) {
-                    Poll::Ready(end) => Poll::Ready(Some(end)),
-                    Poll::Pending if deadline.poll(cx).is_ready() => {
-                        if let Some(flag) = &flag {
-                            flag.set(true);
-                        }
-                        Poll::Ready(None)
+            let mut once = pin!(self.once(tried));
+            poll_fn(|cx| match once.as_mut().poll(cx) {
+                Poll::Ready(end) => Poll::Ready(Some(end)),
+                Poll::Pending if deadline.poll(cx).is_ready() => {
+                    if let Some(flag) = &flag {
+                        flag.set(true);
                     }
-                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(None)
                 }
+                Poll::Pending => Poll::Pending,
             })
             .await
         };
@@ -177,49 +174,33 @@ impl<S: Io> Tries<'_, S> {
             let mut lease = match host.acquire(&picked.picked, fresh).await {
                 Ok(lease) => lease,
                 Err(error) => {
-                    if let crate::connect::pool::AcquireError::Dial(dial) = &error {
+                    if let AcquireError::Dial(dial) = &error {
                         picked.picked.report(dial.outcome);
                     }
                     return Err(Failure::acquire(&error));
                 }
             };
             self.exchange.record.upstream_local = lease.local();
-            let tunnel = self
-                .outgoing
-                .upgrade
-                .is_some()
-                .then(|| lease.upgrade())
-                .flatten();
-            let replayable = lease.reused() || retry::may_replay(self.plan.retries);
-            let request = self.outgoing.request(&Form {
-                wire: lease.version(),
-                tls: identity.tls.is_some(),
-                attempt: client
-                    .worker
-                    .settings
-                    .attempt_count
-                    .then_some(self.exchange.record.attempts),
-                upload: self.upload,
-                keep: replayable,
-            });
-            let Some(request) = request else {
-                let details = "the request cannot be written in this HTTP version".to_owned();
-                return Err(Failure::send(SendFailure::RequestBody, details));
+            let body = match self.upload {
+                Some(upload) => RequestBody::upload(upload),
+                None => RequestBody::empty(),
             };
+            let attempt = client.worker.settings.attempt_count;
+            let attempt = attempt.then_some(self.exchange.record.attempts);
+            let head = self.outgoing.head(identity.tls.is_some(), attempt);
             let sent = Instant::now();
-            let error = match lease.send(request).await {
-                Ok(response) => {
+            let error = match lease.send(&head, body).await {
+                Ok(head) => {
                     self.exchange.record.service_time = Some(sent.elapsed());
-                    let grpc = retry::grpc_status(response.headers());
+                    let grpc = retry::grpc_status(&head.headers);
                     picked.picked.report(match grpc {
                         Some(status) => Outcome::GrpcStatus(status),
-                        None => Outcome::Status(response.status().as_u16()),
+                        None => Outcome::Status(head.status.as_u16()),
                     });
                     return Ok(Answer {
-                        response,
+                        head,
                         lease,
                         picked,
-                        tunnel,
                         retry_permit: None,
                     });
                 }
@@ -227,9 +208,6 @@ impl<S: Io> Tries<'_, S> {
             };
             let details = error.to_string();
             let failure = error.failure;
-            if let Some(request) = error.unsent {
-                self.outgoing.take_back(*request);
-            }
             // A connection that lay idle may have been closed by the service
             // just now; that says nothing about the request.
             let stale = lease.reused()
@@ -323,8 +301,8 @@ impl<S: Io> Tries<'_, S> {
 impl<S: Io> Answer<S> {
     fn end(&self) -> TryEnd {
         TryEnd::Response {
-            status: self.response.status(),
-            grpc: retry::grpc_status(self.response.headers()),
+            status: self.head.status,
+            grpc: retry::grpc_status(&self.head.headers),
         }
     }
 }
@@ -335,22 +313,21 @@ fn discard<S: Io>(answer: Answer<S>) {
     /// Most of an unwanted answer that is read.
     const MOST: u64 = 64 * 1024;
     const LONGEST: Duration = Duration::from_secs(1);
-    use http_body::Body as _;
-    let Answer {
-        response, lease, ..
-    } = answer;
-    let mut body = response.into_body();
-    if body.is_end_stream() {
+    let mut lease = answer.lease;
+    if lease.is_end_stream() {
         lease.give_back();
-    } else if body.size_hint().upper().is_some_and(|size| size <= MOST) {
+    } else if lease.size_hint().upper().is_some_and(|size| size <= MOST) {
         tokio::task::spawn_local(async move {
-            let rest = async {
-                while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
-                    frame?;
+            let rest = poll_fn(|cx| {
+                loop {
+                    match ready!(lease.poll_frame(cx)) {
+                        Some(Ok(_)) => {}
+                        Some(Err(_)) => return Poll::Ready(false),
+                        None => return Poll::Ready(true),
+                    }
                 }
-                Ok::<_, hyper::Error>(())
-            };
-            if let Ok(Ok(())) = timeout(LONGEST, rest).await {
+            });
+            if timeout(LONGEST, rest).await == Ok(true) {
                 lease.give_back();
             }
         });

@@ -5,22 +5,20 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
-use tokio::sync::oneshot;
 
 use super::client::Client;
 use super::record::Record;
 use super::tries::Judged;
 use super::upload::RequestBody;
-use crate::connect::pool::{Io, Lease, Upgraded};
+use crate::connect::pool::{Io, Lease};
 use crate::endpoint::Permit;
 use crate::flag::Flag;
 
 /// What follows when the response is a 101.
 pub(super) struct Tunnel<S: Io> {
-    /// The service's stream, once the response has been read.
-    pub(super) upstream: oneshot::Receiver<Upgraded<S>>,
+    /// The service's stream.
+    pub(super) upstream: Lease<RequestBody, S>,
     pub(super) record: Box<Record>,
-    pub(super) _lease: Lease<RequestBody, S>,
     pub(super) _picked: Judged,
     pub(super) _permit: Permit,
 }
@@ -30,7 +28,7 @@ impl<S: Io> Tunnel<S> {
     /// read from the client beyond its request.
     pub(super) async fn run<D: Io>(self, client: &Rc<Client<S>>, mut down: D, read: Bytes) {
         let mut record = self.record;
-        let Ok(mut up) = self.upstream.await else {
+        let Some(mut up) = self.upstream.into_upgraded() else {
             record.flag(Flag::UpstreamConnectionTermination);
             client.finish(&mut record);
             return;

@@ -4,13 +4,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
@@ -95,11 +100,51 @@ pub(super) struct World {
     pub(super) special: RefCell<Option<Box<dyn Fn(DuplexStream)>>>,
 }
 
+/// The relay's end of a connection to a service, counted while it is open.
+pub(super) struct Wire {
+    stream: DuplexStream,
+    world: Rc<World>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.world.open.set(self.world.open.get() - 1);
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 #[derive(Clone)]
 struct Dialler(Rc<World>);
 
-impl Dial<DuplexStream> for Dialler {
-    fn dial<'a>(&'a self, request: DialRequest<'a>) -> Dialling<'a, DuplexStream> {
+impl Dial<Wire> for Dialler {
+    fn dial<'a>(&'a self, request: DialRequest<'a>) -> Dialling<'a, Wire> {
         Box::pin(async move {
             let Destination::Tcp(address) = request.picked.destination else {
                 panic!("only TCP here");
@@ -125,11 +170,13 @@ impl Dial<DuplexStream> for Dialler {
                 let served = Rc::clone(&world);
                 spawn_local(async move {
                     let _ = serve_script(&served, address, number, theirs).await;
-                    served.open.set(served.open.get() - 1);
                 });
             }
             Ok(Dialled {
-                io: ours,
+                io: Wire {
+                    stream: ours,
+                    world: Rc::clone(&self.0),
+                },
                 http2: None,
                 local: None,
             })
@@ -260,7 +307,7 @@ impl Log for Kept {
 pub(super) struct Rig {
     pub(super) world: Rc<World>,
     pub(super) log: Kept,
-    pub(super) worker: Rc<Worker<DuplexStream>>,
+    pub(super) worker: Rc<Worker<Wire>>,
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) drain: watch::Sender<bool>,
     pub(super) real_address: Cell<bool>,
@@ -311,7 +358,7 @@ impl Rig {
         let world = Rc::new(World::default());
         let log = Kept::default();
         let (drain, draining) = watch::channel(false);
-        let pool: Rc<Pool<RequestBody, DuplexStream>> = Pool::new(Dialler(Rc::clone(&world)));
+        let pool: Rc<Pool<RequestBody, Wire>> = Pool::new(Dialler(Rc::clone(&world)));
         let worker = Worker::new(pool, Arc::clone(&live), settings, log.clone(), draining);
         Self {
             world,
