@@ -14,6 +14,7 @@ use super::upload::RequestBody;
 use super::{Current, Worker};
 use crate::connect::pool::{Host, Identity, Io};
 use crate::endpoint::{EndpointSet, Picked};
+use crate::flag::Flag;
 use crate::policy::model::TrafficPolicy;
 use crate::policy::snapshot::{Client as PolicyClient, Service, View};
 
@@ -183,15 +184,52 @@ impl<S: Io> Client<S> {
         *last = Some(Rc::clone(&host));
         host
     }
+}
 
-    /// A request has ended.
-    pub(super) fn finish(&self, record: &mut Record) {
+/// A request under way. When it is dropped, its record is written, whatever
+/// has become of it.
+pub(super) struct Open<S: Io> {
+    pub(super) client: Rc<Client<S>>,
+    pub(super) record: Record,
+    /// It has had an answer, good or bad.
+    pub(super) answered: bool,
+}
+
+impl<S: Io> Open<S> {
+    pub(super) fn new(client: Rc<Client<S>>, record: Record) -> Box<Self> {
+        client.state.active.set(client.state.active.get() + 1);
+        Box::new(Self {
+            client,
+            record,
+            answered: false,
+        })
+    }
+
+    /// The answer is complete.
+    pub(super) fn finish(mut self: Box<Self>) {
+        self.answered = true;
+    }
+
+    /// Something broke off what was going well.
+    pub(super) fn broken(mut self: Box<Self>, flag: Flag, details: &str) {
+        self.answered = true;
+        self.record.flag(flag);
+        self.record.details = details.into();
+    }
+}
+
+impl<S: Io> Drop for Open<S> {
+    fn drop(&mut self) {
+        let (client, record) = (&self.client, &mut self.record);
+        if !self.answered {
+            record.flag(Flag::DownstreamConnectionTermination);
+            record.details = "the application went away before the response".into();
+        }
         let now = Instant::now();
         record.duration = now - record.started;
-        self.state.last.set(now);
-        self.state
-            .active
-            .set(self.state.active.get().saturating_sub(1));
-        self.worker.log().request(&self.caller, record);
+        client.state.last.set(now);
+        let active = client.state.active.get();
+        client.state.active.set(active.saturating_sub(1));
+        client.worker.log().request(&client.caller, record);
     }
 }

@@ -161,7 +161,7 @@ async fn serve_http1<D: Io, S: Io>(
     {
         let mut read = Vec::from(parts.read_buf);
         read.extend_from_slice(&rest);
-        tunnel.run(&client, stream, read.into()).await;
+        tunnel.run(stream, read.into()).await;
         return End::Closed;
     }
     match end {

@@ -11,7 +11,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
-use super::client::{Client, Found};
+use super::client::{Client, Found, Open};
 use super::forward;
 use super::guard;
 use super::guarded::Upgrade;
@@ -27,16 +27,11 @@ use crate::route::{RouteError, rewrite};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// One request under way, until its response (or the response's body) takes
-/// over.
+/// One request, until its response takes over.
 pub(super) struct Exchange<S: Io> {
-    pub(super) client: Rc<Client<S>>,
-    pub(super) record: Box<Record>,
+    pub(super) open: Box<Open<S>>,
     /// It is a gRPC call: our own answers must be, too.
     pub(super) grpc: bool,
-    /// The response to it has begun, and with it somebody else's duty to
-    /// finish the record.
-    pub(super) answered: bool,
 }
 
 /// Answers one request. Never fails: what goes wrong is an answer.
@@ -56,15 +51,12 @@ async fn answer<S: Io>(
     client: Rc<Client<S>>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody<S>> {
-    client.state.active.set(client.state.active.get() + 1);
     let refusal = client.state.begin();
     let (head, body) = request.into_parts();
     let record = record(&head, client.worker.log().wants_headers());
     let mut exchange = Exchange {
         grpc: local::is_grpc(&head.headers),
-        record: Box::new(record),
-        client,
-        answered: false,
+        open: Open::new(client, record),
     };
     if let Some(refusal) = refusal {
         return exchange.refuse(refusal.status, refusal.reason);
@@ -73,14 +65,14 @@ async fn answer<S: Io>(
         Ok(authority) => authority,
         Err(reason) => return exchange.refuse(StatusCode::BAD_REQUEST, reason),
     };
-    exchange.record.authority = Some(authority.clone());
+    exchange.open.record.authority = Some(authority.clone());
     if head.method == Method::CONNECT {
         // As Envoy does where no CONNECT upgrade is configured.
         return exchange.refuse(StatusCode::FORBIDDEN, "CONNECT is not proxied");
     }
     // Checked when it was read, so it is text.
     let name = authority.to_str().unwrap_or_default();
-    let bound = match exchange.client.service(name) {
+    let bound = match exchange.open.client.service(name) {
         Found::Bound(bound) => bound,
         Found::Misdirected => {
             let reason = "the host of this request is not registered; connect to it anew";
@@ -95,8 +87,8 @@ async fn answer<S: Io>(
             scheme: "http",
             authority: name,
             headers: &head.headers,
-            port: exchange.client.caller.original.port(),
-            client: &exchange.client.caller.client,
+            port: exchange.open.client.caller.original.port(),
+            client: &exchange.open.client.caller.client,
         };
         decision(bound.view(), &facts)
     };
@@ -111,8 +103,8 @@ async fn answer<S: Io>(
             forward::forward(exchange, &bound, plan, call).await
         }
         Ok(Decision::Answer(local, route, details)) => {
-            exchange.record.route = Some(route);
-            exchange.record.details = details.into();
+            exchange.open.record.route = Some(route);
+            exchange.open.record.details = details.into();
             exchange.local(local)
         }
         Err(error) => {
@@ -122,8 +114,8 @@ async fn answer<S: Io>(
                     Local::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
                 }
             };
-            exchange.record.details = error.to_string().into();
-            exchange.record.flag(error.flag());
+            exchange.open.record.details = error.to_string().into();
+            exchange.open.record.flag(error.flag());
             exchange.local(local)
         }
     }
@@ -167,20 +159,20 @@ fn decision<'r>(
 impl<S: Io> Exchange<S> {
     /// An answer of our own, which ends the request.
     pub(super) fn local(mut self, local: Local) -> Response<ResponseBody<S>> {
-        let code = local.status;
+        let record = &mut self.open.record;
         let (status, headers, body) = local.into_parts(self.grpc);
         if self.grpc {
-            self.record.grpc_status = super::retry::grpc_status(&headers);
+            record.grpc_status = super::retry::grpc_status(&headers);
         }
-        self.record.status = Some(if self.grpc { status } else { code });
-        self.record.sent = body.len() as u64;
+        record.status = Some(status);
+        record.sent = body.len() as u64;
         let mut response = Response::new(ResponseBody::full(body));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
-        if self.client.orphaned.get() {
+        if self.open.client.orphaned.get() {
             close(&mut response);
         }
-        self.finish();
+        self.open.finish();
         response
     }
 
@@ -191,27 +183,12 @@ impl<S: Io> Exchange<S> {
         status: StatusCode,
         reason: &'static str,
     ) -> Response<ResponseBody<S>> {
-        self.record.flag(Flag::DownstreamProtocolError);
-        self.record.details = reason.into();
+        let record = &mut self.open.record;
+        record.flag(Flag::DownstreamProtocolError);
+        record.details = reason.into();
         let mut response = self.local(Local::new(status, reason));
         close(&mut response);
         response
-    }
-
-    fn finish(&mut self) {
-        self.answered = true;
-        self.client.finish(&mut self.record);
-    }
-}
-
-impl<S: Io> Drop for Exchange<S> {
-    /// The client went away before there was an answer.
-    fn drop(&mut self) {
-        if !self.answered {
-            self.record.flag(Flag::DownstreamConnectionTermination);
-            self.record.details = "the application went away before the response".into();
-            self.finish();
-        }
     }
 }
 

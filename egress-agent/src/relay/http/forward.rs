@@ -44,15 +44,15 @@ pub(super) async fn forward<S: Io>(
     plan: Forward<'_>,
     call: Call,
 ) -> Response<ResponseBody<S>> {
-    exchange.record.route = Some(plan.name());
-    exchange.record.cluster = Some(Arc::clone(plan.cluster));
+    exchange.open.record.route = Some(plan.name());
+    exchange.open.record.cluster = Some(Arc::clone(plan.cluster));
     let Some(set) = bound.set(plan.cluster.index) else {
         return fail(exchange, &Failure::no_cluster());
     };
     if let Some(fault) = plan.chosen.and_then(|chosen| chosen.route.fault.as_ref()) {
         let (delay, abort) = draw_fault(fault);
         if let Some(delay) = delay {
-            exchange.record.flag(Flag::DelayInjected);
+            exchange.open.record.flag(Flag::DelayInjected);
             Box::pin(sleep(delay)).await;
         }
         if let Some(abort) = abort {
@@ -63,7 +63,7 @@ pub(super) async fn forward<S: Io>(
         Ok(permit) => permit,
         Err(overflow) => return fail(exchange, &Failure::overflow(overflow.to_string())),
     };
-    let asked = exchange.client.state.upgrade.get() == Upgrade::Asked;
+    let asked = exchange.open.client.state.upgrade.get() == Upgrade::Asked;
     let (outgoing, saved, body) = prepare(&exchange, &plan, call, asked);
     let mirrors = mirror::drawn(plan.mirrors());
     let upload = (!body.is_end_stream()).then(|| {
@@ -120,7 +120,7 @@ pub(super) async fn forward<S: Io>(
         }
         Err(failure) => {
             if let Some(upload) = &upload {
-                exchange.record.received = upload.received();
+                exchange.open.record.received = upload.received();
             }
             fail(exchange, &failure)
         }
@@ -135,18 +135,18 @@ struct Held {
 }
 
 fn fail<S: Io>(mut exchange: Exchange<S>, failure: &Failure) -> Response<ResponseBody<S>> {
-    if let Some(refusal) = exchange.client.state.body_refusal() {
+    if let Some(refusal) = exchange.open.client.state.body_refusal() {
         return exchange.refuse(refusal.status, refusal.reason);
     }
     if let Some(flag) = failure.flag {
-        exchange.record.flag(flag);
+        exchange.open.record.flag(flag);
     }
-    exchange.record.details = if failure.details.is_empty() {
+    exchange.open.record.details = if failure.details.is_empty() {
         failure.text.as_str().into()
     } else {
         failure.details.as_str().into()
     };
-    let host = Rc::clone(&exchange.client);
+    let host = Rc::clone(&exchange.open.client);
     let local = failure.local(&host.caller.host);
     exchange.local(local)
 }
@@ -163,6 +163,7 @@ fn respond<S: Io>(
         mut head,
         lease,
         picked,
+        grpc,
         retry_permit,
     } = answer;
     let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -170,13 +171,13 @@ fn respond<S: Io>(
         .then(|| head.headers.get(UPGRADE).cloned())
         .flatten();
     request::strip_hop_by_hop(&mut head.headers);
-    if exchange.client.worker.settings.service_time {
-        let time = exchange.record.service_time.unwrap_or_default();
+    if exchange.open.client.worker.settings.service_time {
+        let time = exchange.open.record.service_time.unwrap_or_default();
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(SERVICE_TIME, HeaderValue::from(time));
     }
     if plan.header_ops().any(|list| !ops::is_empty(&list.response)) {
-        let upstream = match &exchange.record.upstream {
+        let upstream = match &exchange.open.record.upstream {
             Some(Destination::Tcp(address)) => Some(*address),
             _ => None,
         };
@@ -191,16 +192,16 @@ fn respond<S: Io>(
         }
     }
     // The version is that of each connection.
-    head.version = match exchange.record.version {
+    head.version = match exchange.open.record.version {
         Version::HTTP_2 => Version::HTTP_2,
         _ => Version::HTTP_11,
     };
-    exchange.record.status = Some(head.status);
-    exchange.record.details = "via_upstream".into();
-    exchange.record.grpc_status = retry::grpc_status(&head.headers);
-    exchange.answered = true;
-    let client = Rc::clone(&exchange.client);
-    let record = std::mem::replace(&mut exchange.record, Box::default());
+    exchange.open.record.status = Some(head.status);
+    exchange.open.record.details = "via_upstream".into();
+    exchange.open.record.grpc_status = grpc;
+    let open = exchange.open;
+    let orphaned = open.client.orphaned.get();
+    let client = &open.client;
     if changes && client.state.upgrade.get() == Upgrade::Asked {
         client.state.upgrade.set(Upgrade::Accepted);
         head.headers
@@ -208,17 +209,17 @@ fn respond<S: Io>(
         if let Some(protocol) = protocol {
             head.headers.insert(UPGRADE, protocol);
         }
-        client.tunnel.replace(Some(Tunnel {
+        let tunnels = Rc::clone(client);
+        tunnels.tunnel.replace(Some(Tunnel {
             upstream: lease,
-            record,
+            open,
             _picked: picked,
             _permit: held.permit,
         }));
         return Response::from_parts(head, ResponseBody::full(Bytes::new()));
     }
     let ending = Ending {
-        client,
-        record,
+        open,
         lease,
         upload: held.upload,
         _picked: picked,
@@ -235,7 +236,7 @@ fn respond<S: Io>(
         };
         Response::from_parts(head, ResponseBody::stream(Box::new(stream)))
     };
-    if exchange.client.orphaned.get() {
+    if orphaned {
         exchange::close(&mut response);
     }
     response

@@ -77,7 +77,7 @@ pub(super) fn send<S: Io>(
             tracing::debug!("a mirrored request is left out: too many under way");
             continue;
         };
-        let client = Rc::clone(&exchange.client);
+        let client = Rc::clone(&exchange.open.client);
         let (bound, cluster) = (Rc::clone(bound), Arc::clone(cluster));
         let upload = upload.cloned();
         spawn_local(async move {

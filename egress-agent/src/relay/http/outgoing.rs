@@ -78,14 +78,14 @@ pub(super) fn prepare<'r, S: Io>(
             ops::apply_request(&list.request, &mut headers, &variables);
         }
     }
-    request::add_defaults(&mut headers, &exchange.client.worker.settings);
+    request::add_defaults(&mut headers, &exchange.open.client.worker.settings);
     let path = path
         .or_else(|| uri.into_parts().path_and_query)
         .unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut authority = given.unwrap_or(authority);
     if authority.is_empty() {
         // HTTP/1.0 may leave Host out; the service must get one.
-        let host = &exchange.client.caller.host;
+        let host = &exchange.open.client.caller.host;
         authority = HeaderValue::from_str(host).unwrap_or(authority);
     }
     let outgoing = Outgoing {
@@ -107,10 +107,10 @@ fn has_operations(plan: &Forward<'_>) -> bool {
 
 /// What templates can speak of before there is a response.
 pub(super) fn variables<'a, S: Io>(exchange: &'a Exchange<S>, plan: &Forward<'a>) -> Variables<'a> {
-    let record = &exchange.record;
+    let record = &exchange.open.record;
     Variables {
-        remote: exchange.client.caller.peer,
-        dialled: exchange.client.caller.original,
+        remote: exchange.open.client.caller.peer,
+        dialled: exchange.open.client.caller.original,
         start: SystemTime::now() - record.started.elapsed(),
         version: record.version,
         method: &record.method,

@@ -9,9 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::client::Client;
+use super::client::Open;
 use super::deadline::Deadline;
-use super::record::Record;
 use super::tries::Judged;
 use super::upload::{RequestBody, Upload};
 use crate::connect::pool::{Io, Lease};
@@ -38,8 +37,7 @@ pub(super) struct Stream<S: Io> {
 
 /// What is held until the response has ended.
 pub(super) struct Ending<S: Io> {
-    pub(super) client: Rc<Client<S>>,
-    pub(super) record: Box<Record>,
+    pub(super) open: Box<Open<S>>,
     pub(super) lease: Lease<RequestBody, S>,
     pub(super) upload: Option<Rc<Upload>>,
     pub(super) _picked: Judged,
@@ -51,21 +49,19 @@ impl<S: Io> Ending<S> {
     /// The response is complete.
     pub(super) fn complete(mut self) {
         self.count();
-        self.client.finish(&mut self.record);
+        self.open.finish();
         self.lease.give_back();
     }
 
     /// The response broke off.
     fn broken(mut self, flag: Flag, details: &str) {
         self.count();
-        self.record.flag(flag);
-        self.record.details = details.into();
-        self.client.finish(&mut self.record);
+        self.open.broken(flag, details);
     }
 
     fn count(&mut self) {
         if let Some(upload) = &self.upload {
-            self.record.received = upload.received();
+            self.open.record.received = upload.received();
         }
     }
 }
@@ -160,11 +156,11 @@ impl<S: Io> Stream<S> {
             Some(Ok(frame)) => {
                 let mut last = false;
                 if let Some(data) = frame.data_ref() {
-                    ending.record.sent += data.len() as u64;
+                    ending.open.record.sent += data.len() as u64;
                     last = ending.lease.is_end_stream();
                 } else if let Some(trailers) = frame.trailers_ref() {
                     if let Some(status) = super::retry::grpc_status(trailers) {
-                        ending.record.grpc_status = Some(status);
+                        ending.open.record.grpc_status = Some(status);
                     }
                     last = true;
                 }

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use crate::policy::routes::{RetryOn, RetryPolicy};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// How a try ended that may be followed by another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,5 +82,5 @@ pub(super) fn idempotent(method: &Method) -> bool {
 
 /// The gRPC status of a response that has no body (trailers-only).
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }

@@ -48,6 +48,8 @@ pub(super) struct Answer<S: Io> {
     pub(super) head: response::Parts,
     pub(super) lease: Lease<RequestBody, S>,
     pub(super) picked: Judged,
+    /// `grpc-status` of a trailers-only answer.
+    pub(super) grpc: Option<u8>,
     /// Held while a retry is under way.
     pub(super) retry_permit: Option<Permit>,
 }
@@ -81,7 +83,7 @@ impl<S: Io> Tries<'_, S> {
         let mut retries = 0;
         let mut permit: Option<Permit> = None;
         loop {
-            self.exchange.record.attempts = retries + 1;
+            self.exchange.open.record.attempts = retries + 1;
             let mut result = self.limited(&mut tried).await;
             let end = match &result {
                 Ok(answer) => Some(answer.end()),
@@ -95,7 +97,10 @@ impl<S: Io> Tries<'_, S> {
                 return result;
             }
             if retries == policy.attempts {
-                self.exchange.record.flag(Flag::UpstreamRetryLimitExceeded);
+                self.exchange
+                    .open
+                    .record
+                    .flag(Flag::UpstreamRetryLimitExceeded);
                 return result;
             }
             if !self.can_repeat() {
@@ -104,7 +109,7 @@ impl<S: Io> Tries<'_, S> {
             match self.set.retry_permit() {
                 Ok(granted) => permit = Some(granted),
                 Err(_) => {
-                    self.exchange.record.flag(Flag::UpstreamOverflow);
+                    self.exchange.open.record.flag(Flag::UpstreamOverflow);
                     return result;
                 }
             }
@@ -164,9 +169,9 @@ impl<S: Io> Tries<'_, S> {
             picked,
             timed_out: self.timed_out.clone(),
         };
-        self.exchange.record.upstream = Some(picked.picked.destination.clone());
+        self.exchange.open.record.upstream = Some(picked.picked.destination.clone());
         let identity = self.identity(policy);
-        let client = Rc::clone(&self.exchange.client);
+        let client = Rc::clone(&self.exchange.open.client);
         let host = client.host(self.set, policy, &picked.picked, &identity);
         let mut reconnects = 0;
         let mut fresh = false;
@@ -180,18 +185,18 @@ impl<S: Io> Tries<'_, S> {
                     return Err(Failure::acquire(&error));
                 }
             };
-            self.exchange.record.upstream_local = lease.local();
+            self.exchange.open.record.upstream_local = lease.local();
             let body = match self.upload {
                 Some(upload) => RequestBody::upload(upload),
                 None => RequestBody::empty(),
             };
             let attempt = client.worker.settings.attempt_count;
-            let attempt = attempt.then_some(self.exchange.record.attempts);
+            let attempt = attempt.then_some(self.exchange.open.record.attempts);
             let head = self.outgoing.head(identity.tls.is_some(), attempt);
             let sent = Instant::now();
             let error = match lease.send(&head, body).await {
                 Ok(head) => {
-                    self.exchange.record.service_time = Some(sent.elapsed());
+                    self.exchange.open.record.service_time = Some(sent.elapsed());
                     let grpc = retry::grpc_status(&head.headers);
                     picked.picked.report(match grpc {
                         Some(status) => Outcome::GrpcStatus(status),
@@ -201,6 +206,7 @@ impl<S: Io> Tries<'_, S> {
                         head,
                         lease,
                         picked,
+                        grpc,
                         retry_permit: None,
                     });
                 }
@@ -219,7 +225,7 @@ impl<S: Io> Tries<'_, S> {
             if stale && reconnects < RECONNECTS && self.can_repeat() {
                 reconnects += 1;
                 fresh = failure != SendFailure::Unsent || reconnects == RECONNECTS;
-                self.exchange.record.reconnects += 1;
+                self.exchange.open.record.reconnects += 1;
                 tracing::debug!(%details, "a stale connection is replaced");
                 continue;
             }
@@ -233,7 +239,7 @@ impl<S: Io> Tries<'_, S> {
 
     /// An endpoint; waits for the first resolution of its name, if need be.
     async fn pick(&self, tried: &[EndpointId]) -> Result<Picked, Failure> {
-        let caller = &self.exchange.client.caller;
+        let caller = &self.exchange.open.client.caller;
         let context = PickContext {
             client: &caller.client,
             original: caller.original,
@@ -255,7 +261,7 @@ impl<S: Io> Tries<'_, S> {
 
     /// Whose connections may carry this request.
     fn identity(&self, policy: &TrafficPolicy) -> Identity {
-        let caller = &self.exchange.client.caller;
+        let caller = &self.exchange.open.client.caller;
         let cluster = self.plan.cluster;
         let tls = (policy.tls.is_some() || cluster.target.https_port).then(|| {
             let name = match policy.tls.as_ref().and_then(|tls| tls.sni.as_ref()) {
@@ -302,7 +308,7 @@ impl<S: Io> Answer<S> {
     fn end(&self) -> TryEnd {
         TryEnd::Response {
             status: self.head.status,
-            grpc: retry::grpc_status(&self.head.headers),
+            grpc: self.grpc,
         }
     }
 }

@@ -1,13 +1,10 @@
 //! After a 101: both sides speak another protocol, which is passed on as it
 //! is.
 
-use std::rc::Rc;
-
 use bytes::Bytes;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 
-use super::client::Client;
-use super::record::Record;
+use super::client::Open;
 use super::tries::Judged;
 use super::upload::RequestBody;
 use crate::connect::pool::{Io, Lease};
@@ -18,7 +15,7 @@ use crate::flag::Flag;
 pub(super) struct Tunnel<S: Io> {
     /// The service's stream.
     pub(super) upstream: Lease<RequestBody, S>,
-    pub(super) record: Box<Record>,
+    pub(super) open: Box<Open<S>>,
     pub(super) _picked: Judged,
     pub(super) _permit: Permit,
 }
@@ -26,15 +23,14 @@ pub(super) struct Tunnel<S: Io> {
 impl<S: Io> Tunnel<S> {
     /// Passes bytes both ways until both sides have ended. `read`: what was
     /// read from the client beyond its request.
-    pub(super) async fn run<D: Io>(self, client: &Rc<Client<S>>, mut down: D, read: Bytes) {
-        let mut record = self.record;
+    pub(super) async fn run<D: Io>(self, mut down: D, read: Bytes) {
+        let mut open = self.open;
         let Some(mut up) = self.upstream.into_upgraded() else {
-            record.flag(Flag::UpstreamConnectionTermination);
-            client.finish(&mut record);
-            return;
+            let details = "the service's connection cannot be handed over";
+            return open.broken(Flag::UpstreamConnectionTermination, details);
         };
-        record.received = read.len() as u64;
-        record.sent = up.read.len() as u64;
+        open.record.received = read.len() as u64;
+        open.record.sent = up.read.len() as u64;
         let first = async {
             up.io.write_all(&read).await?;
             down.write_all(&up.read).await?;
@@ -42,14 +38,13 @@ impl<S: Io> Tunnel<S> {
         };
         match first.await {
             Ok((received, sent)) => {
-                record.received += received;
-                record.sent += sent;
+                open.record.received += received;
+                open.record.sent += sent;
+                open.finish();
             }
             Err(error) => {
-                record.flag(Flag::UpstreamConnectionTermination);
-                record.details = error.to_string().into();
+                open.broken(Flag::UpstreamConnectionTermination, &error.to_string());
             }
         }
-        client.finish(&mut record);
     }
 }
