@@ -6,6 +6,8 @@
 )]
 
 mod guard;
+mod http2;
+mod limits;
 mod policies;
 mod retries;
 mod rig;
