@@ -188,10 +188,7 @@ fn a_silent_server_ends_in_a_timeout_that_says_where() {
         policy.connection_pool.connect_timeout = Duration::from_millis(100);
         // Never accepts: the kernel completes TCP, and nobody speaks TLS.
         let (_listener, address) = listener().await;
-        let agent = Agent::start(
-            directory,
-            snapshot(HOST, Protocol::Tcp, policy, &[address]),
-        );
+        let agent = Agent::start(directory, snapshot(HOST, Protocol::Tcp, policy, &[address]));
         expect_reset(&mut agent.dial().await).await;
         let record = agent.record().await;
         assert_eq!(text(&record, "response_flags"), "UF");
@@ -219,7 +216,9 @@ fn a_server_without_tls_never_gets_plaintext() {
             // A TLS handshake record, not the request.
             assert_eq!(bytes[0], 22);
             assert!(!bytes[..count].starts_with(b"GET"));
-            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?;
+            stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await?;
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
             assert!(rest.windows(3).all(|window| window != b"GET"));

@@ -32,7 +32,7 @@ fn captured() -> Captured {
         peer: "127.0.0.1:1".parse().unwrap(),
         original: "127.0.0.9:80".parse().unwrap(),
         service: ServiceId(7),
-        real_address: false,
+        name_decides: false,
         caller: Caller {
             cgroup: 1,
             netns: 2,

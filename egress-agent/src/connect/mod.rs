@@ -2,6 +2,7 @@
 
 mod dial;
 mod error;
+pub mod pool;
 mod proxy_protocol;
 mod stream;
 #[cfg(test)]

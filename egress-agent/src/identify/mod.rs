@@ -217,7 +217,7 @@ pub async fn identify(
             Spoken::Tls { sni } => sni.clone(),
             // Within HTTP each request has its own host; here it only tells
             // whose address this is.
-            Spoken::Http if accepted.captured.real_address => head::http1_host(&bytes).flatten(),
+            Spoken::Http if accepted.captured.name_decides => head::http1_host(&bytes).flatten(),
             _ => None,
         };
         spoken = heard;
@@ -230,7 +230,7 @@ pub async fn identify(
         ..
     } = accepted;
     let mut service = service.clone();
-    if captured.real_address
+    if captured.name_decides
         && let Some(name) = &named
         && !service.key.host.matches(name)
     {

@@ -3,6 +3,7 @@
 
 mod buffer;
 mod bytes;
+pub mod http;
 #[cfg(test)]
 mod tests;
 mod transport;

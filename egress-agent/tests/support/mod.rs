@@ -344,7 +344,7 @@ impl Agent {
             peer,
             original: "240.240.0.1:80".parse().unwrap(),
             service: ServiceId(1),
-            real_address: false,
+            name_decides: false,
             caller: Caller {
                 cgroup: 11,
                 netns: 12,

@@ -1,0 +1,60 @@
+//! The head of a request, as the pool is given it.
+
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{HeaderMap, HeaderName, Method, Request};
+
+use super::error::{SendError, SendFailure};
+
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+
+/// The head of a request. It is only looked at, so that it can be sent again.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead<'a> {
+    /// Method.
+    pub method: &'a Method,
+    /// Path and query.
+    pub path: &'a PathAndQuery,
+    /// Host or `:authority`.
+    pub authority: &'a HeaderValue,
+    /// Headers. Those that frame a message or concern one connection are made
+    /// by the connection itself and left out if they are here.
+    pub headers: &'a HeaderMap,
+    /// `https` rather than `http`.
+    pub tls: bool,
+    /// Number of the try, for `x-envoy-attempt-count`.
+    pub attempt: Option<u32>,
+    /// Protocol to change to (HTTP/1).
+    pub upgrade: Option<&'a HeaderValue>,
+}
+
+impl RequestHead<'_> {
+    /// The request as HTTP/2 has it.
+    pub(super) fn http2<B>(&self, body: B) -> Result<Request<B>, SendError> {
+        let unfit = |error: http::Error| SendError::new(SendFailure::RequestBody, error);
+        let authority =
+            Authority::try_from(self.authority.as_bytes()).map_err(|error| unfit(error.into()))?;
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(if self.tls {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        });
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(self.path.clone());
+        let uri = Uri::from_parts(parts).map_err(|error| unfit(error.into()))?;
+        let mut headers = self.headers.clone();
+        for name in [HOST, TRANSFER_ENCODING, EXPECT, CONNECTION, UPGRADE] {
+            headers.remove(name);
+        }
+        if let Some(attempt) = self.attempt {
+            headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
+        }
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+}

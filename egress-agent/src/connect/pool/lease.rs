@@ -1,0 +1,234 @@
+//! A connection, or a stream of one, in the hands of a request.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use tokio::time::Instant;
+
+use super::conn::Places;
+use super::error::SendError;
+use super::host::Host;
+use super::http1::Connection;
+use super::{Io, Payload, RequestHead, Version};
+
+/// An HTTP/1 connection.
+pub(super) struct Http1<B, S> {
+    pub(super) connection: Connection<B, S>,
+    pub(super) local: Option<SocketAddr>,
+    pub(super) opened: Instant,
+    /// When it became idle.
+    pub(super) since: Instant,
+    /// Requests sent on it.
+    pub(super) requests: u32,
+    pub(super) places: Places,
+}
+
+/// An HTTP/2 connection, shared by the requests on it.
+pub(super) struct Http2<B> {
+    pub(super) sender: http2::SendRequest<B>,
+    /// Streams that the service allows at once, as far as it has said so.
+    pub(super) room: Rc<Cell<u32>>,
+    pub(super) local: Option<SocketAddr>,
+    pub(super) opened: Instant,
+    /// When its last stream ended.
+    pub(super) since: Cell<Instant>,
+    /// Streams begun on it.
+    pub(super) requests: Cell<u32>,
+    /// Streams open now.
+    pub(super) streams: Cell<u32>,
+    /// No new streams.
+    pub(super) draining: Cell<bool>,
+}
+
+pub(super) enum Held<B, S> {
+    Http1(Box<Http1<B, S>>),
+    Http2(Rc<Http2<B>>, Option<Incoming>),
+}
+
+/// The right to send one request, and its response. Dropped without
+/// [`Lease::give_back`], an HTTP/1 connection closes, because nobody knows what
+/// is still under way on it; an HTTP/2 stream is reset unless it has ended.
+pub struct Lease<B: Payload, S: Io> {
+    held: Option<Held<B, S>>,
+    host: Rc<Host<B, S>>,
+    reused: bool,
+}
+
+/// The stream of a connection that changed its protocol (101), and what was
+/// read from it beyond the response.
+pub struct Upgraded<S> {
+    /// The stream.
+    pub io: S,
+    /// Bytes that belong to the new protocol.
+    pub read: Bytes,
+    /// The connection still counts.
+    _places: Places,
+}
+
+impl<S> std::fmt::Debug for Upgraded<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upgraded").finish_non_exhaustive()
+    }
+}
+
+impl<B: Payload, S: Io> std::fmt::Debug for Lease<B, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease")
+            .field("version", &self.version())
+            .field("reused", &self.reused)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: Payload, S: Io> Lease<B, S> {
+    pub(super) fn new(host: &Rc<Host<B, S>>, held: Held<B, S>, reused: bool) -> Self {
+        if let Held::Http2(connection, _) = &held {
+            connection.streams.set(connection.streams.get() + 1);
+        }
+        Self {
+            held: Some(held),
+            host: Rc::clone(host),
+            reused,
+        }
+    }
+
+    /// The connection carried a request before this one.
+    pub const fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Version of the connection.
+    pub const fn version(&self) -> Version {
+        match &self.held {
+            Some(Held::Http2(..)) => Version::Http2,
+            _ => Version::Http1,
+        }
+    }
+
+    /// Our own address on the connection.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match &self.held {
+            Some(Held::Http1(http1)) => http1.local,
+            Some(Held::Http2(http2, _)) => http2.local,
+            None => None,
+        }
+    }
+
+    /// Sends a request and waits for the head of its response.
+    ///
+    /// # Errors
+    /// [`SendError`], which says whether anything of it was written.
+    pub async fn send(
+        &mut self,
+        head: &RequestHead<'_>,
+        body: B,
+    ) -> Result<response::Parts, SendError> {
+        match &mut self.held {
+            Some(Held::Http1(http1)) => {
+                http1.requests += 1;
+                http1.connection.send(head, body).await
+            }
+            Some(Held::Http2(http2, incoming)) => {
+                http2.requests.set(http2.requests.get() + 1);
+                let request: Request<B> = head.http2(body)?;
+                let sent = http2.sender.clone().try_send_request(request).await;
+                match sent {
+                    Ok(response) => {
+                        let (parts, body) = response.into_parts();
+                        *incoming = Some(body);
+                        Ok(parts)
+                    }
+                    Err(mut error) => {
+                        if http2.sender.is_closed() {
+                            http2.draining.set(true);
+                        }
+                        let unsent = error.take_message().is_some();
+                        Err(SendError::http2(unsent, &error.into_error()))
+                    }
+                }
+            }
+            // Given back; nobody has it any more.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The next piece of the response's body.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match &mut self.held {
+            Some(Held::Http1(http1)) => http1.connection.poll_frame(cx),
+            Some(Held::Http2(_, Some(incoming))) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
+            Some(Held::Http2(_, None)) | None => Poll::Ready(None),
+        }
+    }
+
+    /// Whether the response's body has ended.
+    pub fn is_end_stream(&self) -> bool {
+        match &self.held {
+            Some(Held::Http1(http1)) => http1.connection.is_end_stream(),
+            Some(Held::Http2(_, Some(incoming))) => incoming.is_end_stream(),
+            Some(Held::Http2(_, None)) | None => true,
+        }
+    }
+
+    /// What is known of the length of the response's body.
+    pub fn size_hint(&self) -> SizeHint {
+        match &self.held {
+            Some(Held::Http1(http1)) => http1.connection.size_hint(),
+            Some(Held::Http2(_, Some(incoming))) => incoming.size_hint(),
+            Some(Held::Http2(_, None)) | None => SizeHint::with_exact(0),
+        }
+    }
+
+    /// The stream after a 101 (HTTP/1).
+    pub fn into_upgraded(mut self) -> Option<Upgraded<S>> {
+        match self.held.take() {
+            Some(Held::Http1(http1)) => {
+                let (io, read) = http1.connection.into_parts();
+                Some(Upgraded {
+                    io,
+                    read,
+                    _places: http1.places,
+                })
+            }
+            other => {
+                self.held = other;
+                None
+            }
+        }
+    }
+
+    /// The response has ended: the connection may serve another request if
+    /// the request has, too.
+    pub fn give_back(mut self) {
+        match self.held.take() {
+            Some(Held::Http1(http1)) => self.host.put(http1),
+            other => self.held = other,
+        }
+    }
+}
+
+impl<B: Payload, S: Io> Drop for Lease<B, S> {
+    fn drop(&mut self) {
+        match self.held.take() {
+            Some(Held::Http1(http1)) => http1.connection.close(),
+            Some(Held::Http2(http2, incoming)) => {
+                // The stream ends before it is counted as ended.
+                drop(incoming);
+                http2.streams.set(http2.streams.get().saturating_sub(1));
+                self.host.stream_ended(&http2);
+            }
+            None => {}
+        }
+    }
+}

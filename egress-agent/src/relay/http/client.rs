@@ -1,0 +1,235 @@
+//! One client connection: who calls, and what policy it falls under.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::guarded::State;
+use super::record::Record;
+use super::upgrade::Tunnel;
+use super::upload::RequestBody;
+use super::{Current, Worker};
+use crate::connect::pool::{Host, Identity, Io};
+use crate::endpoint::{EndpointSet, Picked};
+use crate::flag::Flag;
+use crate::policy::model::TrafficPolicy;
+use crate::policy::snapshot::{Client as PolicyClient, Service, View};
+
+/// Who calls, and what the connection was dialled to.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The application's address.
+    pub peer: SocketAddr,
+    /// The address that the application dialled.
+    pub original: SocketAddr,
+    /// The address dialled is one that a registered host resolves to, not one
+    /// of this service alone.
+    pub real_address: bool,
+    /// Network namespace of the application.
+    pub netns: u64,
+    /// Name that the connection was identified by, lower case.
+    pub host: Arc<str>,
+    /// Who it is for policy.
+    pub client: PolicyClient,
+}
+
+/// A service as one client sees it, under one policy.
+pub(super) struct Bound {
+    pub(super) live: Current,
+    pub(super) service: Arc<Service>,
+    view: usize,
+    /// The name that was asked for, lower case.
+    pub(super) host: Arc<str>,
+}
+
+impl Bound {
+    pub(super) fn new(
+        live: Current,
+        service: Arc<Service>,
+        host: Arc<str>,
+        client: &PolicyClient,
+    ) -> Option<Rc<Self>> {
+        let view = service
+            .views
+            .iter()
+            .position(|view| view.clients.fit(client))?;
+        Some(Rc::new(Self {
+            live,
+            service,
+            view,
+            host,
+        }))
+    }
+
+    pub(super) fn view(&self) -> &View {
+        &self.service.views[self.view]
+    }
+
+    pub(super) fn set(&self, cluster: usize) -> Option<&Arc<EndpointSet>> {
+        self.live.sets.get(cluster)
+    }
+}
+
+/// One client connection.
+pub(super) struct Client<S: Io> {
+    pub(super) worker: Rc<Worker<S>>,
+    pub(super) caller: Caller,
+    pub(super) state: Rc<State>,
+    /// What the connection was identified as, under the newest policy seen.
+    bound: RefCell<Rc<Bound>>,
+    /// The service is gone from the policy: the connection ends with the
+    /// response under way.
+    pub(super) orphaned: Cell<bool>,
+    /// The host used last: nearly always the one used next.
+    last: RefCell<Option<Rc<Host<RequestBody, S>>>>,
+    /// What follows when the response is a 101.
+    pub(super) tunnel: RefCell<Option<Tunnel<S>>>,
+}
+
+/// What a request's Host leads to.
+pub(super) enum Found {
+    /// A service.
+    Bound(Rc<Bound>),
+    /// The connection was dialled to an address that several names share, and
+    /// this request names one that is not registered.
+    Misdirected,
+}
+
+impl<S: Io> Client<S> {
+    pub(super) fn new(worker: Rc<Worker<S>>, caller: Caller, bound: Rc<Bound>) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            caller,
+            state: State::new(),
+            bound: RefCell::new(bound),
+            orphaned: Cell::new(false),
+            last: RefCell::new(None),
+            tunnel: RefCell::new(None),
+        })
+    }
+
+    /// What the connection itself was identified as, under the newest policy.
+    fn own(&self) -> Rc<Bound> {
+        let bound = Rc::clone(&self.bound.borrow());
+        let live = self.worker.live();
+        if Rc::ptr_eq(&live, &bound.live) {
+            return bound;
+        }
+        // A new policy: the service may have changed, or be gone.
+        let fresh = live
+            .snapshot
+            .service(bound.service.id)
+            .cloned()
+            .and_then(|service| {
+                let host = Arc::clone(&bound.host);
+                Bound::new(Rc::clone(&live), service, host, &self.caller.client)
+            });
+        if let Some(fresh) = fresh {
+            self.bound.replace(Rc::clone(&fresh));
+            fresh
+        } else {
+            self.orphaned.set(true);
+            bound
+        }
+    }
+
+    /// The service that a request for `authority` is for. A name that is
+    /// registered on the dialled port says so by itself; any other belongs to
+    /// what was dialled.
+    pub(super) fn service(&self, authority: &str) -> Found {
+        let own = self.own();
+        let host = crate::route::http::without_port(authority);
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if host.is_empty() || host.eq_ignore_ascii_case(&own.host) {
+            return Found::Bound(own);
+        }
+        let host = host.to_ascii_lowercase();
+        let client = &self.caller.client;
+        let named = own
+            .live
+            .snapshot
+            .services_of(&host, &client.namespace)
+            .find(|service| service.key.port == own.service.key.port)
+            .cloned();
+        if let Some(service) = named {
+            let live = Rc::clone(&own.live);
+            if let Some(bound) = Bound::new(live, service, host.into(), client) {
+                return Found::Bound(bound);
+            }
+        }
+        if self.caller.real_address {
+            return Found::Misdirected;
+        }
+        Found::Bound(own)
+    }
+
+    /// The pool's host for a pick.
+    pub(super) fn host(
+        &self,
+        set: &Arc<EndpointSet>,
+        policy: &Arc<TrafficPolicy>,
+        picked: &Picked,
+        identity: &Identity,
+    ) -> Rc<Host<RequestBody, S>> {
+        let mut last = self.last.borrow_mut();
+        if let Some(host) = &*last
+            && host.is_for(set, policy, &picked.destination, identity)
+        {
+            return Rc::clone(host);
+        }
+        let host = self.worker.pool.host(set, policy, picked, identity);
+        *last = Some(Rc::clone(&host));
+        host
+    }
+}
+
+/// A request under way. When it is dropped, its record is written, whatever
+/// has become of it.
+pub(super) struct Open<S: Io> {
+    pub(super) client: Rc<Client<S>>,
+    pub(super) record: Record,
+    /// It has had an answer, good or bad.
+    pub(super) answered: bool,
+}
+
+impl<S: Io> Open<S> {
+    pub(super) fn new(client: Rc<Client<S>>, record: Record) -> Box<Self> {
+        client.state.active.set(client.state.active.get() + 1);
+        Box::new(Self {
+            client,
+            record,
+            answered: false,
+        })
+    }
+
+    /// The answer is complete.
+    pub(super) fn finish(mut self: Box<Self>) {
+        self.answered = true;
+    }
+
+    /// Something broke off what was going well.
+    pub(super) fn broken(mut self: Box<Self>, flag: Flag, details: &str) {
+        self.answered = true;
+        self.record.flag(flag);
+        self.record.details = details.into();
+    }
+}
+
+impl<S: Io> Drop for Open<S> {
+    fn drop(&mut self) {
+        let (client, record) = (&self.client, &mut self.record);
+        if !self.answered {
+            record.flag(Flag::DownstreamConnectionTermination);
+            record.details = "the application went away before the response".into();
+        }
+        let now = Instant::now();
+        record.duration = now - record.started;
+        client.state.last.set(now);
+        let active = client.state.active.get();
+        client.state.active.set(active.saturating_sub(1));
+        client.worker.log().request(&client.caller, record);
+    }
+}

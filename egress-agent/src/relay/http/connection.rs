@@ -1,0 +1,371 @@
+//! One client connection, from its first byte to its end.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::client::{Bound, Caller, Client};
+use super::guarded::{Guarded, State, Upgrade};
+use super::{Settings, Worker, exchange};
+use crate::connect::pool::{Io, LocalExec};
+use crate::policy::snapshot::Service;
+
+/// Most bytes of responses that are buffered for a slow reader.
+const BUFFER_LIMIT: usize = 128 * 1024;
+/// HTTP/2 receive window of one stream and of one connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How long, and for how many bytes, a client that was refused may go on
+/// sending before it is reset; a reset at once could destroy our answer on its
+/// way.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// How a client connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// In order.
+    Closed,
+    /// The client broke off, or its bytes could not be read or written.
+    Client(Box<str>),
+    /// No policy fits this client.
+    NoPolicy,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("closed"),
+            Self::Client(error) => write!(f, "the application broke the connection: {error}"),
+            Self::NoPolicy => f.write_str("the service has no view for this client"),
+        }
+    }
+}
+
+/// Serves HTTP/1 and HTTP/2 (with prior knowledge) on `stream`, which speaks to
+/// `caller` for `service`.
+pub async fn serve<D: Io, S: Io>(
+    worker: Rc<Worker<S>>,
+    caller: Caller,
+    service: Arc<Service>,
+    mut stream: D,
+) -> End {
+    let live = worker.live();
+    let host = Arc::clone(&caller.host);
+    let Some(bound) = Bound::new(live, service, host, &caller.client) else {
+        return End::NoPolicy;
+    };
+    let settings = worker.settings.clone();
+    let client = Client::new(worker, caller, bound);
+    let first = match first_bytes(&mut stream, &settings).await {
+        Ok(Some(first)) => first,
+        Ok(None) => return End::Closed,
+        Err(error) => return End::Client(error.to_string().into()),
+    };
+    if first.starts_with(b"PRI") {
+        serve_http2(client, &settings, Prefixed { first, stream }).await
+    } else {
+        serve_http1(client, &settings, stream, &first).await
+    }
+}
+
+/// Reads enough to tell HTTP/2 from HTTP/1: no HTTP/1 method that anybody
+/// uses starts with `PRI`. `None`: the client closed, or kept silent too long.
+async fn first_bytes<D: Io>(stream: &mut D, settings: &Settings) -> io::Result<Option<Bytes>> {
+    let mut first = Vec::with_capacity(512);
+    let mut wait = settings.idle_timeout;
+    loop {
+        match timeout(wait, stream.read_buf(&mut first)).await {
+            Err(_) => return Ok((!first.is_empty()).then(|| first.into())),
+            Ok(read) => {
+                if read? == 0 {
+                    return Ok((!first.is_empty()).then(|| first.into()));
+                }
+            }
+        }
+        if first.len() >= 3 || !b"PRI".starts_with(&first) {
+            return Ok(Some(first.into()));
+        }
+        wait = settings.head_timeout;
+    }
+}
+
+async fn serve_http1<D: Io, S: Io>(
+    client: Rc<Client<S>>,
+    settings: &Settings,
+    stream: D,
+    first: &[u8],
+) -> End {
+    let state = Rc::clone(&client.state);
+    let io = Guarded::new(stream, Rc::clone(&state), first);
+    let handler = Rc::clone(&client);
+    // Boxed, so that an idle connection does not hold the room of a request.
+    let service =
+        service_fn(move |request| Box::pin(exchange::handle(Rc::clone(&handler), request)));
+    let mut connection = http1::Builder::new()
+        .max_buf_size(BUFFER_LIMIT)
+        .serve_connection(io, service);
+    let mut watch = Watch::new(settings);
+    let mut draining = client.worker.draining.clone();
+    let end = {
+        let mut drain = pin!(draining.wait_for(|draining| *draining));
+        let mut drained = false;
+        poll_fn(|cx| {
+            loop {
+                let mut end = connection.poll_without_shutdown(cx);
+                if end.is_pending()
+                    && state.upgrade.get() == Upgrade::Refused
+                    && state.active.get() == 0
+                {
+                    // What the client sent behind its request was held back;
+                    // no event of the socket will bring it.
+                    end = connection.poll_without_shutdown(cx);
+                }
+                if let Poll::Ready(end) = end {
+                    return Poll::Ready(end.map_err(|error| error.to_string()));
+                }
+                if !drained && drain.as_mut().poll(cx).is_ready() {
+                    drained = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                    continue;
+                }
+                match watch.poll(&state, cx) {
+                    None => return Poll::Pending,
+                    Some(Expired::Head) => state.expired.set(true),
+                    Some(Expired::Idle) => Pin::new(&mut connection).graceful_shutdown(),
+                    Some(Expired::Body) => {
+                        let error = "the request's body stood still for too long";
+                        return Poll::Ready(Err(error.to_owned()));
+                    }
+                }
+            }
+        })
+        .await
+    };
+    let parts = connection.into_parts();
+    let (mut stream, rest) = parts.io.into_parts();
+    if state.upgrade.get() == Upgrade::Accepted
+        && let Some(tunnel) = client.tunnel.take()
+    {
+        let mut read = Vec::from(parts.read_buf);
+        read.extend_from_slice(&rest);
+        tunnel.run(stream, read.into()).await;
+        return End::Closed;
+    }
+    match end {
+        Ok(()) => {
+            if state.refused() || state.in_body.get() {
+                linger(&mut stream).await;
+            } else {
+                let _ = timeout(LINGER, stream.shutdown()).await;
+            }
+            End::Closed
+        }
+        Err(error) => End::Client(error.into()),
+    }
+}
+
+async fn serve_http2<D: Io, S: Io>(
+    client: Rc<Client<S>>,
+    settings: &Settings,
+    stream: Prefixed<D>,
+) -> End {
+    let state = Rc::clone(&client.state);
+    let handler = Rc::clone(&client);
+    let service = service_fn(move |request| exchange::handle(Rc::clone(&handler), request));
+    let mut connection = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(settings.max_streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(BUFFER_LIMIT)
+        .max_header_list_size(u32::try_from(super::guard::HEAD_LIMIT).unwrap_or(u32::MAX))
+        .serve_connection(TokioIo::new(stream), service);
+    let mut watch = Watch::new(settings);
+    let mut draining = client.worker.draining.clone();
+    let mut drain = pin!(draining.wait_for(|draining| *draining));
+    let mut drained = false;
+    let end = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(end);
+            }
+            let drain = !drained && drain.as_mut().poll(cx).is_ready();
+            if drain || (!drained && watch.poll(&state, cx).is_some()) {
+                drained = true;
+                Pin::new(&mut connection).graceful_shutdown();
+                continue;
+            }
+            return Poll::Pending;
+        }
+    })
+    .await;
+    match end {
+        Ok(()) => End::Closed,
+        Err(error) => End::Client(error.to_string().into()),
+    }
+}
+
+/// Says that nothing more will be sent, and takes what still comes for a
+/// while.
+async fn linger<D: Io>(stream: &mut D) {
+    let drain = async {
+        stream.shutdown().await?;
+        let mut scratch = vec![0; 8 * 1024];
+        let mut taken = 0;
+        while taken < LINGER_BYTES {
+            match stream.read(&mut scratch).await? {
+                0 => break,
+                read => taken += read,
+            }
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, drain).await;
+}
+
+/// Which deadline of a client connection has passed.
+enum Expired {
+    /// A head took too long.
+    Head,
+    /// A body stands still.
+    Body,
+    /// No request for too long.
+    Idle,
+}
+
+/// The deadlines of one client connection. One timer, which is set anew only
+/// when it fires or when a slow head or body gives it an earlier aim: a
+/// request that arrives whole costs nothing.
+struct Watch {
+    head: Duration,
+    body: Duration,
+    idle: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// The timer aims at a head or body.
+    close: bool,
+}
+
+impl Watch {
+    const fn new(settings: &Settings) -> Self {
+        Self {
+            head: settings.head_timeout,
+            body: settings.body_timeout,
+            idle: settings.idle_timeout,
+            sleep: None,
+            close: false,
+        }
+    }
+
+    /// When the connection's present state expires, and how.
+    fn due(&self, state: &State) -> (Instant, Expired) {
+        if let Some(since) = state.head_since.get() {
+            (since + self.head, Expired::Head)
+        } else if state.in_body.get() {
+            (state.last.get() + self.body, Expired::Body)
+        } else if state.active.get() > 0 {
+            // A request under way has its own timeouts.
+            (Instant::now() + self.idle, Expired::Idle)
+        } else {
+            (state.last.get() + self.idle, Expired::Idle)
+        }
+    }
+
+    fn poll(&mut self, state: &State, cx: &mut Context<'_>) -> Option<Expired> {
+        let close = state.head_since.get().is_some() || state.in_body.get();
+        if close && !self.close {
+            let due = self.due(state).0;
+            if let Some(sleep) = &mut self.sleep {
+                sleep.as_mut().reset(due);
+            }
+        }
+        self.close = close;
+        loop {
+            let sleep = match &mut self.sleep {
+                Some(sleep) => sleep,
+                none => {
+                    let first = if close {
+                        self.head.min(self.body)
+                    } else {
+                        self.idle
+                    };
+                    none.insert(Box::pin(sleep_until(Instant::now() + first)))
+                }
+            };
+            if sleep.as_mut().poll(cx).is_pending() {
+                return None;
+            }
+            let (due, expired) = self.due(state);
+            if due <= Instant::now() {
+                self.sleep = None;
+                return Some(expired);
+            }
+            if let Some(sleep) = &mut self.sleep {
+                sleep.as_mut().reset(due);
+            }
+        }
+    }
+}
+
+/// A stream with bytes in front that were read from it already.
+struct Prefixed<D> {
+    first: Bytes,
+    stream: D,
+}
+
+impl<D: AsyncRead + Unpin> AsyncRead for Prefixed<D> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<D: AsyncWrite + Unpin> AsyncWrite for Prefixed<D> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,238 @@
+//! What one request gets: an answer of our own, or the service's.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, USER_AGENT};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+
+use super::client::{Client, Found, Open};
+use super::forward;
+use super::guard;
+use super::guarded::Upgrade;
+use super::local::{self, Local};
+use super::outgoing::Call;
+use super::record::Record;
+use super::request::REQUEST_ID;
+use super::response::ResponseBody;
+use crate::connect::pool::Io;
+use crate::flag::Flag;
+use crate::route::http::{Forward, RequestFacts, Routed, decide};
+use crate::route::{RouteError, rewrite};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// One request, until its response takes over.
+pub(super) struct Exchange<S: Io> {
+    pub(super) open: Box<Open<S>>,
+    /// It is a gRPC call: our own answers must be, too.
+    pub(super) grpc: bool,
+}
+
+/// Answers one request. Never fails: what goes wrong is an answer.
+pub(super) async fn handle<S: Io>(
+    client: Rc<Client<S>>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody<S>>, Infallible> {
+    let state = Rc::clone(&client.state);
+    let response = answer(client, request).await;
+    if state.upgrade.get() == Upgrade::Asked {
+        state.upgrade.set(Upgrade::Refused);
+    }
+    Ok(response)
+}
+
+async fn answer<S: Io>(
+    client: Rc<Client<S>>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody<S>> {
+    let refusal = client.state.begin();
+    let (head, body) = request.into_parts();
+    let record = record(&head, client.worker.log().wants_headers());
+    let mut exchange = Exchange {
+        grpc: local::is_grpc(&head.headers),
+        open: Open::new(client, record),
+    };
+    if let Some(refusal) = refusal {
+        return exchange.refuse(refusal.status, refusal.reason);
+    }
+    let authority = match authority(&head) {
+        Ok(authority) => authority,
+        Err(reason) => return exchange.refuse(StatusCode::BAD_REQUEST, reason),
+    };
+    exchange.open.record.authority = Some(authority.clone());
+    if head.method == Method::CONNECT {
+        // As Envoy does where no CONNECT upgrade is configured.
+        return exchange.refuse(StatusCode::FORBIDDEN, "CONNECT is not proxied");
+    }
+    // Checked when it was read, so it is text.
+    let name = authority.to_str().unwrap_or_default();
+    let bound = match exchange.open.client.service(name) {
+        Found::Bound(bound) => bound,
+        Found::Misdirected => {
+            let reason = "the host of this request is not registered; connect to it anew";
+            return exchange.refuse(StatusCode::MISDIRECTED_REQUEST, reason);
+        }
+    };
+    let decision = {
+        let facts = RequestFacts {
+            method: &head.method,
+            path: head.uri.path(),
+            query: head.uri.query(),
+            scheme: "http",
+            authority: name,
+            headers: &head.headers,
+            port: exchange.open.client.caller.original.port(),
+            client: &exchange.open.client.caller.client,
+        };
+        decision(bound.view(), &facts)
+    };
+    match decision {
+        Ok(Decision::Forward(plan, path)) => {
+            let call = Call {
+                head,
+                body,
+                authority,
+                path,
+            };
+            forward::forward(exchange, &bound, plan, call).await
+        }
+        Ok(Decision::Answer(local, route, details)) => {
+            exchange.open.record.route = Some(route);
+            exchange.open.record.details = details.into();
+            exchange.local(local)
+        }
+        Err(error) => {
+            let local = match error {
+                RouteError::NoRoute => Local::new(StatusCode::NOT_FOUND, Bytes::new()),
+                RouteError::NoCluster(_) | RouteError::BadRewrite { .. } => {
+                    Local::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                }
+            };
+            exchange.open.record.details = error.to_string().into();
+            exchange.open.record.flag(error.flag());
+            exchange.local(local)
+        }
+    }
+}
+
+/// What the routes say, with everything that needs a look at the request.
+enum Decision<'r> {
+    /// Send it on, with this path in place of the requested one.
+    Forward(Forward<'r>, Option<PathAndQuery>),
+    /// An answer, the route's name, and Envoy's word for it.
+    Answer(Local, Arc<str>, &'static str),
+}
+
+fn decision<'r>(
+    view: &'r crate::policy::snapshot::View,
+    facts: &RequestFacts<'_>,
+) -> Result<Decision<'r>, RouteError> {
+    Ok(match decide(view, facts)? {
+        Routed::Forward(plan) => {
+            let path = rewrite::path(&plan, facts)?;
+            Decision::Forward(plan, path)
+        }
+        Routed::Redirect(redirect, chosen) => {
+            let local = Local {
+                location: Some(rewrite::location(redirect, &chosen, facts)?),
+                ..Local::new(redirect.status, Bytes::new())
+            };
+            Decision::Answer(local, chosen.name(), "direct_response")
+        }
+        Routed::Respond {
+            status,
+            body,
+            chosen,
+        } => {
+            let local = Local::new(status, body.clone());
+            Decision::Answer(local, chosen.name(), "direct_response")
+        }
+    })
+}
+
+impl<S: Io> Exchange<S> {
+    /// An answer of our own, which ends the request.
+    pub(super) fn local(mut self, local: Local) -> Response<ResponseBody<S>> {
+        let record = &mut self.open.record;
+        let (status, headers, body) = local.into_parts(self.grpc);
+        if self.grpc {
+            record.grpc_status = super::retry::grpc_status(&headers);
+        }
+        record.status = Some(status);
+        record.sent = body.len() as u64;
+        let mut response = Response::new(ResponseBody::full(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        if self.open.client.orphaned.get() {
+            close(&mut response);
+        }
+        self.open.finish();
+        response
+    }
+
+    /// An answer to a request that the client should not have sent; the
+    /// connection ends with it.
+    pub(super) fn refuse(
+        mut self,
+        status: StatusCode,
+        reason: &'static str,
+    ) -> Response<ResponseBody<S>> {
+        let record = &mut self.open.record;
+        record.flag(Flag::DownstreamProtocolError);
+        record.details = reason.into();
+        let mut response = self.local(Local::new(status, reason));
+        close(&mut response);
+        response
+    }
+}
+
+/// Ends the connection with this response (HTTP/1; over HTTP/2 the header is
+/// not allowed and hyper takes it out).
+pub(super) fn close<B>(response: &mut Response<B>) {
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+fn record(head: &Parts, keep_headers: bool) -> Record {
+    let kept = |name: HeaderName| {
+        keep_headers
+            .then(|| head.headers.get(name).cloned())
+            .flatten()
+    };
+    Record {
+        method: head.method.clone(),
+        path: head.uri.path_and_query().cloned(),
+        version: head.version,
+        user_agent: kept(USER_AGENT),
+        request_id: kept(REQUEST_ID),
+        forwarded_for: kept(FORWARDED_FOR),
+        ..Record::default()
+    }
+}
+
+/// The authority of a request: that of the target where it has one (HTTP/2,
+/// and the absolute form, which wins over Host by RFC 9112 section 3.2.2),
+/// else Host. An HTTP/1.0 request may have none.
+fn authority(head: &Parts) -> Result<HeaderValue, &'static str> {
+    let host = head.headers.get(HOST);
+    let Some(authority) = head.uri.authority() else {
+        return Ok(host.cloned().unwrap_or(HeaderValue::from_static("")));
+    };
+    let authority = authority.as_str();
+    if !guard::is_authority(authority.as_bytes()) {
+        return Err("malformed authority");
+    }
+    if head.version == Version::HTTP_2
+        && host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
+    {
+        return Err("Host differs from :authority");
+    }
+    HeaderValue::from_str(authority).map_err(|_| "malformed authority")
+}

@@ -1,0 +1,243 @@
+//! A request that goes to a service: limits, faults, mirrors, tries, and the
+//! response on its way back.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
+use http_body::Body as _;
+use tokio::time::sleep;
+
+use super::client::Bound;
+use super::deadline::Deadline;
+use super::exchange::{self, Exchange};
+use super::failure::Failure;
+use super::guarded::Upgrade;
+use super::mirror;
+use super::outgoing::{Call, Saved, prepare, variables};
+use super::request;
+use super::response::{Ending, ResponseBody, Stream};
+use super::retry;
+use super::tries::{Answer, Tries};
+use super::upgrade::Tunnel;
+use super::upload::Upload;
+use crate::connect::pool::Io;
+use crate::endpoint::Permit;
+use crate::endpoint::resolved::Destination;
+use crate::flag::Flag;
+use crate::route::headers::{self as ops, Variables};
+use crate::route::http::{Forward, draw_fault};
+
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// Sends a request on, as often as the plan allows, and answers with what
+/// comes of it.
+pub(super) async fn forward<S: Io>(
+    mut exchange: Exchange<S>,
+    bound: &Rc<Bound>,
+    plan: Forward<'_>,
+    call: Call,
+) -> Response<ResponseBody<S>> {
+    exchange.open.record.route = Some(plan.name());
+    exchange.open.record.cluster = Some(Arc::clone(plan.cluster));
+    let Some(set) = bound.set(plan.cluster.index) else {
+        return fail(exchange, &Failure::no_cluster());
+    };
+    if let Some(fault) = plan.chosen.and_then(|chosen| chosen.route.fault.as_ref()) {
+        let (delay, abort) = draw_fault(fault);
+        if let Some(delay) = delay {
+            exchange.open.record.flag(Flag::DelayInjected);
+            Box::pin(sleep(delay)).await;
+        }
+        if let Some(abort) = abort {
+            return fail(exchange, &Failure::injected(abort));
+        }
+    }
+    let permit = match set.request_permit() {
+        Ok(permit) => permit,
+        Err(overflow) => return fail(exchange, &Failure::overflow(overflow.to_string())),
+    };
+    let asked = exchange.open.client.state.upgrade.get() == Upgrade::Asked;
+    let (outgoing, saved, body) = prepare(&exchange, &plan, call, asked);
+    let mirrors = mirror::drawn(plan.mirrors());
+    let upload = (!body.is_end_stream()).then(|| {
+        let keep = retry::may_replay(plan.retries)
+            || retry::idempotent(&outgoing.method)
+            || !mirrors.is_empty();
+        Upload::new(body, keep)
+    });
+    if !mirrors.is_empty() {
+        mirror::send(&exchange, bound, &mirrors, &outgoing, upload.as_ref());
+    }
+    let mut deadline = plan
+        .timeout
+        .map(|after| Deadline::new(after, upload.as_ref()));
+    let timed_out = (plan.timeout.is_some() || plan.per_try_timeout().is_some())
+        .then(|| Rc::new(Cell::new(false)));
+    let end = {
+        let mut tries = Tries {
+            exchange: &mut exchange,
+            bound,
+            plan: &plan,
+            set,
+            outgoing: &outgoing,
+            upload: upload.as_ref(),
+            timed_out: timed_out.clone(),
+            hash: None,
+        };
+        let mut run = pin!(tries.run());
+        poll_fn(|cx| {
+            if let Poll::Ready(end) = run.as_mut().poll(cx) {
+                return Poll::Ready(end);
+            }
+            let Some(deadline) = &mut deadline else {
+                return Poll::Pending;
+            };
+            ready!(deadline.poll(cx));
+            if let Some(flag) = &timed_out {
+                flag.set(true);
+            }
+            let after = plan.timeout.unwrap_or_default().as_millis();
+            let details = format!("the route's timeout of {after} ms passed");
+            Poll::Ready(Err(Failure::timeout(None, details)))
+        })
+        .await
+    };
+    match end {
+        Ok(answer) => {
+            let held = Held {
+                upload,
+                deadline,
+                permit,
+            };
+            respond(exchange, &plan, &saved, answer, held)
+        }
+        Err(failure) => {
+            if let Some(upload) = &upload {
+                exchange.open.record.received = upload.received();
+            }
+            fail(exchange, &failure)
+        }
+    }
+}
+
+/// What a request holds beyond the head of its response.
+struct Held {
+    upload: Option<Rc<Upload>>,
+    deadline: Option<Deadline>,
+    permit: Permit,
+}
+
+fn fail<S: Io>(mut exchange: Exchange<S>, failure: &Failure) -> Response<ResponseBody<S>> {
+    if let Some(refusal) = exchange.open.client.state.body_refusal() {
+        return exchange.refuse(refusal.status, refusal.reason);
+    }
+    if let Some(flag) = failure.flag {
+        exchange.open.record.flag(flag);
+    }
+    exchange.open.record.details = if failure.details.is_empty() {
+        failure.text.as_str().into()
+    } else {
+        failure.details.as_str().into()
+    };
+    let host = Rc::clone(&exchange.open.client);
+    let local = failure.local(&host.caller.host);
+    exchange.local(local)
+}
+
+/// Passes a response on.
+fn respond<S: Io>(
+    mut exchange: Exchange<S>,
+    plan: &Forward<'_>,
+    saved: &Saved<'_>,
+    answer: Answer<S>,
+    held: Held,
+) -> Response<ResponseBody<S>> {
+    let Answer {
+        mut head,
+        lease,
+        picked,
+        grpc,
+        retry_permit,
+    } = answer;
+    let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let protocol = changes
+        .then(|| head.headers.get(UPGRADE).cloned())
+        .flatten();
+    request::strip_hop_by_hop(&mut head.headers);
+    if exchange.open.client.worker.settings.service_time {
+        let time = exchange.open.record.service_time.unwrap_or_default();
+        let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        head.headers.insert(SERVICE_TIME, HeaderValue::from(time));
+    }
+    if plan.header_ops().any(|list| !ops::is_empty(&list.response)) {
+        let upstream = match &exchange.open.record.upstream {
+            Some(Destination::Tcp(address)) => Some(*address),
+            _ => None,
+        };
+        let variables = Variables {
+            upstream,
+            saved,
+            status: Some(head.status),
+            ..variables(&exchange, plan)
+        };
+        for list in plan.header_ops() {
+            ops::apply_response(&list.response, &mut head.headers, &variables);
+        }
+    }
+    // The version is that of each connection.
+    head.version = match exchange.open.record.version {
+        Version::HTTP_2 => Version::HTTP_2,
+        _ => Version::HTTP_11,
+    };
+    exchange.open.record.status = Some(head.status);
+    exchange.open.record.details = "via_upstream".into();
+    exchange.open.record.grpc_status = grpc;
+    let open = exchange.open;
+    let orphaned = open.client.orphaned.get();
+    let client = &open.client;
+    if changes && client.state.upgrade.get() == Upgrade::Asked {
+        client.state.upgrade.set(Upgrade::Accepted);
+        head.headers
+            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            head.headers.insert(UPGRADE, protocol);
+        }
+        let tunnels = Rc::clone(client);
+        tunnels.tunnel.replace(Some(Tunnel {
+            upstream: lease,
+            open,
+            _picked: picked,
+            _permit: held.permit,
+        }));
+        return Response::from_parts(head, ResponseBody::full(Bytes::new()));
+    }
+    let ending = Ending {
+        open,
+        lease,
+        upload: held.upload,
+        _picked: picked,
+        _permits: (held.permit, retry_permit),
+    };
+    let mut response = if ending.lease.is_end_stream() {
+        ending.complete();
+        Response::from_parts(head, ResponseBody::full(Bytes::new()))
+    } else {
+        let stream = Stream {
+            ending: Some(ending),
+            deadline: held.deadline,
+            broken: None,
+        };
+        Response::from_parts(head, ResponseBody::stream(Box::new(stream)))
+    };
+    if orphaned {
+        exchange::close(&mut response);
+    }
+    response
+}

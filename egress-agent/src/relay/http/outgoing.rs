@@ -1,0 +1,156 @@
+//! A request as it leaves.
+
+use std::time::SystemTime;
+
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Version};
+use hyper::body::Incoming;
+
+use super::exchange::Exchange;
+use super::request;
+use crate::connect::pool::{Io, RequestHead};
+use crate::route::headers::{self as ops, Variables};
+use crate::route::http::Forward;
+use crate::route::rewrite;
+
+/// A request as it came.
+pub(super) struct Call {
+    pub(super) head: Parts,
+    pub(super) body: Incoming,
+    pub(super) authority: HeaderValue,
+    /// The path that the route rewrote it to.
+    pub(super) path: Option<PathAndQuery>,
+}
+
+/// A request as it leaves. Tries only look at it, so that it can be sent again.
+#[derive(Clone)]
+pub(super) struct Outgoing {
+    pub(super) method: Method,
+    pub(super) path: PathAndQuery,
+    pub(super) authority: HeaderValue,
+    pub(super) headers: HeaderMap,
+    /// Version that the client speaks.
+    pub(super) version: Version,
+    /// The protocol that the client asks to change to.
+    pub(super) upgrade: Option<HeaderValue>,
+}
+
+/// Request headers that templates of the response speak of.
+pub(super) type Saved<'r> = Vec<(&'r str, Option<HeaderValue>)>;
+
+/// Makes what leaves out of what came: rewrites, header operations, and
+/// without what concerned only the client's connection.
+pub(super) fn prepare<'r, S: Io>(
+    exchange: &Exchange<S>,
+    plan: &Forward<'r>,
+    call: Call,
+    upgrade_asked: bool,
+) -> (Outgoing, Saved<'r>, Incoming) {
+    let Call {
+        head,
+        body,
+        authority,
+        path,
+    } = call;
+    let Parts {
+        method,
+        uri,
+        version,
+        mut headers,
+        ..
+    } = head;
+    let upgrade = upgrade_asked
+        .then(|| request::upgrade_of(&headers))
+        .flatten();
+    request::strip_hop_by_hop(&mut headers);
+    let mut saved = Saved::new();
+    let mut given = rewrite::authority(plan.rewrite).cloned();
+    if has_operations(plan) {
+        let variables = variables(exchange, plan);
+        let with_request = Variables {
+            request: Some(&headers),
+            ..variables
+        };
+        saved = ops::save(plan.header_ops(), &with_request);
+        given = given.or(ops::authority(plan.header_ops(), &with_request));
+        for list in plan.header_ops() {
+            ops::apply_request(&list.request, &mut headers, &variables);
+        }
+    }
+    request::add_defaults(&mut headers, &exchange.open.client.worker.settings);
+    let path = path
+        .or_else(|| uri.into_parts().path_and_query)
+        .unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut authority = given.unwrap_or(authority);
+    if authority.is_empty() {
+        // HTTP/1.0 may leave Host out; the service must get one.
+        let host = &exchange.open.client.caller.host;
+        authority = HeaderValue::from_str(host).unwrap_or(authority);
+    }
+    let outgoing = Outgoing {
+        method,
+        path,
+        authority,
+        headers,
+        version,
+        upgrade,
+    };
+    (outgoing, saved, body)
+}
+
+fn has_operations(plan: &Forward<'_>) -> bool {
+    plan.header_ops().any(|list| {
+        list.authority.is_some() || !ops::is_empty(&list.request) || !ops::is_empty(&list.response)
+    })
+}
+
+/// What templates can speak of before there is a response.
+pub(super) fn variables<'a, S: Io>(exchange: &'a Exchange<S>, plan: &Forward<'a>) -> Variables<'a> {
+    let record = &exchange.open.record;
+    Variables {
+        remote: exchange.open.client.caller.peer,
+        dialled: exchange.open.client.caller.original,
+        start: SystemTime::now() - record.started.elapsed(),
+        version: record.version,
+        method: &record.method,
+        path: record.path.as_ref().map_or("/", PathAndQuery::as_str),
+        authority: record
+            .authority
+            .as_ref()
+            .and_then(|authority| authority.to_str().ok())
+            .unwrap_or_default(),
+        cluster: Some(plan.cluster),
+        route: record.route.as_deref().unwrap_or_default(),
+        upstream: None,
+        request: None,
+        saved: &[],
+        status: None,
+        response: None,
+    }
+}
+
+impl Outgoing {
+    /// The head of one try.
+    pub(super) const fn head(&self, tls: bool, attempt: Option<u32>) -> RequestHead<'_> {
+        RequestHead {
+            method: &self.method,
+            path: &self.path,
+            authority: &self.authority,
+            headers: &self.headers,
+            tls,
+            attempt,
+            upgrade: self.upgrade.as_ref(),
+        }
+    }
+
+    /// A copy for a mirror: no upgrade, the authority marked.
+    pub(super) fn shadow(&self) -> Option<Self> {
+        let authority = self.authority.to_str().ok()?;
+        Some(Self {
+            authority: request::shadow_authority(authority)?,
+            upgrade: None,
+            ..self.clone()
+        })
+    }
+}

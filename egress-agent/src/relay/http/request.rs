@@ -1,0 +1,140 @@
+//! A request's head on its way to the service.
+
+use std::fmt::Write as _;
+
+use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::Settings;
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Takes out what concerns only the connection to the client (RFC 9110 section
+/// 7.6.1): the headers that `Connection` names, and those known to be of that
+/// kind. `te: trailers` stays, because gRPC asks for it; the framing headers
+/// are made anew by the connection to the service.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.get_all(CONNECTION).iter().nth(1).is_some() {
+        let all: Vec<_> = headers.get_all(CONNECTION).iter().cloned().collect();
+        headers.remove(CONNECTION);
+        all.iter().for_each(|one| strip_named(headers, one));
+    } else if let Some(connection) = headers.remove(CONNECTION) {
+        strip_named(headers, &connection);
+    }
+    let trailers = headers.get(TE).is_some_and(|te| {
+        te.as_bytes()
+            .split(|&byte| byte == b',')
+            .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    });
+    for name in [TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes the headers that a `Connection` header names. Some names would
+/// change the meaning of the message if a client could have them removed, so
+/// they stay.
+fn strip_named(headers: &mut HeaderMap, connection: &HeaderValue) {
+    for name in connection.as_bytes().split(|&byte| byte == b',') {
+        let name = name.trim_ascii();
+        if name.eq_ignore_ascii_case(b"keep-alive")
+            || name.eq_ignore_ascii_case(b"close")
+            || name.eq_ignore_ascii_case(b"te")
+            || name.is_empty()
+        {
+            continue;
+        }
+        if let Ok(name) = HeaderName::from_bytes(name)
+            && !matches!(
+                name.as_str(),
+                "host" | "content-length" | "cookie" | "authorization"
+            )
+        {
+            headers.remove(name);
+        }
+    }
+}
+
+/// The protocol that a client asks to change to, if it asks properly.
+pub(super) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let named = headers.get_all(CONNECTION).iter().any(|value| {
+        value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    let protocol = headers.get(UPGRADE)?;
+    // h2c is not a protocol behind HTTP but HTTP itself; a server may ignore
+    // the offer, and RFC 9113 has withdrawn it.
+    (named && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+}
+
+/// Adds what Envoy adds, where neither the client nor the policy has it.
+pub(super) fn add_defaults(headers: &mut HeaderMap, settings: &Settings) {
+    if settings.request_id && !headers.contains_key(REQUEST_ID) {
+        headers.insert(REQUEST_ID, request_id());
+    }
+    if settings.forwarded_proto && !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if settings.trace_context && !headers.contains_key(TRACEPARENT) {
+        headers.insert(TRACEPARENT, traceparent(settings.trace_sampling));
+    }
+}
+
+/// A random UUID (RFC 9562 version 4).
+fn request_id() -> HeaderValue {
+    let random = fastrand::u128(..);
+    let random = random & !(0xf << 76) | 4 << 76;
+    let random = random & !(0x3 << 62) | 2 << 62;
+    let mut hex = [0; 32];
+    write_hex(random, &mut hex);
+    let mut id = [b'-'; 36];
+    id[..8].copy_from_slice(&hex[..8]);
+    id[9..13].copy_from_slice(&hex[8..12]);
+    id[14..18].copy_from_slice(&hex[12..16]);
+    id[19..23].copy_from_slice(&hex[16..20]);
+    id[24..].copy_from_slice(&hex[20..]);
+    from_ascii(&id)
+}
+
+/// `00-TRACE-SPAN-FLAGS` (W3C Trace Context), sampled for the given share in
+/// parts per million.
+fn traceparent(sampling: u32) -> HeaderValue {
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    // All zeroes would be invalid.
+    write_hex(fastrand::u128(1..), &mut text[3..35]);
+    write_hex(u128::from(fastrand::u64(1..)), &mut text[36..52]);
+    if crate::route::http::hit(sampling) {
+        text[54] = b'1';
+    }
+    from_ascii(&text)
+}
+
+/// The low digits of `value`, as many as fit.
+fn write_hex(mut value: u128, out: &mut [u8]) {
+    for digit in out.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(value & 0xf) as usize];
+        value >>= 4;
+    }
+}
+
+fn from_ascii(text: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// The host of an authority with `-shadow` behind it, as Envoy marks mirrored
+/// requests.
+pub(super) fn shadow_authority(authority: &str) -> Option<HeaderValue> {
+    let host = crate::route::http::without_port(authority);
+    let mut shadow = String::with_capacity(authority.len() + 7);
+    let _ = write!(shadow, "{host}-shadow{}", &authority[host.len()..]);
+    HeaderValue::try_from(shadow).ok()
+}

@@ -1,0 +1,15 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod guard;
+mod http2;
+mod limits;
+mod policies;
+mod retries;
+mod rig;
+mod routing;
+mod wire;
