@@ -1,0 +1,492 @@
+//! Parser events into [`Node`] trees, within [`Limits`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput, Tag};
+
+use super::scalar::resolve;
+use super::{Key, Node, Value};
+use crate::policy::diagnostic::{Diagnostic, Severity, Source, Span};
+
+/// Bounds on what is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of one file.
+    pub bytes: usize,
+    /// Levels of nesting.
+    pub depth: usize,
+    /// Nodes of one document.
+    pub nodes: usize,
+    /// Bytes of text that anchors and aliases may copy in one document.
+    pub alias_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            bytes: 32 << 20,
+            depth: 64,
+            nodes: 500_000,
+            alias_bytes: 4 << 20,
+        }
+    }
+}
+
+/// One document of a file.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The tree.
+    pub root: Node,
+    /// Line of its first line, from 1.
+    pub line: u32,
+    /// Bytes of the source that it was read from.
+    pub text: std::ops::Range<usize>,
+}
+
+/// Bytes as a source, or why they cannot be one: too many, or not UTF-8.
+pub fn source_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<Arc<Source>, Diagnostic> {
+    let without_text = || {
+        Arc::new(Source {
+            name: name.into(),
+            text: Box::default(),
+        })
+    };
+    if bytes.len() > limits.bytes {
+        let message = format!(
+            "the file has {} bytes; at most {} are read",
+            bytes.len(),
+            limits.bytes
+        );
+        return Err(Diagnostic::new(Severity::Error, "file-size", message)
+            .help("split it into several files")
+            .at(&without_text(), Span::default()));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Arc::new(Source {
+            name: name.into(),
+            text: text.into(),
+        })),
+        Err(error) => {
+            let valid = error.utf8_error().valid_up_to();
+            let head = error.as_bytes().get(..valid).unwrap_or_default();
+            let line = head.iter().filter(|b| **b == b'\n').count() + 1;
+            let start = head.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
+            let column = String::from_utf8_lossy(&head[start..]).chars().count() + 1;
+            let span = Span {
+                line: number(line),
+                column: number(column),
+                end_line: number(line),
+                end_column: number(column + 1),
+            };
+            Err(
+                Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
+                    .help("save it as UTF-8")
+                    .at(&without_text(), span),
+            )
+        }
+    }
+}
+
+/// Reads every document of a source. One that cannot be read gives an error
+/// and costs the others nothing: documents are told apart by lines that start
+/// with `---`, as kubectl does.
+///
+/// They are handed over one by one, so that a file of ten thousand documents
+/// is never held as trees at once.
+pub fn parse(
+    source: &Arc<Source>,
+    limits: &Limits,
+    each: &mut dyn FnMut(Result<Parsed, Diagnostic>),
+) {
+    for (range, line) in split(&source.text) {
+        let text = &source.text[range.clone()];
+        if is_blank(text) {
+            continue;
+        }
+        let mut reader = Reader {
+            source,
+            limits,
+            offset: line,
+            nodes: 0,
+            alias_bytes: 0,
+        };
+        match reader.read(text) {
+            Ok(roots) => {
+                for root in roots {
+                    each(Ok(Parsed {
+                        line: first_line(text, line),
+                        root,
+                        text: range.clone(),
+                    }));
+                }
+            }
+            Err(error) => each(Err(*error)),
+        }
+    }
+}
+
+/// Ranges of text between separator lines, each with the number of lines
+/// before it.
+fn split(text: &str) -> Vec<(std::ops::Range<usize>, u32)> {
+    let body = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut at = text.len() - body.len();
+    let (mut start, mut start_line, mut line) = (at, 0, 0);
+    let mut out = Vec::new();
+    for piece in body.split_inclusive('\n') {
+        let separates = piece
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if separates && at > start {
+            out.push((start..at, start_line));
+            (start, start_line) = (at, line);
+        }
+        at += piece.len();
+        line += 1;
+    }
+    out.push((start..at, start_line));
+    out
+}
+
+fn is_blank(text: &str) -> bool {
+    text.lines().all(|line| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || line.starts_with('%')
+    })
+}
+
+fn first_line(text: &str, before: u32) -> u32 {
+    let skipped = text
+        .lines()
+        .take_while(|line| {
+            let line = line.strip_prefix("---").unwrap_or(line).trim();
+            line.is_empty() || line.starts_with('#')
+        })
+        .count();
+    before + number(skipped) + 1
+}
+
+fn number(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// What is open while events come in.
+enum Open {
+    Sequence(Vec<Node>),
+    Mapping {
+        entries: Vec<(Key, Node)>,
+        places: HashMap<Box<str>, usize>,
+        merges: Vec<Node>,
+        key: Option<Key>,
+    },
+}
+
+struct Frame {
+    open: Open,
+    start: Span,
+    anchor: usize,
+}
+
+type Failure = Box<Diagnostic>;
+
+struct Reader<'a> {
+    source: &'a Arc<Source>,
+    limits: &'a Limits,
+    /// Lines of the file before this text.
+    offset: u32,
+    nodes: usize,
+    alias_bytes: usize,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, text: &str) -> Result<Vec<Node>, Failure> {
+        let mut parser = Parser::new(StrInput::new(text));
+        let mut roots = Vec::new();
+        let mut stack: Vec<Frame> = Vec::new();
+        let mut anchors: HashMap<usize, Node> = HashMap::new();
+        while let Some(event) = parser.next_event() {
+            let (event, span) = event.map_err(|error| {
+                let at = self.span(*error.marker(), *error.marker());
+                self.fail("yaml-syntax", at, format!("not YAML: {}", error.info()))
+            })?;
+            let span = self.span(span.start, span.end);
+            let (node, anchor) = match event {
+                Event::Scalar(text, style, anchor, tag) => {
+                    let value = self.scalar(&text, style, tag.as_deref(), span)?;
+                    (Node { span, value }, anchor)
+                }
+                Event::SequenceStart(anchor, tag) => {
+                    self.container_tag(tag.as_deref(), "seq", span)?;
+                    let open = Open::Sequence(Vec::new());
+                    self.push(&mut stack, open, span, anchor)?;
+                    continue;
+                }
+                Event::MappingStart(anchor, tag) => {
+                    self.container_tag(tag.as_deref(), "map", span)?;
+                    let open = Open::Mapping {
+                        entries: Vec::new(),
+                        places: HashMap::new(),
+                        merges: Vec::new(),
+                        key: None,
+                    };
+                    self.push(&mut stack, open, span, anchor)?;
+                    continue;
+                }
+                Event::SequenceEnd | Event::MappingEnd => {
+                    let Some(frame) = stack.pop() else { continue };
+                    self.close(frame, span)?
+                }
+                Event::Alias(anchor) => {
+                    let Some(target) = anchors.get(&anchor) else {
+                        return Err(self.fail(
+                            "yaml-syntax",
+                            span,
+                            "the alias refers to an anchor that is not complete here",
+                        ));
+                    };
+                    self.measure(target, span)?;
+                    let node = Node {
+                        span,
+                        value: target.value.clone(),
+                    };
+                    (node, 0)
+                }
+                _ => continue,
+            };
+            self.count(span)?;
+            if anchor != 0 {
+                // The copy that is kept for aliases counts as one.
+                self.measure(&node, span)?;
+                anchors.insert(anchor, node.clone());
+            }
+            self.place(&mut stack, &mut roots, node)?;
+        }
+        roots.retain(|root| root.value != Value::Null);
+        Ok(roots)
+    }
+
+    fn push(
+        &mut self,
+        stack: &mut Vec<Frame>,
+        open: Open,
+        start: Span,
+        anchor: usize,
+    ) -> Result<(), Failure> {
+        if stack.len() >= self.limits.depth {
+            let message = format!("nested deeper than {} levels", self.limits.depth);
+            return Err(self.fail("yaml-depth", start, message));
+        }
+        stack.push(Frame {
+            open,
+            start,
+            anchor,
+        });
+        Ok(())
+    }
+
+    fn close(&self, frame: Frame, end: Span) -> Result<(Node, usize), Failure> {
+        let span = Span {
+            end_line: end.end_line,
+            end_column: end.end_column,
+            ..frame.start
+        };
+        let value = match frame.open {
+            Open::Sequence(items) => Value::Sequence(items),
+            Open::Mapping {
+                mut entries,
+                mut places,
+                merges,
+                ..
+            } => {
+                for node in merges {
+                    self.merge(node, &mut entries, &mut places)?;
+                }
+                Value::Mapping(entries)
+            }
+        };
+        Ok((Node { span, value }, frame.anchor))
+    }
+
+    /// `<<: *base`: entries that the mapping does not have itself.
+    fn merge(
+        &self,
+        node: Node,
+        entries: &mut Vec<(Key, Node)>,
+        places: &mut HashMap<Box<str>, usize>,
+    ) -> Result<(), Failure> {
+        match node.value {
+            Value::Mapping(merged) => {
+                for (key, value) in merged {
+                    if !places.contains_key(&key.name) {
+                        places.insert(key.name.clone(), entries.len());
+                        entries.push((key, value));
+                    }
+                }
+                Ok(())
+            }
+            Value::Sequence(items) => {
+                for item in items {
+                    self.merge(item, entries, places)?;
+                }
+                Ok(())
+            }
+            _ => Err(self.fail("yaml-merge", node.span, "`<<` can only merge objects")),
+        }
+    }
+
+    fn place(&self, stack: &mut [Frame], roots: &mut Vec<Node>, node: Node) -> Result<(), Failure> {
+        let Some(frame) = stack.last_mut() else {
+            roots.push(node);
+            return Ok(());
+        };
+        match &mut frame.open {
+            Open::Sequence(items) => items.push(node),
+            Open::Mapping {
+                entries,
+                places,
+                merges,
+                key,
+            } => match key.take() {
+                None => *key = Some(self.key(node)?),
+                Some(name) if &*name.name == "<<" => merges.push(node),
+                Some(name) => {
+                    if let Some(first) = places.get(&name.name) {
+                        let first = entries.get(*first).map_or(Span::default(), |e| e.0.span);
+                        let message = format!("the key `{}` occurs twice", name.name);
+                        let failure = self
+                            .fail("duplicate-key", name.span, message)
+                            .help("remove one of them, or merge their values")
+                            .related(self.source, first, "first written here");
+                        return Err(Box::new(failure));
+                    }
+                    places.insert(name.name.clone(), entries.len());
+                    entries.push((name, node));
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// Keys are strings to Kubernetes; numbers and booleans become them.
+    fn key(&self, node: Node) -> Result<Key, Failure> {
+        let name = match node.value {
+            Value::String(text) => text,
+            Value::Integer(value) => value.to_string().into(),
+            Value::Float(value) => value.to_string().into(),
+            Value::Bool(value) => value.to_string().into(),
+            Value::Null | Value::Sequence(_) | Value::Mapping(_) => {
+                let message = format!("a key must be a string, not {}", node.kind());
+                return Err(self.fail("yaml-key", node.span, message));
+            }
+        };
+        Ok(Key {
+            name,
+            span: node.span,
+        })
+    }
+
+    fn scalar(
+        &self,
+        text: &str,
+        style: ScalarStyle,
+        tag: Option<&Tag>,
+        span: Span,
+    ) -> Result<Value, Failure> {
+        let string = || Value::String(text.into());
+        let Some(tag) = tag else {
+            return Ok(if style == ScalarStyle::Plain {
+                resolve(text)
+            } else {
+                string()
+            });
+        };
+        // The non-specific tag `!` makes a plain scalar a string.
+        if tag.handle.is_empty() && tag.suffix == "!" {
+            return Ok(string());
+        }
+        let resolved = resolve(text);
+        let fits = tag.is_yaml_core_schema()
+            && match tag.suffix.as_str() {
+                "str" => return Ok(string()),
+                "int" => matches!(resolved, Value::Integer(_)),
+                "float" => {
+                    if let Value::Integer(_) = resolved {
+                        return Ok(Value::Float(text.parse().unwrap_or(f64::NAN)));
+                    }
+                    matches!(resolved, Value::Float(_))
+                }
+                "bool" => matches!(resolved, Value::Bool(_)),
+                "null" => resolved == Value::Null,
+                _ => false,
+            };
+        if fits {
+            return Ok(resolved);
+        }
+        let message = format!("the tag `{tag}` does not fit here");
+        Err(Box::new(
+            self.fail("yaml-tag", span, message).help("remove the tag"),
+        ))
+    }
+
+    fn container_tag(&self, tag: Option<&Tag>, name: &str, span: Span) -> Result<(), Failure> {
+        match tag {
+            Some(tag) if !(tag.is_yaml_core_schema() && tag.suffix == name) => {
+                let message = format!("the tag `{tag}` does not fit here");
+                let failure = self.fail("yaml-tag", span, message).help("remove the tag");
+                Err(Box::new(failure))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn count(&mut self, span: Span) -> Result<(), Failure> {
+        self.nodes += 1;
+        if self.nodes > self.limits.nodes {
+            let message = format!("more than {} values in one document", self.limits.nodes);
+            return Err(self.fail("yaml-size", span, message));
+        }
+        Ok(())
+    }
+
+    /// Counts what an alias copies, before it is copied.
+    fn measure(&mut self, node: &Node, span: Span) -> Result<(), Failure> {
+        let mut left = vec![node];
+        while let Some(node) = left.pop() {
+            self.count(span)?;
+            let bytes = match &node.value {
+                Value::String(text) => text.len(),
+                Value::Sequence(items) => {
+                    left.extend(items);
+                    0
+                }
+                Value::Mapping(entries) => {
+                    left.extend(entries.iter().map(|(_, value)| value));
+                    entries.iter().map(|(key, _)| key.name.len()).sum()
+                }
+                _ => 0,
+            };
+            self.alias_bytes += bytes;
+            if self.alias_bytes > self.limits.alias_bytes {
+                let message = format!(
+                    "aliases expand to more than {} bytes",
+                    self.limits.alias_bytes
+                );
+                return Err(self.fail("yaml-size", span, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn span(&self, start: Marker, end: Marker) -> Span {
+        Span {
+            line: number(start.line()) + self.offset,
+            column: number(start.col()) + 1,
+            end_line: number(end.line()) + self.offset,
+            end_column: number(end.col()) + 1,
+        }
+    }
+
+    fn fail(&self, rule: &'static str, span: Span, message: impl Into<Box<str>>) -> Failure {
+        Box::new(Diagnostic::new(Severity::Error, rule, message).at(self.source, span))
+    }
+}
