@@ -15,7 +15,7 @@ use super::schema::reader::{Reader, nearest};
 use super::schema::secret::Secret;
 use super::schema::service_entry::ServiceEntry;
 use super::schema::virtual_service::VirtualService;
-use super::schema::{destination_rule, secret, service_entry, virtual_service};
+use super::schema::{annotation, destination_rule, secret, service_entry, virtual_service};
 use super::yaml::{Node, Parsed, Value};
 
 /// Group of the kinds that we take.
@@ -346,7 +346,10 @@ fn document(
             .peek("metadata")
             .map_or(start(f.span), |node| start(node.span));
         let meta = r.field(f, "metadata", meta::read).unwrap_or_default();
-        r.within("metadata", |r| meta::check_name(r, &meta, at));
+        r.within("metadata", |r| {
+            meta::check_name(r, &meta, at);
+            r.within("annotations", |r| annotation::check(r, kind, &meta));
+        });
         let label = |name: &str| meta.labels.iter().find(|(key, _)| &***key == name);
         r.allocates = label("networking.istio.io/enable-autoallocate-ip")
             .is_none_or(|(_, value)| !value.eq_ignore_ascii_case("false"));

@@ -218,6 +218,22 @@ pub struct EndpointSpec {
     pub labels: Labels,
 }
 
+impl Default for TrafficPolicy {
+    /// What acts without a DestinationRule.
+    fn default() -> Self {
+        Self {
+            connection_pool: ConnectionPool::default(),
+            load_balancer: LoadBalancer::default(),
+            outlier_detection: None,
+            tls: None,
+            tunnel: None,
+            proxy_protocol: None,
+            retry_budget: None,
+            health_check: None,
+        }
+    }
+}
+
 /// `trafficPolicy` as it applies to one service port and subset, with every
 /// default filled in.
 #[derive(Clone, PartialEq, Debug)]
@@ -473,6 +489,22 @@ pub struct ClientTls {
     pub secret_namespaces: Vec<Arc<str>>,
     /// Knobs that Istio has no field for.
     pub extra: TlsExtra,
+}
+
+impl ClientTls {
+    /// `mode: SIMPLE` with nothing else: the system's roots, and the name of
+    /// the host requested.
+    pub fn simple() -> Self {
+        Self {
+            identity: Identity::None,
+            trust: Trust::System { crl: None },
+            sni: None,
+            subject_alt_names: Vec::new(),
+            insecure_skip_verify: false,
+            secret_namespaces: Vec::new(),
+            extra: TlsExtra::default(),
+        }
+    }
 }
 
 /// `egress-agent.dev/` annotations on TLS.

@@ -11,9 +11,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::model::{
-    DocumentRef, EndpointSpec, HostPattern, Labels, Protocol, Resolution, TrafficPolicy, Visibility,
+    ClientTls, DocumentRef, EndpointSpec, HostPattern, Labels, Protocol, Resolution, TrafficPolicy,
+    Visibility,
 };
 use super::routes::{HttpRoute, OpaqueRoute};
+use super::schema::secret::Secret;
 
 /// Number of a service in the kernel's maps: stable across snapshots while the
 /// same (namespace, host, port) is registered, never reused while the agent
@@ -142,6 +144,18 @@ pub struct Cluster {
     pub endpoints: Vec<EndpointSpec>,
 }
 
+impl Cluster {
+    /// TLS that cleartext HTTP leaves with: what the policy says, or, on a
+    /// port that says HTTPS or TLS, the system's roots. `None`: it leaves as
+    /// it came.
+    pub fn tls_for_cleartext_http(&self) -> Option<ClientTls> {
+        match &self.policy.tls {
+            Some(tls) => Some(tls.clone()),
+            None => self.target.https_port.then(ClientTls::simple),
+        }
+    }
+}
+
 /// Identity of a cluster across snapshots.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ClusterKey {
@@ -169,7 +183,8 @@ pub struct ClusterTarget {
     pub protocol: Protocol,
     /// Resolution.
     pub resolution: Resolution,
-    /// Cleartext HTTP on this port leaves as TLS: the port says HTTPS.
+    /// Cleartext HTTP on this port leaves as TLS: the port says HTTPS or TLS,
+    /// and no `tls.mode: DISABLE` is written out.
     pub https_port: bool,
 }
 
@@ -208,6 +223,22 @@ pub struct Snapshot {
     pub by_host: HashMap<Arc<str>, Vec<Arc<Service>>>,
     /// Services of wildcard hosts, longest suffix first.
     pub wildcards: Vec<(Arc<str>, Vec<Arc<Service>>)>,
+    /// Secrets, by namespace and name.
+    pub secrets: BTreeMap<(Arc<str>, Arc<str>), Arc<Secret>>,
+    /// Documents that are about a service and do not act on it, with the
+    /// reason, for `explain`.
+    pub lost: HashMap<ServiceId, Vec<Lost>>,
+}
+
+/// A document that is about a service and does not act on it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lost {
+    /// The document.
+    pub document: DocumentRef,
+    /// Clients that this is true for; `None`: all.
+    pub namespace: Option<Arc<str>>,
+    /// Why.
+    pub reason: Box<str>,
 }
 
 impl Snapshot {

@@ -11,6 +11,8 @@ const TOPOLOGY: [&str; 3] = [
     "topology.kubernetes.io/zone",
     "topology.istio.io/subzone",
 ];
+/// `ringHash.minimumRingSize` when unset.
+pub const MINIMUM_RING: u64 = 1024;
 const MAGLEV_LIMIT: u64 = 5_000_011;
 
 fn text(text: Option<&Text>) -> &str {

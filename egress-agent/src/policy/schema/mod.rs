@@ -40,6 +40,7 @@ macro_rules! words {
     };
 }
 
+pub mod annotation;
 pub mod destination_rule;
 mod duration;
 pub mod load_balancer;

@@ -1,0 +1,80 @@
+//! Warnings that come up between documents.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::policy::diagnostic::Source;
+use crate::policy::diagnostic::{Diagnostic, Severity, Span};
+use crate::policy::document::Document;
+
+/// The warnings so far; one place gets one of a kind.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    list: Vec<Diagnostic>,
+    seen: HashSet<(&'static str, Arc<str>, Span)>,
+}
+
+/// A warning that can still be added to.
+pub(super) struct Pending<'p>(Option<&'p mut Diagnostic>);
+
+impl Problems {
+    /// Warns about a place in a document.
+    pub(super) fn warn(
+        &mut self,
+        rule: &'static str,
+        document: &Document,
+        span: Span,
+        message: impl Into<Box<str>>,
+    ) -> Pending<'_> {
+        if !self
+            .seen
+            .insert((rule, Arc::clone(&document.source.name), span))
+        {
+            return Pending(None);
+        }
+        let span = if span.is_known() {
+            span
+        } else {
+            Span {
+                line: document.reference.line,
+                column: 1,
+                end_line: document.reference.line,
+                end_column: 2,
+            }
+        };
+        self.list.push(
+            Diagnostic::new(Severity::Warning, rule, message)
+                .at(&document.source, span)
+                .document(document.id.to_string()),
+        );
+        Pending(self.list.last_mut())
+    }
+
+    pub(super) fn into_list(self) -> Vec<Diagnostic> {
+        let mut list = self.list;
+        let place = |d: &Diagnostic| {
+            let location = d.location.as_ref();
+            location.map(|l| (Arc::clone(&l.source.name), l.span.line, l.span.column))
+        };
+        list.sort_by_cached_key(place);
+        list
+    }
+}
+
+impl Pending<'_> {
+    /// Says how to mend it.
+    pub(super) fn help(mut self, help: impl Into<Box<str>>) -> Self {
+        if let Some(diagnostic) = &mut self.0 {
+            diagnostic.help = Some(help.into());
+        }
+        self
+    }
+
+    /// Points at another place.
+    pub(super) fn related(mut self, source: &Arc<Source>, span: Span, why: &str) -> Self {
+        if let Some(diagnostic) = &mut self.0 {
+            **diagnostic = diagnostic.clone().related(source, span, why);
+        }
+        self
+    }
+}
