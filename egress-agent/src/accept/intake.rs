@@ -48,13 +48,16 @@ pub struct Intake {
 impl Intake {
     /// Accepts for ever. `hand_on` must not block: it starts a task.
     pub async fn run(self, listener: TcpListener, netns: NetNs, hand_on: impl Fn(Accepted)) {
-        self.accept_from(async || listener.accept().await, &netns, hand_on)
+        // A listener that is bound has an address.
+        let port = listener.local_addr().map_or(0, |address| address.port());
+        self.accept_from(async || listener.accept().await, port, &netns, hand_on)
             .await;
     }
 
     pub(super) async fn accept_from(
         &self,
         mut accept: impl AsyncFnMut() -> io::Result<(TcpStream, SocketAddr)>,
+        port: u16,
         netns: &NetNs,
         hand_on: impl Fn(Accepted),
     ) {
@@ -63,7 +66,7 @@ impl Intake {
             match accept().await {
                 Ok((stream, peer)) => {
                     backoff.reset();
-                    if let Some(accepted) = self.admit(stream, peer, netns) {
+                    if let Some(accepted) = self.admit(stream, peer, port, netns) {
                         hand_on(accepted);
                     }
                 }
@@ -81,10 +84,16 @@ impl Intake {
         }
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, netns: &NetNs) -> Option<Accepted> {
+    fn admit(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        port: u16,
+        netns: &NetNs,
+    ) -> Option<Accepted> {
         // The record is taken even when the connection is then turned away:
         // it must not stay in the map.
-        let captured = match self.origins.take(netns.cookie, peer) {
+        let captured = match self.origins.take(netns.cookie, peer, port) {
             Ok(Some(captured)) => captured,
             Ok(None) => {
                 count(&self.stats.unknown_origin);

@@ -22,7 +22,7 @@ use crate::policy::snapshot::ServiceId;
 struct Fake(Option<Captured>);
 
 impl Origins for Fake {
-    fn take(&self, _: u64, peer: SocketAddr) -> io::Result<Option<Captured>> {
+    fn take(&self, _: u64, peer: SocketAddr, _: u16) -> io::Result<Option<Captured>> {
         Ok(self.0.clone().map(|captured| Captured { peer, ..captured }))
     }
 }
@@ -129,7 +129,7 @@ async fn running_out_of_descriptors_does_not_spin() {
     };
     let minute = tokio::time::timeout(
         Duration::from_secs(60),
-        intake.accept_from(accept, &netns, |_| {}),
+        intake.accept_from(accept, 1, &netns, |_| {}),
     );
     assert!(minute.await.is_err());
     // 5 ms doubling to 1 s: eight steps, then one a second.

@@ -15,6 +15,7 @@ use crate::capture::Caller;
 use crate::capture::sockets::Sockets;
 use crate::endpoint::Live;
 use crate::identify::{Callers, HostNames, Identified, Workload};
+use crate::lifecycle::drain::{Drain, DrainGuard};
 use crate::policy::model::{ConnectionPool, LoadBalancer, TrafficPolicy};
 use crate::relay::{Buffers, Limits};
 use crate::secret::Secrets;
@@ -65,6 +66,8 @@ pub struct Shared {
     pub log: Option<AccessLog>,
     /// Counters of the accept loops.
     pub intake: Arc<IntakeStats>,
+    /// Counts open connections, for the drain of the process.
+    pub drain: Drain,
     /// Settings.
     pub settings: Settings,
 }
@@ -95,6 +98,11 @@ impl Context {
     /// The policy in force, which stays the same for what holds on to it.
     pub fn live(&self) -> Arc<Live> {
         self.live.borrow_mut().load().clone()
+    }
+
+    /// Counts a connection as open until the guard is dropped.
+    pub fn open(&self) -> DrainGuard {
+        self.shared.drain.enter()
     }
 
     /// Settings.
