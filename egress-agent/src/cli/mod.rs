@@ -1,1 +1,3 @@
-//! `egressctl`.
+//! The command line.
+
+pub mod validate;
