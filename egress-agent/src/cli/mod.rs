@@ -15,6 +15,7 @@ mod show;
 mod stats;
 mod status;
 mod table;
+pub mod validate;
 #[cfg(test)]
 mod tests;
 mod yaml;

@@ -7,17 +7,31 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
-/// A file, or another text that documents were read from.
+/// A part of a file, or of another text, that holds one document.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Path, or the name of another source.
+    /// Path of the file, or the name of another source.
     pub name: Arc<str>,
     /// Text, to show the line of a problem.
-    pub text: Box<str>,
+    pub text: Arc<str>,
+    /// Lines of the file before the text.
+    pub lines_before: u32,
+}
+
+impl Source {
+    /// A source of which nothing but the name is known.
+    pub fn nameless(name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.into(),
+            text: "".into(),
+            lines_before: 0,
+        })
+    }
 }
 
 /// A place in a [`Source`]. Lines and columns count from 1, columns in
-/// characters; all zero means that the place is not known.
+/// characters; all zero means that the place is not known. Lines are those of
+/// the source's text, not of its file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Span {
     /// First line.
@@ -44,6 +58,26 @@ pub struct Location {
     pub source: Arc<Source>,
     /// The place.
     pub span: Span,
+}
+
+impl Location {
+    /// Line in the file, from 1; 0 when it is not known.
+    pub fn line(&self) -> u32 {
+        self.in_file(self.span.line)
+    }
+
+    /// Last line in the file.
+    pub fn end_line(&self) -> u32 {
+        self.in_file(self.span.end_line)
+    }
+
+    fn in_file(&self, line: u32) -> u32 {
+        if self.span.is_known() {
+            line + self.source.lines_before
+        } else {
+            0
+        }
+    }
 }
 
 /// How bad it is.
@@ -154,10 +188,10 @@ impl Diagnostic {
 /// `file:line:column: severity[rule]: message`, on one line.
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Location { source, span }) = &self.location {
-            write!(f, "{}:", source.name)?;
-            if span.is_known() {
-                write!(f, "{}:{}:", span.line, span.column)?;
+        if let Some(location) = &self.location {
+            write!(f, "{}:", location.source.name)?;
+            if location.span.is_known() {
+                write!(f, "{}:{}:", location.line(), location.span.column)?;
             }
             f.write_str(" ")?;
         }
@@ -186,9 +220,9 @@ impl Serialize for Diagnostic {
             let Location { source, span } = location;
             Place {
                 file: &source.name,
-                line: span.line,
+                line: location.line(),
                 column: span.column,
-                end_line: span.end_line,
+                end_line: location.end_line(),
                 end_column: span.end_column,
                 message,
             }

@@ -16,7 +16,7 @@ use super::schema::secret::Secret;
 use super::schema::service_entry::ServiceEntry;
 use super::schema::virtual_service::VirtualService;
 use super::schema::{annotation, destination_rule, secret, service_entry, virtual_service};
-use super::yaml::{Node, Parsed, Value};
+use super::yaml::{Node, Value};
 
 /// Group of the kinds that we take.
 pub const GROUP: &str = "networking.istio.io";
@@ -58,19 +58,17 @@ pub struct Document {
     pub spec: Spec,
     /// Where it was read from.
     pub source: Arc<Source>,
-    /// Where in the source its text is.
-    pub text: std::ops::Range<usize>,
 }
 
 /// What a document says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Spec {
     /// A ServiceEntry.
-    ServiceEntry(Box<ServiceEntry>),
+    ServiceEntry(Arc<ServiceEntry>),
     /// A DestinationRule.
-    DestinationRule(Box<DestinationRule>),
+    DestinationRule(Arc<DestinationRule>),
     /// A VirtualService.
-    VirtualService(Box<VirtualService>),
+    VirtualService(Arc<VirtualService>),
     /// A Secret.
     Secret(Arc<Secret>),
 }
@@ -82,6 +80,17 @@ impl Document {
             let ours = key.strip_prefix("egress-agent.dev/")? == name;
             ours.then_some((&**value, *span))
         })
+    }
+
+    /// The first line of the document in its source.
+    pub fn first_line(&self) -> Span {
+        let line = self.reference.line.saturating_sub(self.source.lines_before);
+        Span {
+            line,
+            column: 1,
+            end_line: line,
+            end_column: 2,
+        }
     }
 
     /// Older first: by creation, then name, then namespace.
@@ -112,9 +121,9 @@ impl Document {
         out.insert("kind".into(), json!(self.id.kind.name()));
         out.insert("metadata".into(), Json::Object(metadata));
         let spec = match &self.spec {
-            Spec::ServiceEntry(spec) => serde_json::to_value(spec),
-            Spec::DestinationRule(spec) => serde_json::to_value(spec),
-            Spec::VirtualService(spec) => serde_json::to_value(spec),
+            Spec::ServiceEntry(spec) => serde_json::to_value(&**spec),
+            Spec::DestinationRule(spec) => serde_json::to_value(&**spec),
+            Spec::VirtualService(spec) => serde_json::to_value(&**spec),
             Spec::Secret(secret) => {
                 out.insert("type".into(), json!(secret.kind));
                 let keys = secret.data.keys();
@@ -150,53 +159,35 @@ pub enum Outcome {
 pub fn read(
     options: &Options,
     source: &Arc<Source>,
-    parsed: &Parsed,
-    out: &mut Vec<Diagnostic>,
-    each: &mut dyn FnMut(Outcome, &[Diagnostic]),
+    root: &Node,
+    each: &mut dyn FnMut(Outcome, Vec<Diagnostic>),
 ) {
-    let text = |node: &Node, name: &str| node.get(name).and_then(Node::as_str).map(str::to_owned);
-    let kind = text(&parsed.root, "kind").unwrap_or_default();
+    let kind = root.get("kind").and_then(Node::as_str).unwrap_or_default();
     if kind.ends_with("List")
-        && let Some(items) = parsed.root.get("items")
+        && let Some(items) = root.get("items")
         && let Value::Sequence(items) = &items.value
     {
         for item in items {
-            let line = if item.span.is_known() {
-                item.span.line
-            } else {
-                parsed.line
-            };
-            one(options, source, item, line, parsed.text.clone(), out, each);
+            one(options, source, item, each);
         }
-        return;
+    } else {
+        one(options, source, root, each);
     }
-    let range = parsed.text.clone();
-    one(options, source, &parsed.root, parsed.line, range, out, each);
 }
 
 fn one(
     options: &Options,
     source: &Arc<Source>,
     node: &Node,
-    line: u32,
-    text: std::ops::Range<usize>,
-    out: &mut Vec<Diagnostic>,
-    each: &mut dyn FnMut(Outcome, &[Diagnostic]),
+    each: &mut dyn FnMut(Outcome, Vec<Diagnostic>),
 ) {
-    let before = out.len();
-    let outcome = match kind_of(node, source, out) {
-        Some((kind, version)) => document(options, source, node, line, text, kind, version, out),
-        None if out
-            .get(before..)
-            .unwrap_or_default()
-            .iter()
-            .any(Diagnostic::is_error) =>
-        {
-            Outcome::Rejected(None)
-        }
+    let mut out = Vec::new();
+    let outcome = match kind_of(node, source, &mut out) {
+        Some((kind, version)) => document(options, source, node, kind, version, &mut out),
+        None if out.iter().any(Diagnostic::is_error) => Outcome::Rejected(None),
         None => Outcome::Skipped,
     };
-    each(outcome, out.get(before..).unwrap_or_default());
+    each(outcome, out);
 }
 
 /// The kind of a document, if we take it; else a note or an error.
@@ -310,21 +301,14 @@ fn start(span: Span) -> Span {
     }
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parts of one document, and where problems go"
-)]
 fn document(
     options: &Options,
     source: &Arc<Source>,
     node: &Node,
-    line: u32,
-    text: std::ops::Range<usize>,
     kind: Kind,
     api_version: Box<str>,
     out: &mut Vec<Diagnostic>,
 ) -> Outcome {
-    let before = out.len();
     let plain = |name: &str| {
         let value = node.get("metadata").and_then(|meta| meta.get(name));
         value.and_then(Node::as_str).filter(|text| !text.is_empty())
@@ -360,22 +344,18 @@ fn document(
         let spec = match kind {
             Kind::ServiceEntry => r
                 .field(f, "spec", service_entry::read)
-                .map(|spec| Spec::ServiceEntry(Box::new(spec))),
+                .map(|spec| Spec::ServiceEntry(Arc::new(spec))),
             Kind::DestinationRule => r
                 .field(f, "spec", destination_rule::read)
-                .map(|spec| Spec::DestinationRule(Box::new(spec))),
+                .map(|spec| Spec::DestinationRule(Arc::new(spec))),
             Kind::VirtualService => r
                 .field(f, "spec", virtual_service::read)
-                .map(|spec| Spec::VirtualService(Box::new(spec))),
+                .map(|spec| Spec::VirtualService(Arc::new(spec))),
             Kind::Secret => Some(Spec::Secret(Arc::new(secret::read(r, f)))),
         };
         (meta, spec)
     });
-    let rejected = out
-        .get(before..)
-        .unwrap_or_default()
-        .iter()
-        .any(Diagnostic::is_error);
+    let rejected = out.iter().any(Diagnostic::is_error);
     let Some((meta, spec)) = read else {
         return Outcome::Rejected(None);
     };
@@ -387,7 +367,7 @@ fn document(
                 namespace: Arc::clone(&id.namespace),
                 name: Arc::clone(&id.name),
                 source: Arc::clone(&source.name),
-                line,
+                line: source.lines_before + node.span.line.max(1),
             },
             id,
             api_version,
@@ -404,7 +384,6 @@ fn document(
             created: meta.created,
             spec,
             source: Arc::clone(source),
-            text,
         })),
         (_, _, id) => Outcome::Rejected(id),
     }

@@ -12,6 +12,7 @@ pub mod diagnostic;
 pub mod document;
 pub mod load;
 pub mod model;
+pub mod render;
 pub mod routes;
 pub mod schema;
 pub mod snapshot;
