@@ -103,7 +103,12 @@ async fn opaque(
     identified: Identified,
     record: &mut ConnectionRecord,
 ) {
-    match upstream::connect(context, live, &identified, &identified.spoken, record).await {
+    let connected = async {
+        let spoken = &identified.spoken;
+        let cluster = upstream::route(&identified, spoken)?;
+        upstream::connect(context, live, &identified, &cluster, spoken, record).await
+    };
+    match connected.await {
         Ok(upstream) => relay(context, identified, upstream, record).await,
         Err(error) => fail(context, identified, &error, record),
     }
@@ -113,14 +118,15 @@ async fn opaque(
 /// address, untouched.
 async fn pass_on(context: &Context, connection: PassOn, record: &mut ConnectionRecord) {
     context.account.metrics().passed_on();
-    record.note("passed on: SNI or Host names another host than the one registered");
+    record.note("passed on: SNI or Host names no registered host at this address");
     let PassOn {
         captured,
         mut stream,
         netns,
+        spoken,
         admitted: _admitted,
-        ..
     } = connection;
+    record.heard(&spoken);
     match upstream::connect_untouched(context, &captured, &netns, record).await {
         Ok(mut connected) => {
             record.connected(&connected);

@@ -244,7 +244,8 @@ pub fn snapshot(
 struct FakeOrigins(Mutex<HashMap<SocketAddr, Captured>>);
 
 impl Origins for FakeOrigins {
-    fn take(&self, _: u64, peer: SocketAddr) -> io::Result<Option<Captured>> {
+    fn take(&self, _: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>> {
+        assert_ne!(listener, 0);
         Ok(self.0.lock().unwrap().remove(&peer))
     }
 }
