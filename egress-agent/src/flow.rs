@@ -16,6 +16,7 @@ use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, ide
 mod context;
 mod error;
 mod first_bytes;
+mod http;
 mod upstream;
 mod worker;
 
@@ -45,7 +46,7 @@ pub async fn serve(context: Rc<Context>, accepted: Accepted) {
         Ok(Identity::Service(identified)) => {
             record.identified(&identified.service, &identified.host, &identified.spoken);
             match identified.spoken {
-                Spoken::Http => http(context, live, identified, record).await,
+                Spoken::Http => http::carry(&context, identified, record).await,
                 Spoken::Unheard => unheard(context, live, identified, record).await,
                 Spoken::Tls { .. } | Spoken::Opaque => {
                     opaque(&context, &live, identified, &mut record).await;
@@ -55,16 +56,6 @@ pub async fn serve(context: Rc<Context>, accepted: Accepted) {
         Ok(Identity::PassOn(connection)) => pass_on(&context, connection, &mut record).await,
         Err(error) => record.failed(error.flag(), error.to_string()),
     }
-}
-
-/// HTTP in the clear: routed request by request.
-async fn http(
-    context: Rc<Context>,
-    live: Arc<Live>,
-    identified: Identified,
-    mut record: ConnectionRecord,
-) {
-    opaque(&context, &live, identified, &mut record).await;
 }
 
 /// A port where the server may speak first: the service is dialled at once, as
@@ -87,7 +78,7 @@ async fn unheard(
             let is_http = spoken == Spoken::Http;
             identified.spoken = spoken;
             if is_http {
-                http(context, live, identified, record).await;
+                http::carry(&context, identified, record).await;
             } else {
                 opaque(&context, &live, identified, &mut record).await;
             }
