@@ -114,7 +114,6 @@ async fn connected() -> Connected {
 }
 
 struct Rig {
-    metrics: Arc<Metrics>,
     registry: Registry,
     account: Account,
     log: AccessLog,
@@ -132,8 +131,7 @@ fn rig() -> Rig {
     )
     .unwrap();
     Rig {
-        account: Account::new(metrics.clone(), Some(log.clone())),
-        metrics,
+        account: Account::new(metrics, Some(log.clone())),
         registry,
         log,
         directory,
@@ -283,7 +281,7 @@ async fn http_is_told_by_request_and_its_connection_only_when_it_fails() {
         record
     };
     let quiet = begin().await;
-    let mut request = quiet.request().unwrap();
+    let mut request = quiet.request(Instant::now()).unwrap();
     request.edit(|line| {
         line.method = http::Method::POST;
         line.path = Some("/pay?x=1".parse().unwrap());

@@ -260,7 +260,7 @@ async fn a_client_that_leaves_is_told_from_one_that_breaks_off() {
     assert!(matches!(heard, Err(Silence::Gone(None))), "{heard:?}");
 
     let (client, server) = pair().await;
-    crate::accept::socket::reset(client);
+    reset(client);
     let heard = sniff(&server, ANY, patience()).await;
     assert!(matches!(heard, Err(Silence::Gone(Some(_)))), "{heard:?}");
 }
