@@ -16,6 +16,7 @@ use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, ide
 mod context;
 mod error;
 mod first_bytes;
+mod http;
 mod upstream;
 mod worker;
 
@@ -46,7 +47,7 @@ pub async fn serve(context: Rc<Context>, accepted: Accepted) {
         Ok(Identity::Service(identified)) => {
             record.identified(&identified.service, &identified.host, &identified.spoken);
             match identified.spoken {
-                Spoken::Http => http(context, live, identified, record).await,
+                Spoken::Http => http::carry(&context, identified, record).await,
                 Spoken::Unheard => unheard(context, live, identified, record).await,
                 Spoken::Tls { .. } | Spoken::Opaque => {
                     opaque(&context, &live, identified, &mut record).await;
@@ -56,16 +57,6 @@ pub async fn serve(context: Rc<Context>, accepted: Accepted) {
         Ok(Identity::PassOn(connection)) => pass_on(&context, connection, &mut record).await,
         Err(error) => record.failed(error.flag(), error.to_string()),
     }
-}
-
-/// HTTP in the clear: routed request by request.
-async fn http(
-    context: Rc<Context>,
-    live: Arc<Live>,
-    identified: Identified,
-    mut record: ConnectionRecord,
-) {
-    opaque(&context, &live, identified, &mut record).await;
 }
 
 /// A port where the server may speak first: the service is dialled at once, as
@@ -88,7 +79,7 @@ async fn unheard(
             let is_http = spoken == Spoken::Http;
             identified.spoken = spoken;
             if is_http {
-                http(context, live, identified, record).await;
+                http::carry(&context, identified, record).await;
             } else {
                 opaque(&context, &live, identified, &mut record).await;
             }
@@ -104,7 +95,12 @@ async fn opaque(
     identified: Identified,
     record: &mut ConnectionRecord,
 ) {
-    match upstream::connect(context, live, &identified, &identified.spoken, record).await {
+    let connected = async {
+        let spoken = &identified.spoken;
+        let cluster = upstream::route(&identified, spoken)?;
+        upstream::connect(context, live, &identified, &cluster, spoken, record).await
+    };
+    match connected.await {
         Ok(upstream) => relay(context, identified, upstream, record).await,
         Err(error) => fail(context, identified, &error, record),
     }
@@ -114,14 +110,15 @@ async fn opaque(
 /// address, untouched.
 async fn pass_on(context: &Context, connection: PassOn, record: &mut ConnectionRecord) {
     context.account.metrics().passed_on();
-    record.note("passed on: SNI or Host names another host than the one registered");
+    record.note("passed on: SNI or Host names no registered host at this address");
     let PassOn {
         captured,
         mut stream,
         netns,
+        spoken,
         admitted: _admitted,
-        ..
     } = connection;
+    record.heard(&spoken);
     match upstream::connect_untouched(context, &captured, &netns, record).await {
         Ok(mut connected) => {
             record.connected(&connected);

@@ -206,14 +206,21 @@ impl ConnectionRecord {
         self.ended = true;
     }
 
-    /// Begins the record of a request on this connection.
-    pub fn request(&self) -> Option<RequestRecord> {
+    /// Whether there is a log, so that what only the log shows is worth keeping.
+    pub fn is_logged(&self) -> bool {
+        self.account.0.log.is_some()
+    }
+
+    /// Begins the record of a request on this connection, whose head was
+    /// complete at `started`.
+    pub fn request(&self, started: Instant) -> Option<RequestRecord> {
         let line = self.line.as_ref()?;
         let service = line.service.as_ref()?;
         Some(RequestRecord::new(
             &self.account,
             line.origin.clone(),
             service.clone(),
+            started,
         ))
     }
 }

@@ -85,15 +85,20 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    pub(super) fn new(account: &Account, origin: Arc<Origin>, service: Arc<Service>) -> Self {
+    pub(super) fn new(
+        account: &Account,
+        origin: Arc<Origin>,
+        service: Arc<Service>,
+        started: Instant,
+    ) -> Self {
         Self {
             account: account.clone(),
             traffic: Rc::default(),
             line: Some(Box::new(RequestLine {
                 origin,
                 service,
-                started: Instant::now(),
-                started_at: SystemTime::now(),
+                started,
+                started_at: SystemTime::now() - started.elapsed(),
                 duration: Duration::ZERO,
                 received: 0,
                 sent: 0,

@@ -15,9 +15,9 @@ mod show;
 mod stats;
 mod status;
 mod table;
-pub mod validate;
 #[cfg(test)]
 mod tests;
+pub mod validate;
 mod yaml;
 
 use args::{Arguments, Command};

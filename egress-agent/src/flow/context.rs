@@ -3,21 +3,25 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::{IntakeStats, Origins};
 use crate::account::{AccessLog, Account, Metrics};
 use crate::capture::Caller;
 use crate::capture::sockets::Sockets;
+use crate::connect::Stream;
+use crate::connect::pool::{Dialler, Pool};
 use crate::endpoint::Live;
 use crate::identify::{Callers, HostNames, Identified, Workload};
 use crate::lifecycle::drain::{Drain, DrainGuard};
 use crate::policy::model::{ConnectionPool, LoadBalancer, TrafficPolicy};
-use crate::relay::{Buffers, Limits};
+use crate::relay::{Buffers, Limits, http};
 use crate::secret::Secrets;
 
 /// How often one cause of failure is told in the log.
@@ -34,6 +38,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Endpoints tried for one opaque connection.
     pub connect_attempts: u32,
+    /// HTTP.
+    pub http: http::Settings,
 }
 
 impl Default for Settings {
@@ -42,6 +48,7 @@ impl Default for Settings {
             sniff_timeout: Duration::from_secs(10),
             max_connections: 100_000,
             connect_attempts: 3,
+            http: http::Settings::default(),
         }
     }
 }
@@ -80,13 +87,31 @@ pub struct Context {
     pub account: Account,
     /// Spare buffers.
     pub buffers: Buffers,
+    /// HTTP: pools and settings.
+    pub http: Rc<http::Worker<Stream>>,
+    /// Tells HTTP connections to end after their request.
+    draining: watch::Sender<bool>,
     complaints: RefCell<HashMap<u64, Instant>>,
 }
 
 impl Context {
     /// For one worker.
     pub fn new(shared: Arc<Shared>) -> Self {
+        let (draining, drain) = watch::channel(false);
+        let dialler = Dialler {
+            sockets: shared.sockets.clone(),
+            secrets: Arc::clone(&shared.secrets),
+        };
+        let http = http::Worker::new(
+            Pool::new(dialler),
+            Arc::clone(&shared.live),
+            shared.settings.http.clone(),
+            Buffers::default(),
+            drain,
+        );
         Self {
+            http,
+            draining,
             live: RefCell::new(Cache::new(shared.live.clone())),
             account: Account::new(shared.metrics.clone(), shared.log.clone()),
             buffers: Buffers::default(),
@@ -103,6 +128,12 @@ impl Context {
     /// Counts a connection as open until the guard is dropped.
     pub fn open(&self) -> DrainGuard {
         self.shared.drain.enter()
+    }
+
+    /// Lets HTTP connections end: idle ones now, busy ones with their
+    /// response.
+    pub fn drain_http(&self) {
+        self.draining.send_replace(true);
     }
 
     /// Settings.

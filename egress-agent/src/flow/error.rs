@@ -6,6 +6,7 @@ use std::io;
 use crate::connect::ConnectError;
 use crate::endpoint::{Overflow, PickError};
 use crate::flag::{Flag, Side};
+use crate::route::RouteError;
 
 /// Why a connection did not reach its service.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub enum FlowError {
     /// The service has nothing for this client: the snapshot lacks a view or
     /// an endpoint set.
     NoView,
+    /// No route, or one that leads nowhere.
+    Route(RouteError),
     /// No endpoint.
     Pick(PickError),
     /// `maxConnections`.
@@ -28,6 +31,7 @@ impl FlowError {
     pub const fn flag(&self) -> Flag {
         match self {
             Self::NoView => Flag::NoClusterFound,
+            Self::Route(error) => error.flag(),
             Self::Pick(error) => error.flag(),
             Self::Overflow(error) => error.flag(),
             Self::Connect(error) => error.flag(),
@@ -39,11 +43,18 @@ impl FlowError {
     pub const fn side(&self) -> Side {
         match self {
             Self::NoView => Side::Internal,
+            Self::Route(error) => error.side(),
             Self::Pick(error) => error.side(),
             Self::Overflow(error) => error.side(),
             Self::Connect(error) => error.side(),
             Self::Client(_) => Side::Downstream,
         }
+    }
+}
+
+impl From<RouteError> for FlowError {
+    fn from(error: RouteError) -> Self {
+        Self::Route(error)
     }
 }
 
@@ -69,6 +80,7 @@ impl fmt::Display for FlowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoView => f.write_str("the policy in force has no cluster for this client"),
+            Self::Route(error) => error.fmt(f),
             Self::Pick(error) => error.fmt(f),
             Self::Overflow(error) => error.fmt(f),
             Self::Connect(error) => error.fmt(f),

@@ -17,8 +17,9 @@ use crate::endpoint::{
 };
 use crate::identify::{Identified, Spoken};
 use crate::policy::model::Resolution;
-use crate::policy::snapshot::{Cluster, View};
+use crate::policy::snapshot::Cluster;
 use crate::relay::{self, End, Limits, Traffic};
+use crate::route::opaque::{self, ConnectionFacts};
 
 /// An open connection to an endpoint, and its places under the limits.
 #[derive(Debug)]
@@ -30,24 +31,30 @@ pub(super) struct Upstream {
     _open: ConnectionGuard,
 }
 
-/// Which cluster a view sends a connection to.
-fn choose<'a>(view: &'a View, _: &Spoken) -> &'a Arc<Cluster> {
-    &view.cluster
-}
-
-/// The cluster of a connection.
-pub(super) fn cluster_of<'a>(
-    identified: &'a Identified,
-    spoken: &Spoken,
-) -> Result<&'a Arc<Cluster>, FlowError> {
+/// The cluster that the policy sends a connection to.
+pub(super) fn route(identified: &Identified, spoken: &Spoken) -> Result<Arc<Cluster>, FlowError> {
     let view = identified
         .service
         .view(&identified.client)
         .ok_or(FlowError::NoView)?;
-    Ok(choose(view, spoken))
+    let (tls, sni) = match spoken {
+        Spoken::Tls { sni } => (true, sni.as_deref()),
+        _ => (false, None),
+    };
+    let cluster = opaque::decide(
+        view,
+        &ConnectionFacts {
+            sni,
+            tls,
+            address: identified.captured.original.ip(),
+            port: identified.captured.original.port(),
+            client: &identified.client,
+        },
+    )?;
+    Ok(cluster.clone())
 }
 
-/// Routes, picks and dials.
+/// Picks and dials.
 ///
 /// Where connecting fails, the next endpoint is tried, up to
 /// `Settings::connect_attempts` of them, and only while less than one
@@ -58,10 +65,10 @@ pub(super) async fn connect(
     context: &Context,
     live: &Live,
     identified: &Identified,
+    cluster: &Arc<Cluster>,
     spoken: &Spoken,
     record: &mut ConnectionRecord,
 ) -> Result<Upstream, FlowError> {
-    let cluster = cluster_of(identified, spoken)?;
     record.routed(cluster);
     let set = live.sets.get(cluster.index).ok_or(FlowError::NoView)?;
     let permit = set.connection_permit()?;

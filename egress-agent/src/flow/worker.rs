@@ -47,6 +47,7 @@ pub async fn run_worker(shared: Arc<Shared>, mut commands: UnboundedReceiver<Com
             }
             Command::Forget(cookie) => stop(accepting.remove(&cookie)),
             Command::StopAccepting => {
+                context.drain_http();
                 for (_, tasks) in accepting.drain() {
                     stop(Some(tasks));
                 }

@@ -18,7 +18,7 @@ use crate::flag::Flag;
 
 /// How long what was sent may stay unacknowledged before a truncated stream is
 /// reset all the same.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// Limits of one relayed connection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -171,7 +171,7 @@ impl Limits {
 }
 
 /// Waits until the peer has acknowledged everything, or `limit` is over.
-async fn drained(stream: &impl Transport, limit: Duration) {
+pub(super) async fn drained(stream: &impl Transport, limit: Duration) {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(1);
     while stream.unacknowledged() > 0 && Instant::now() < deadline {

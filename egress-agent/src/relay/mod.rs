@@ -10,4 +10,5 @@ mod transport;
 
 pub use buffer::Buffers;
 pub use bytes::{End, Limits, Traffic, bytes};
+use bytes::{LINGER, drained};
 pub use transport::Transport;

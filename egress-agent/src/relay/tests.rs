@@ -1,1 +1,273 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
+use std::cell::Cell;
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::accept::socket::reset;
+
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let outer = TcpStream::connect(listener.local_addr().unwrap());
+    let (outer, inner) = tokio::join!(outer, listener.accept());
+    (outer.unwrap(), inner.unwrap().0)
+}
+
+struct Rig {
+    client: TcpStream,
+    server: TcpStream,
+    near: TcpStream,
+    far: TcpStream,
+    buffers: Buffers,
+    traffic: Traffic,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let (client, near) = pair().await;
+        let (server, far) = pair().await;
+        Self {
+            client,
+            server,
+            near,
+            far,
+            buffers: Buffers::default(),
+            traffic: Traffic::default(),
+        }
+    }
+}
+
+/// Relays between the middle sockets while `test` uses the outer ones. The
+/// middle ones are dropped when the relay ends, as their owner does.
+async fn relayed(
+    rig: Rig,
+    test: impl AsyncFnOnce(TcpStream, TcpStream),
+) -> (End, Traffic, Buffers) {
+    let Rig {
+        client,
+        server,
+        mut near,
+        mut far,
+        buffers,
+        traffic,
+    } = rig;
+    let relay = async {
+        let end = bytes(&mut near, &mut far, Limits::default(), &buffers, &traffic).await;
+        drop((near, far));
+        end
+    };
+    let (end, ()) = tokio::join!(relay, test(client, server));
+    (end, traffic, buffers)
+}
+
+#[tokio::test]
+async fn a_half_close_passes_and_the_answer_still_comes() {
+    let (end, traffic, _) = relayed(Rig::new().await, async |mut client, mut server| {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut text = String::new();
+        server.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "question");
+        server.write_all(b"a long answer").await.unwrap();
+        drop(server);
+        text.clear();
+        client.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "a long answer");
+    })
+    .await;
+    assert!(matches!(end, End::Closed), "{end}");
+    assert_eq!((traffic.received.get(), traffic.sent.get()), (8, 13));
+}
+
+#[tokio::test]
+async fn the_service_may_half_close_first() {
+    let (end, ..) = relayed(Rig::new().await, async |mut client, mut server| {
+        server.write_all(b"banner").await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "banner");
+        client.write_all(b"still here").await.unwrap();
+        drop(client);
+        text.clear();
+        server.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "still here");
+    })
+    .await;
+    assert!(matches!(end, End::Closed), "{end}");
+}
+
+#[tokio::test]
+async fn a_reset_of_the_service_is_a_reset_to_the_application() {
+    let (end, ..) = relayed(Rig::new().await, async |mut client, server| {
+        reset(server);
+        let error = client.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    })
+    .await;
+    assert!(matches!(end, End::Upstream(_)), "{end}");
+    assert_eq!(end.flag().map(|flag| flag.code()), Some("UC"));
+}
+
+#[tokio::test]
+async fn a_reset_of_the_application_is_a_reset_to_the_service() {
+    let (end, ..) = relayed(Rig::new().await, async |client, mut server| {
+        reset(client);
+        let error = server.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    })
+    .await;
+    assert!(matches!(end, End::Client(_)), "{end}");
+    assert_eq!(end.flag().map(|flag| flag.code()), Some("DC"));
+}
+
+#[tokio::test]
+async fn a_service_that_stops_reading_resets_the_writer() {
+    let (end, ..) = relayed(Rig::new().await, async |mut client, server| {
+        // Closed for good: what the application sends next is refused.
+        drop(server);
+        assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+        let error = loop {
+            if let Err(error) = client.write_all(&[0; 1024]).await {
+                break error;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert!(
+            matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+            ),
+            "{error}"
+        );
+    })
+    .await;
+    assert!(matches!(end, End::Upstream(_)), "{end}");
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_every_byte_and_slows_the_writer() {
+    const TOTAL: usize = 24 * 1024 * 1024;
+    let sent = Rc::new(Cell::new(0));
+    let (end, traffic, buffers) = relayed(Rig::new().await, async |mut client, mut server| {
+        let counter = sent.clone();
+        let write = async move {
+            let mut next = 0_u8;
+            while counter.get() < TOTAL {
+                let chunk: Vec<u8> = (0..65_536)
+                    .map(|_| {
+                        next = next.wrapping_mul(31).wrapping_add(7);
+                        next
+                    })
+                    .collect();
+                server.write_all(&chunk).await.unwrap();
+                counter.set(counter.get() + chunk.len());
+            }
+        };
+        let read = async {
+            // As long as nobody reads, the writer stops once sockets and one
+            // buffer are full.
+            let mut last = usize::MAX;
+            while sent.get() != last {
+                last = sent.get();
+                sleep(Duration::from_millis(100)).await;
+            }
+            assert!(last < TOTAL, "nothing held the writer back");
+            let mut expected = 0_u8;
+            let mut buffer = vec![0; 100_000];
+            let mut total = 0;
+            loop {
+                let count = client.read(&mut buffer).await.unwrap();
+                if count == 0 {
+                    break;
+                }
+                for byte in &buffer[..count] {
+                    expected = expected.wrapping_mul(31).wrapping_add(7);
+                    assert_eq!(*byte, expected);
+                }
+                total += count;
+            }
+            assert_eq!(total, TOTAL);
+        };
+        tokio::join!(write, read);
+    })
+    .await;
+    assert!(matches!(end, End::Closed), "{end}");
+    assert_eq!(traffic.sent.get(), TOTAL as u64);
+    assert!(buffers.spare_count() <= 4, "{}", buffers.spare_count());
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_means_no_byte_either_way() {
+    let (mut client, mut near) = duplex(64);
+    let (_server, mut far) = duplex(64);
+    let buffers = Buffers::default();
+    let traffic = Traffic::default();
+    let limits = Limits {
+        idle: Some(Duration::from_secs(60)),
+        deadline: None,
+    };
+    let start = Instant::now();
+    let talk = async {
+        for _ in 0..5 {
+            sleep(Duration::from_secs(50)).await;
+            client.write_all(b"x").await.unwrap();
+        }
+    };
+    let relay = bytes(&mut near, &mut far, limits, &buffers, &traffic);
+    let (end, ()) = tokio::join!(relay, talk);
+    assert!(matches!(end, End::Idle(_)), "{end}");
+    assert_eq!(start.elapsed(), Duration::from_secs(5 * 50 + 60));
+    assert_eq!(end.flag().map(|flag| flag.code()), Some("SI"));
+    // An idle connection holds no buffer.
+    assert_eq!(buffers.spare_count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_duration_ends_a_busy_connection() {
+    let (mut client, mut near) = duplex(64);
+    let (mut server, mut far) = duplex(64);
+    let buffers = Buffers::default();
+    let traffic = Traffic::default();
+    let start = Instant::now();
+    let limits = Limits {
+        idle: Some(Duration::from_secs(3600)),
+        deadline: Some(start + Duration::from_secs(90)),
+    };
+    let talk = async {
+        for _ in 0..60 {
+            sleep(Duration::from_secs(1)).await;
+            client.write_all(b"x").await.unwrap();
+            server.read_u8().await.unwrap();
+        }
+    };
+    let relay = bytes(&mut near, &mut far, limits, &buffers, &traffic);
+    let (end, ()) = tokio::join!(relay, talk);
+    assert!(matches!(end, End::TooLong), "{end}");
+    assert_eq!(start.elapsed(), Duration::from_secs(90));
+}
+
+#[tokio::test]
+async fn a_dropped_relay_gives_its_buffers_back() {
+    let (mut client, mut near) = duplex(1 << 20);
+    let (_server, mut far) = duplex(8);
+    let buffers = Buffers::default();
+    let traffic = Traffic::default();
+    client.write_all(&[7; 4096]).await.unwrap();
+    let relay = bytes(&mut near, &mut far, Limits::default(), &buffers, &traffic);
+    let short = tokio::time::timeout(Duration::from_millis(10), relay);
+    assert!(short.await.is_err());
+    assert_eq!(buffers.spare_count(), 2);
+    assert_eq!(traffic.received.get(), 8);
+}

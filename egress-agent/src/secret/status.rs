@@ -34,7 +34,7 @@ pub struct SecretStatus {
     pub authorities: Vec<CertificateSummary>,
     /// Where the trusted authorities come from.
     pub trust: String,
-    /// Counts the versions that were in force, from 1.
+    /// Counts the versions that were in force; 0 when none was.
     pub version: u64,
     /// When the version in force was loaded.
     #[serde(serialize_with = "as_text")]

@@ -2,6 +2,8 @@
 //! certificates of their own authority. No kernel program takes part: a client
 //! registers where it "was going" before it connects to the listener.
 
+#![allow(dead_code, reason = "each test program uses its own part")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -27,7 +29,10 @@ use egress_agent::policy::snapshot::{
     Service, ServiceId, ServiceKey, Snapshot, View,
 };
 use egress_agent::secret::{SecretSettings, Secrets};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, GeneralSubtree,
+    IsCa, Issuer, KeyIdMethod, KeyPair, NameConstraints, RevokedCertParams, date_time_ymd,
+};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -62,6 +67,49 @@ impl Authority {
             der: certificate.der().clone(),
             issuer: Issuer::new(params, key),
         }
+    }
+
+    /// An authority that may issue for one domain only.
+    pub fn constrained(name: &str, domain: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
+            excluded_subtrees: Vec::new(),
+        });
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// A revocation list with these serial numbers.
+    pub fn revocation_list(&self, serials: &[u64]) -> String {
+        let revoked = serials
+            .iter()
+            .map(|serial| RevokedCertParams {
+                serial_number: (*serial).into(),
+                revocation_time: date_time_ymd(2024, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            })
+            .collect();
+        CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked,
+            key_identifier_method: KeyIdMethod::Sha256,
+        }
+        .signed_by(&self.issuer)
+        .unwrap()
+        .pem()
+        .unwrap()
     }
 
     pub fn issue(&self, name: &str) -> Leaf {
@@ -244,7 +292,8 @@ pub fn snapshot(
 struct FakeOrigins(Mutex<HashMap<SocketAddr, Captured>>);
 
 impl Origins for FakeOrigins {
-    fn take(&self, _: u64, peer: SocketAddr) -> io::Result<Option<Captured>> {
+    fn take(&self, _: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>> {
+        assert_ne!(listener, 0);
         Ok(self.0.lock().unwrap().remove(&peer))
     }
 }

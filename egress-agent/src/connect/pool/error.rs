@@ -14,6 +14,8 @@ pub struct DialError {
     pub outcome: Outcome,
     /// Whose side failed.
     pub side: Side,
+    /// Another endpoint may do better.
+    pub elsewhere: bool,
     /// What happened, with host and peer.
     pub message: Box<str>,
 }

@@ -15,7 +15,7 @@ use super::conn::{self, Places};
 use super::error::{AcquireError, DialError};
 use super::http1::Connection;
 use super::lease::{Held, Http1, Http2, Lease};
-use super::{DialRequest, Dialled, Identity, Io, Key, Payload, Pool, Version};
+use super::{DialRequest, Dialled, Identity, Io, Key, Payload, Pool, Reach, Version};
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{ConnectionGuard, EndpointSet, Outcome, Permit, Picked};
 use crate::flag::Side;
@@ -151,6 +151,7 @@ where
     pub async fn acquire(
         self: &Rc<Self>,
         picked: &Picked,
+        reach: Reach<'_>,
         fresh: bool,
     ) -> Result<Lease<B, S>, AcquireError> {
         if !fresh
@@ -160,7 +161,7 @@ where
             return Ok(lease);
         }
         // Boxed: rare, and it must not make every request's future larger.
-        Box::pin(self.wait(picked, fresh)).await
+        Box::pin(self.wait(picked, reach, fresh)).await
     }
 
     /// An open connection with room.
@@ -210,6 +211,7 @@ where
     async fn wait(
         self: &Rc<Self>,
         picked: &Picked,
+        reach: Reach<'_>,
         fresh: bool,
     ) -> Result<Lease<B, S>, AcquireError> {
         let _pending = self.set.pending_permit().map_err(AcquireError::Overflow)?;
@@ -223,7 +225,7 @@ where
             }
             if self.may_open() {
                 match self.set.connection_permit_for(&picked.endpoint) {
-                    Ok((permit, guard)) => return self.open(picked, permit, guard).await,
+                    Ok((permit, guard)) => return self.open(picked, reach, permit, guard).await,
                     Err(_) => {
                         let evicted = self.pool.upgrade().is_some_and(|p| p.evict(&self.set));
                         if evicted {
@@ -256,6 +258,7 @@ where
     async fn open(
         self: &Rc<Self>,
         picked: &Picked,
+        reach: Reach<'_>,
         permit: Permit,
         guard: ConnectionGuard,
     ) -> Result<Lease<B, S>, AcquireError> {
@@ -269,6 +272,7 @@ where
                 picked,
                 policy: &self.policy,
                 identity: &self.key.identity,
+                reach,
             })
             .await
             .map_err(AcquireError::Dial)?;
@@ -278,6 +282,7 @@ where
             AcquireError::Dial(DialError {
                 outcome: Outcome::ConnectFailed,
                 side: Side::Upstream,
+                elsewhere: true,
                 message: message.into(),
             })
         })
@@ -297,6 +302,7 @@ where
                 sender,
                 room,
                 local: dialled.local,
+                security: dialled.security,
                 opened,
                 since: Cell::new(opened),
                 requests: Cell::new(0),
@@ -313,6 +319,7 @@ where
         let http1 = Box::new(Http1 {
             connection: Connection::new(dialled.io),
             local: dialled.local,
+            security: dialled.security,
             opened,
             since: opened,
             requests: 0,

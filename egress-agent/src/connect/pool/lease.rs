@@ -18,12 +18,13 @@ use super::conn::Places;
 use super::error::SendError;
 use super::host::Host;
 use super::http1::Connection;
-use super::{Io, Payload, RequestHead, Version};
+use super::{Io, Payload, RequestHead, Security, Version};
 
 /// An HTTP/1 connection.
 pub(super) struct Http1<B, S> {
     pub(super) connection: Connection<B, S>,
     pub(super) local: Option<SocketAddr>,
+    pub(super) security: Security,
     pub(super) opened: Instant,
     /// When it became idle.
     pub(super) since: Instant,
@@ -38,6 +39,7 @@ pub(super) struct Http2<B> {
     /// Streams that the service allows at once, as far as it has said so.
     pub(super) room: Rc<Cell<u32>>,
     pub(super) local: Option<SocketAddr>,
+    pub(super) security: Security,
     pub(super) opened: Instant,
     /// When its last stream ended.
     pub(super) since: Cell<Instant>,
@@ -120,6 +122,15 @@ impl<B: Payload, S: Io> Lease<B, S> {
             Some(Held::Http1(http1)) => http1.local,
             Some(Held::Http2(http2, _)) => http2.local,
             None => None,
+        }
+    }
+
+    /// What protects the connection.
+    pub fn security(&self) -> Security {
+        match &self.held {
+            Some(Held::Http1(http1)) => http1.security,
+            Some(Held::Http2(http2, _)) => http2.security,
+            None => Security::None,
         }
     }
 

@@ -10,16 +10,19 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::capture::sockets::NetNs;
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{EndpointSet, Picked};
-use crate::policy::model::TrafficPolicy;
+use crate::policy::model::{ClientTls, TrafficPolicy};
 
 mod conn;
+mod dialler;
 mod error;
 mod head;
 mod host;
@@ -30,6 +33,7 @@ mod lease;
 mod tests;
 
 pub use conn::LocalExec;
+pub use dialler::Dialler;
 pub use error::{AcquireError, DialError, SendError, SendFailure};
 pub use head::RequestHead;
 pub use host::Host;
@@ -73,6 +77,9 @@ pub struct Identity {
     pub tls: Option<(Arc<str>, Arc<str>)>,
     /// Version.
     pub version: Version,
+    /// With the PROXY protocol: the application's address, which the service
+    /// is told once for each connection.
+    pub source: Option<SocketAddr>,
 }
 
 /// Which connections can stand for each other.
@@ -85,6 +92,17 @@ struct Key {
     identity: Identity,
 }
 
+/// How a new connection is made, beyond what its [`Identity`] says.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach<'a> {
+    /// The application's namespace; its cookie is the identity's.
+    pub netns: &'a NetNs,
+    /// The application's own address, for the PROXY header.
+    pub source: SocketAddr,
+    /// TLS to originate, if the identity says so.
+    pub tls: Option<&'a ClientTls>,
+}
+
 /// What a dial is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct DialRequest<'a> {
@@ -94,6 +112,8 @@ pub struct DialRequest<'a> {
     pub policy: &'a Arc<TrafficPolicy>,
     /// Who it is for.
     pub identity: &'a Identity,
+    /// How.
+    pub reach: Reach<'a>,
 }
 
 /// A connection that is up, TLS included.
@@ -104,7 +124,32 @@ pub struct Dialled<S> {
     /// ALPN settled on HTTP/2; `None`: nothing was negotiated.
     pub http2: Option<bool>,
     /// Our own address.
-    pub local: Option<std::net::SocketAddr>,
+    pub local: Option<SocketAddr>,
+    /// What protects it.
+    pub security: Security,
+}
+
+/// `connection_security_policy` of a connection to a service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Security {
+    /// In the clear.
+    #[default]
+    None,
+    /// TLS.
+    Tls,
+    /// TLS with a client certificate.
+    MutualTls,
+}
+
+impl Security {
+    /// Istio's word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tls => "tls",
+            Self::MutualTls => "mutual_tls",
+        }
+    }
 }
 
 /// A dial under way; boxed, since connections are rare beside requests.

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::guarded::State;
-use super::record::Record;
+use super::record::{Log, Record};
 use super::upgrade::Tunnel;
 use super::upload::RequestBody;
-use super::{Current, Worker};
-use crate::connect::pool::{Host, Identity, Io};
+use super::{Current, ServiceStream, Worker};
+use crate::capture::sockets::NetNs;
+use crate::connect::pool::{Host, Identity, Reach, Version};
 use crate::endpoint::{EndpointSet, Picked};
 use crate::flag::Flag;
-use crate::policy::model::TrafficPolicy;
-use crate::policy::snapshot::{Client as PolicyClient, Service, View};
+use crate::policy::model::{ClientTls, TrafficPolicy};
+use crate::policy::snapshot::{Client as PolicyClient, Cluster, Service, View};
 
 /// Who calls, and what the connection was dialled to.
 #[derive(Clone, Debug)]
@@ -25,11 +26,10 @@ pub struct Caller {
     pub peer: SocketAddr,
     /// The address that the application dialled.
     pub original: SocketAddr,
-    /// The address dialled is one that a registered host resolves to, not one
-    /// of this service alone.
-    pub real_address: bool,
+    /// The address dialled is not one of this service alone.
+    pub name_decides: bool,
     /// Network namespace of the application.
-    pub netns: u64,
+    pub netns: NetNs,
     /// Name that the connection was identified by, lower case.
     pub host: Arc<str>,
     /// Who it is for policy.
@@ -74,9 +74,10 @@ impl Bound {
 }
 
 /// One client connection.
-pub(super) struct Client<S: Io> {
+pub(super) struct Client<S: ServiceStream> {
     pub(super) worker: Rc<Worker<S>>,
     pub(super) caller: Caller,
+    log: Box<dyn Log>,
     pub(super) state: Rc<State>,
     /// What the connection was identified as, under the newest policy seen.
     bound: RefCell<Rc<Bound>>,
@@ -98,11 +99,17 @@ pub(super) enum Found {
     Misdirected,
 }
 
-impl<S: Io> Client<S> {
-    pub(super) fn new(worker: Rc<Worker<S>>, caller: Caller, bound: Rc<Bound>) -> Rc<Self> {
+impl<S: ServiceStream> Client<S> {
+    pub(super) fn new(
+        worker: Rc<Worker<S>>,
+        caller: Caller,
+        log: Box<dyn Log>,
+        bound: Rc<Bound>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             worker,
             caller,
+            log,
             state: State::new(),
             bound: RefCell::new(bound),
             orphaned: Cell::new(false),
@@ -160,10 +167,45 @@ impl<S: Io> Client<S> {
                 return Found::Bound(bound);
             }
         }
-        if self.caller.real_address {
+        if self.caller.name_decides {
             return Found::Misdirected;
         }
         Found::Bound(own)
+    }
+
+    /// Whether the log shows request headers.
+    pub(super) fn logs_headers(&self) -> bool {
+        self.log.wants_headers()
+    }
+
+    /// How a new connection for this client is made.
+    pub(super) const fn reach<'a>(&'a self, tls: Option<&'a ClientTls>) -> Reach<'a> {
+        Reach {
+            netns: &self.caller.netns,
+            source: self.caller.peer,
+            tls,
+        }
+    }
+
+    /// Whose connections may carry a request of this client to `cluster`;
+    /// `name` is the host of the request as it leaves.
+    pub(super) fn identity(
+        &self,
+        cluster: &Cluster,
+        tls: Option<&ClientTls>,
+        name: impl FnOnce() -> Arc<str>,
+        version: Version,
+    ) -> Identity {
+        let caller = &self.caller;
+        Identity {
+            netns: caller.netns.cookie,
+            tls: tls.map(|tls| {
+                let name = tls.sni.clone().unwrap_or_else(name);
+                (Arc::clone(&caller.client.namespace), name)
+            }),
+            version,
+            source: cluster.policy.proxy_protocol.map(|_| caller.peer),
+        }
     }
 
     /// The pool's host for a pick.
@@ -188,14 +230,14 @@ impl<S: Io> Client<S> {
 
 /// A request under way. When it is dropped, its record is written, whatever
 /// has become of it.
-pub(super) struct Open<S: Io> {
+pub(super) struct Open<S: ServiceStream> {
     pub(super) client: Rc<Client<S>>,
     pub(super) record: Record,
     /// It has had an answer, good or bad.
     pub(super) answered: bool,
 }
 
-impl<S: Io> Open<S> {
+impl<S: ServiceStream> Open<S> {
     pub(super) fn new(client: Rc<Client<S>>, record: Record) -> Box<Self> {
         client.state.active.set(client.state.active.get() + 1);
         Box::new(Self {
@@ -218,7 +260,7 @@ impl<S: Io> Open<S> {
     }
 }
 
-impl<S: Io> Drop for Open<S> {
+impl<S: ServiceStream> Drop for Open<S> {
     fn drop(&mut self) {
         let (client, record) = (&self.client, &mut self.record);
         if !self.answered {
@@ -230,6 +272,6 @@ impl<S: Io> Drop for Open<S> {
         client.state.last.set(now);
         let active = client.state.active.get();
         client.state.active.set(active.saturating_sub(1));
-        client.worker.log().request(&client.caller, record);
+        client.log.request(record);
     }
 }

@@ -18,9 +18,10 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::client::{Bound, Caller, Client};
 use super::guarded::{Guarded, State, Upgrade};
-use super::{Settings, Worker, exchange};
-use crate::connect::pool::{Io, LocalExec};
+use super::{Log, ServiceStream, Settings, Worker, exchange};
+use crate::connect::pool::LocalExec;
 use crate::policy::snapshot::Service;
+use crate::relay::{self, Transport, drained};
 
 /// Most bytes of responses that are buffered for a slow reader.
 const BUFFER_LIMIT: usize = 128 * 1024;
@@ -55,12 +56,13 @@ impl fmt::Display for End {
 }
 
 /// Serves HTTP/1 and HTTP/2 (with prior knowledge) on `stream`, which speaks to
-/// `caller` for `service`.
-pub async fn serve<D: Io, S: Io>(
+/// `caller` for `service`. `log` takes its requests as they end.
+pub async fn serve<D: Transport + 'static, S: ServiceStream>(
     worker: Rc<Worker<S>>,
     caller: Caller,
     service: Arc<Service>,
     mut stream: D,
+    log: impl Log + 'static,
 ) -> End {
     let live = worker.live();
     let host = Arc::clone(&caller.host);
@@ -68,7 +70,7 @@ pub async fn serve<D: Io, S: Io>(
         return End::NoPolicy;
     };
     let settings = worker.settings.clone();
-    let client = Client::new(worker, caller, bound);
+    let client = Client::new(worker, caller, Box::new(log), bound);
     let first = match first_bytes(&mut stream, &settings).await {
         Ok(Some(first)) => first,
         Ok(None) => return End::Closed,
@@ -83,7 +85,10 @@ pub async fn serve<D: Io, S: Io>(
 
 /// Reads enough to tell HTTP/2 from HTTP/1: no HTTP/1 method that anybody
 /// uses starts with `PRI`. `None`: the client closed, or kept silent too long.
-async fn first_bytes<D: Io>(stream: &mut D, settings: &Settings) -> io::Result<Option<Bytes>> {
+async fn first_bytes<D: Transport + 'static>(
+    stream: &mut D,
+    settings: &Settings,
+) -> io::Result<Option<Bytes>> {
     let mut first = Vec::with_capacity(512);
     let mut wait = settings.idle_timeout;
     loop {
@@ -102,7 +107,7 @@ async fn first_bytes<D: Io>(stream: &mut D, settings: &Settings) -> io::Result<O
     }
 }
 
-async fn serve_http1<D: Io, S: Io>(
+async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
     client: Rc<Client<S>>,
     settings: &Settings,
     stream: D,
@@ -161,7 +166,7 @@ async fn serve_http1<D: Io, S: Io>(
     {
         let mut read = Vec::from(parts.read_buf);
         read.extend_from_slice(&rest);
-        tunnel.run(stream, read.into()).await;
+        tunnel.run(&client, stream, read.into()).await;
         return End::Closed;
     }
     match end {
@@ -173,11 +178,17 @@ async fn serve_http1<D: Io, S: Io>(
             }
             End::Closed
         }
+        Err(_) if state.broken.get() => {
+            // A clean close could pass for the end of the response.
+            drained(&stream, relay::LINGER).await;
+            stream.abort();
+            End::Closed
+        }
         Err(error) => End::Client(error.into()),
     }
 }
 
-async fn serve_http2<D: Io, S: Io>(
+async fn serve_http2<D: Transport + 'static, S: ServiceStream>(
     client: Rc<Client<S>>,
     settings: &Settings,
     stream: Prefixed<D>,
@@ -220,7 +231,7 @@ async fn serve_http2<D: Io, S: Io>(
 
 /// Says that nothing more will be sent, and takes what still comes for a
 /// while.
-async fn linger<D: Io>(stream: &mut D) {
+async fn linger<D: Transport + 'static>(stream: &mut D) {
     let drain = async {
         stream.shutdown().await?;
         let mut scratch = vec![0; 8 * 1024];

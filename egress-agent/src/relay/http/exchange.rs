@@ -11,6 +11,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
+use super::ServiceStream;
 use super::client::{Client, Found, Open};
 use super::forward;
 use super::guard;
@@ -20,7 +21,6 @@ use super::outgoing::Call;
 use super::record::Record;
 use super::request::REQUEST_ID;
 use super::response::ResponseBody;
-use crate::connect::pool::Io;
 use crate::flag::Flag;
 use crate::route::http::{Forward, RequestFacts, Routed, decide};
 use crate::route::{RouteError, rewrite};
@@ -28,14 +28,14 @@ use crate::route::{RouteError, rewrite};
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// One request, until its response takes over.
-pub(super) struct Exchange<S: Io> {
+pub(super) struct Exchange<S: ServiceStream> {
     pub(super) open: Box<Open<S>>,
     /// It is a gRPC call: our own answers must be, too.
     pub(super) grpc: bool,
 }
 
 /// Answers one request. Never fails: what goes wrong is an answer.
-pub(super) async fn handle<S: Io>(
+pub(super) async fn handle<S: ServiceStream>(
     client: Rc<Client<S>>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody<S>>, Infallible> {
@@ -47,13 +47,13 @@ pub(super) async fn handle<S: Io>(
     Ok(response)
 }
 
-async fn answer<S: Io>(
+async fn answer<S: ServiceStream>(
     client: Rc<Client<S>>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody<S>> {
     let refusal = client.state.begin();
     let (head, body) = request.into_parts();
-    let record = record(&head, client.worker.log().wants_headers());
+    let record = record(&head, client.logs_headers());
     let mut exchange = Exchange {
         grpc: local::is_grpc(&head.headers),
         open: Open::new(client, record),
@@ -156,7 +156,7 @@ fn decision<'r>(
     })
 }
 
-impl<S: Io> Exchange<S> {
+impl<S: ServiceStream> Exchange<S> {
     /// An answer of our own, which ends the request.
     pub(super) fn local(mut self, local: Local) -> Response<ResponseBody<S>> {
         let record = &mut self.open.record;

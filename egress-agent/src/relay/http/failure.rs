@@ -104,7 +104,9 @@ impl Failure {
                     _ => "connection failure",
                 };
                 let text = format!("{RESET}{reason}");
-                Self::unavailable(Some(TryEnd::ConnectFailed), error.flag(), text, details)
+                // Missing TLS material or descriptors are missing elsewhere, too.
+                let end = dial.elsewhere.then_some(TryEnd::ConnectFailed);
+                Self::unavailable(end, error.flag(), text, details)
             }
         }
     }

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use http_body::Body as _;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
+use super::ServiceStream;
 use super::client::Bound;
 use super::deadline::Deadline;
 use super::exchange::{self, Exchange};
@@ -27,10 +28,10 @@ use super::retry;
 use super::tries::{Answer, Tries};
 use super::upgrade::Tunnel;
 use super::upload::Upload;
-use crate::connect::pool::Io;
 use crate::endpoint::Permit;
 use crate::endpoint::resolved::Destination;
 use crate::flag::Flag;
+use crate::relay::Limits;
 use crate::route::headers::{self as ops, Variables};
 use crate::route::http::{Forward, draw_fault};
 
@@ -38,7 +39,7 @@ const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-servi
 
 /// Sends a request on, as often as the plan allows, and answers with what
 /// comes of it.
-pub(super) async fn forward<S: Io>(
+pub(super) async fn forward<S: ServiceStream>(
     mut exchange: Exchange<S>,
     bound: &Rc<Bound>,
     plan: Forward<'_>,
@@ -134,7 +135,10 @@ struct Held {
     permit: Permit,
 }
 
-fn fail<S: Io>(mut exchange: Exchange<S>, failure: &Failure) -> Response<ResponseBody<S>> {
+fn fail<S: ServiceStream>(
+    mut exchange: Exchange<S>,
+    failure: &Failure,
+) -> Response<ResponseBody<S>> {
     if let Some(refusal) = exchange.open.client.state.body_refusal() {
         return exchange.refuse(refusal.status, refusal.reason);
     }
@@ -151,8 +155,19 @@ fn fail<S: Io>(mut exchange: Exchange<S>, failure: &Failure) -> Response<Respons
     exchange.local(local)
 }
 
+/// What holds for a connection that has changed its protocol.
+fn limits(plan: &Forward<'_>) -> Limits {
+    let pool = &plan.cluster.policy.connection_pool;
+    Limits {
+        idle: pool.idle_timeout,
+        deadline: pool
+            .max_connection_duration
+            .map(|longest| Instant::now() + longest),
+    }
+}
+
 /// Passes a response on.
-fn respond<S: Io>(
+fn respond<S: ServiceStream>(
     mut exchange: Exchange<S>,
     plan: &Forward<'_>,
     saved: &Saved<'_>,
@@ -212,6 +227,7 @@ fn respond<S: Io>(
         let tunnels = Rc::clone(client);
         tunnels.tunnel.replace(Some(Tunnel {
             upstream: lease,
+            limits: limits(plan),
             open,
             _picked: picked,
             _permit: held.permit,

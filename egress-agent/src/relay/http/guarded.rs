@@ -59,6 +59,8 @@ pub(super) struct State {
     /// The last thing read was inside a body.
     pub(super) in_body: Cell<bool>,
     pub(super) upgrade: Cell<Upgrade>,
+    /// A response broke off: the connection must not end as if all were well.
+    pub(super) broken: Cell<bool>,
 }
 
 impl State {
@@ -73,6 +75,7 @@ impl State {
             expired: Cell::new(false),
             in_body: Cell::new(false),
             upgrade: Cell::new(Upgrade::No),
+            broken: Cell::new(false),
         })
     }
 

@@ -12,12 +12,15 @@ use bytes::Bytes;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::ServiceStream;
 use super::client::Bound;
 use super::exchange::Exchange;
 use super::outgoing::Outgoing;
 use super::upload::{RequestBody, Upload};
-use crate::connect::pool::{Identity, Io, Version as Wire};
+use crate::connect::origination;
+use crate::connect::pool::Version as Wire;
 use crate::endpoint::{Outcome, PickContext};
+use crate::identify::Spoken;
 use crate::policy::routes::{Mirror, Target};
 use crate::policy::snapshot::Cluster;
 use crate::route::http::hit;
@@ -65,7 +68,7 @@ pub(super) fn drawn(mirrors: &[Mirror]) -> Vec<Arc<Cluster>> {
 /// Sends copies to `clusters`, each by a task of its own. A request with a
 /// body is copied once its body is here, and only if it was small enough to
 /// be kept.
-pub(super) fn send<S: Io>(
+pub(super) fn send<S: ServiceStream>(
     exchange: &Exchange<S>,
     bound: &Rc<Bound>,
     clusters: &[Arc<Cluster>],
@@ -100,7 +103,7 @@ pub(super) fn send<S: Io>(
     }
 }
 
-async fn copy<S: Io>(
+async fn copy<S: ServiceStream>(
     client: &Rc<super::client::Client<S>>,
     bound: &Bound,
     cluster: &Arc<Cluster>,
@@ -130,19 +133,10 @@ async fn copy<S: Io>(
         .cloned()
         .unwrap_or_else(|| Arc::clone(&bound.host));
     let policy = &cluster.policy;
-    let identity = Identity {
-        netns: client.caller.netns,
-        tls: (policy.tls.is_some() || cluster.target.https_port).then(|| {
-            let sni = policy.tls.as_ref().and_then(|tls| tls.sni.clone());
-            (
-                Arc::clone(&client.caller.client.namespace),
-                sni.unwrap_or(name),
-            )
-        }),
-        version: Wire::Http1,
-    };
+    let tls = origination(cluster, &Spoken::Http);
+    let identity = client.identity(cluster, tls, || name, Wire::Http1);
     let host = client.worker.pool.host(set, policy, &picked, &identity);
-    let Ok(mut lease) = host.acquire(&picked, false).await else {
+    let Ok(mut lease) = host.acquire(&picked, client.reach(tls), false).await else {
         return;
     };
     let head = shadow.head(identity.tls.is_some(), None);

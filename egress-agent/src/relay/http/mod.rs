@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
+use super::{Buffers, Transport};
 use crate::connect::pool::{Io, Pool};
 use crate::endpoint::Live;
 
@@ -92,13 +93,18 @@ impl Default for Settings {
 /// The newest policy, as one worker has seen it.
 pub(super) type Current = Rc<Arc<Live>>;
 
+/// A connection to a service.
+pub trait ServiceStream: Io + Transport {}
+impl<S: Io + Transport> ServiceStream for S {}
+
 /// What HTTP connections of one worker share.
 pub struct Worker<S> {
     /// Connections to services.
     pub pool: Rc<Pool<RequestBody, S>>,
     /// Settings.
     pub settings: Settings,
-    log: Box<dyn Log>,
+    /// Spare buffers for connections that change their protocol.
+    buffers: Buffers,
     live: RefCell<Cached>,
     /// Turns true when the agent drains.
     draining: watch::Receiver<bool>,
@@ -117,13 +123,13 @@ impl<S> std::fmt::Debug for Worker<S> {
     }
 }
 
-impl<S: Io> Worker<S> {
+impl<S: ServiceStream> Worker<S> {
     /// What one worker's connections share.
     pub fn new(
         pool: Rc<Pool<RequestBody, S>>,
         live: Arc<ArcSwap<Live>>,
         settings: Settings,
-        log: impl Log + 'static,
+        buffers: Buffers,
         draining: watch::Receiver<bool>,
     ) -> Rc<Self> {
         let mut cache = Cache::new(live);
@@ -131,7 +137,7 @@ impl<S: Io> Worker<S> {
         Rc::new(Self {
             pool,
             settings,
-            log: Box::new(log),
+            buffers,
             live: RefCell::new(Cached { cache, current }),
             draining,
         })
@@ -147,9 +153,5 @@ impl<S: Io> Worker<S> {
             *current = Rc::new(Arc::clone(newest));
         }
         Rc::clone(current)
-    }
-
-    fn log(&self) -> &dyn Log {
-        &*self.log
     }
 }

@@ -7,9 +7,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use hyper::body::Incoming;
 
+use super::ServiceStream;
 use super::exchange::Exchange;
 use super::request;
-use crate::connect::pool::{Io, RequestHead};
+use crate::connect::pool::RequestHead;
 use crate::route::headers::{self as ops, Variables};
 use crate::route::http::Forward;
 use crate::route::rewrite;
@@ -41,7 +42,7 @@ pub(super) type Saved<'r> = Vec<(&'r str, Option<HeaderValue>)>;
 
 /// Makes what leaves out of what came: rewrites, header operations, and
 /// without what concerned only the client's connection.
-pub(super) fn prepare<'r, S: Io>(
+pub(super) fn prepare<'r, S: ServiceStream>(
     exchange: &Exchange<S>,
     plan: &Forward<'r>,
     call: Call,
@@ -106,7 +107,10 @@ fn has_operations(plan: &Forward<'_>) -> bool {
 }
 
 /// What templates can speak of before there is a response.
-pub(super) fn variables<'a, S: Io>(exchange: &'a Exchange<S>, plan: &Forward<'a>) -> Variables<'a> {
+pub(super) fn variables<'a, S: ServiceStream>(
+    exchange: &'a Exchange<S>,
+    plan: &Forward<'a>,
+) -> Variables<'a> {
     let record = &exchange.open.record;
     Variables {
         remote: exchange.open.client.caller.peer,

@@ -8,6 +8,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Version};
 use tokio::time::Instant;
 
+use crate::connect::pool::Security;
 use crate::endpoint::resolved::Destination;
 use crate::flag::Flag;
 use crate::policy::snapshot::Cluster;
@@ -53,6 +54,8 @@ pub struct Record {
     pub service_time: Option<Duration>,
     /// The endpoint that answered, or was tried last.
     pub upstream: Option<Destination>,
+    /// What protects the connection to it.
+    pub security: Security,
     /// Our own address on the connection to it.
     pub upstream_local: Option<SocketAddr>,
     /// The cluster.
@@ -85,6 +88,7 @@ impl Default for Record {
             duration: Duration::ZERO,
             service_time: None,
             upstream: None,
+            security: Security::None,
             upstream_local: None,
             cluster: None,
             attempts: 0,
@@ -102,11 +106,11 @@ impl Record {
     }
 }
 
-/// Takes finished requests.
+/// Takes the finished requests of one connection.
 pub trait Log {
     /// Whether the request headers that a log shows are to be kept.
     fn wants_headers(&self) -> bool;
 
     /// A request has ended; called exactly once for each.
-    fn request(&self, client: &super::Caller, record: &Record);
+    fn request(&self, record: &mut Record);
 }

@@ -9,24 +9,25 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::ServiceStream;
 use super::client::Open;
 use super::deadline::Deadline;
 use super::tries::Judged;
 use super::upload::{RequestBody, Upload};
-use crate::connect::pool::{Io, Lease};
+use crate::connect::pool::Lease;
 use crate::endpoint::Permit;
 use crate::flag::Flag;
 
 /// The body of a response.
-pub struct ResponseBody<S: Io>(Kind<S>);
+pub struct ResponseBody<S: ServiceStream>(Kind<S>);
 
-enum Kind<S: Io> {
+enum Kind<S: ServiceStream> {
     Full(Bytes),
     Stream(Box<Stream<S>>),
 }
 
 /// A response that is passed on as it arrives. The request ends with it.
-pub(super) struct Stream<S: Io> {
+pub(super) struct Stream<S: ServiceStream> {
     pub(super) ending: Option<Ending<S>>,
     /// `timeout` of the route.
     pub(super) deadline: Option<Deadline>,
@@ -36,7 +37,7 @@ pub(super) struct Stream<S: Io> {
 }
 
 /// What is held until the response has ended.
-pub(super) struct Ending<S: Io> {
+pub(super) struct Ending<S: ServiceStream> {
     pub(super) open: Box<Open<S>>,
     pub(super) lease: Lease<RequestBody, S>,
     pub(super) upload: Option<Rc<Upload>>,
@@ -45,7 +46,7 @@ pub(super) struct Ending<S: Io> {
     pub(super) _permits: (Permit, Option<Permit>),
 }
 
-impl<S: Io> Ending<S> {
+impl<S: ServiceStream> Ending<S> {
     /// The response is complete.
     pub(super) fn complete(mut self) {
         self.count();
@@ -66,7 +67,7 @@ impl<S: Io> Ending<S> {
     }
 }
 
-impl<S: Io> ResponseBody<S> {
+impl<S: ServiceStream> ResponseBody<S> {
     pub(super) const fn full(bytes: Bytes) -> Self {
         Self(Kind::Full(bytes))
     }
@@ -76,7 +77,7 @@ impl<S: Io> ResponseBody<S> {
     }
 }
 
-impl<S: Io> std::fmt::Debug for ResponseBody<S> {
+impl<S: ServiceStream> std::fmt::Debug for ResponseBody<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self.0 {
             Kind::Full(_) => "ResponseBody(full)",
@@ -85,7 +86,7 @@ impl<S: Io> std::fmt::Debug for ResponseBody<S> {
     }
 }
 
-impl<S: Io> Body for ResponseBody<S> {
+impl<S: ServiceStream> Body for ResponseBody<S> {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -118,7 +119,7 @@ impl<S: Io> Body for ResponseBody<S> {
     }
 }
 
-impl<S: Io> Stream<S> {
+impl<S: ServiceStream> Stream<S> {
     fn break_off<T>(&mut self, error: io::Error, cx: &Context<'_>) -> Poll<T> {
         self.broken = Some(error);
         cx.waker().wake_by_ref();
@@ -141,6 +142,7 @@ impl<S: Io> Stream<S> {
             && deadline.poll(cx).is_ready()
         {
             if let Some(ending) = self.ending.take() {
+                ending.open.client.state.broken.set(true);
                 ending.broken(
                     Flag::UpstreamRequestTimeout,
                     "the route's timeout passed inside the response",
@@ -171,6 +173,7 @@ impl<S: Io> Stream<S> {
             }
             Some(Err(error)) => {
                 if let Some(ending) = self.ending.take() {
+                    ending.open.client.state.broken.set(true);
                     let text = format!("the service broke off inside the response: {error}");
                     ending.broken(Flag::UpstreamConnectionTermination, &text);
                 }
@@ -186,7 +189,7 @@ impl<S: Io> Stream<S> {
     }
 }
 
-impl<S: Io> Drop for Stream<S> {
+impl<S: ServiceStream> Drop for Stream<S> {
     fn drop(&mut self) {
         if let Some(ending) = self.ending.take() {
             if ending.lease.is_end_stream() {

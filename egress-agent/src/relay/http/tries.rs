@@ -12,6 +12,7 @@ use std::time::Duration;
 use http::response;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::ServiceStream;
 use super::client::Bound;
 use super::deadline::Deadline;
 use super::exchange::Exchange;
@@ -19,10 +20,12 @@ use super::failure::Failure;
 use super::outgoing::Outgoing;
 use super::retry::{self, TryEnd, retriable};
 use super::upload::{RequestBody, Upload};
-use crate::connect::pool::{AcquireError, Identity, Io, Lease, SendFailure, Version as Wire};
+use crate::connect::origination;
+use crate::connect::pool::{AcquireError, Lease, SendFailure, Version as Wire};
 use crate::endpoint::{EndpointId, EndpointSet, Outcome, Permit, PickContext, PickError, Picked};
 use crate::flag::Flag;
-use crate::policy::model::{Protocol, TrafficPolicy, UpstreamHttp};
+use crate::identify::Spoken;
+use crate::policy::model::{Protocol, UpstreamHttp};
 use crate::policy::snapshot::Cluster;
 use crate::route::http::{Forward, without_port};
 
@@ -30,7 +33,7 @@ use crate::route::http::{Forward, without_port};
 const RECONNECTS: u32 = 3;
 
 /// The tries of one request.
-pub(super) struct Tries<'a, S: Io> {
+pub(super) struct Tries<'a, S: ServiceStream> {
     pub(super) exchange: &'a mut Exchange<S>,
     pub(super) bound: &'a Rc<Bound>,
     pub(super) plan: &'a Forward<'a>,
@@ -44,7 +47,7 @@ pub(super) struct Tries<'a, S: Io> {
 }
 
 /// A response whose head is here; its body is the lease's.
-pub(super) struct Answer<S: Io> {
+pub(super) struct Answer<S: ServiceStream> {
     pub(super) head: response::Parts,
     pub(super) lease: Lease<RequestBody, S>,
     pub(super) picked: Judged,
@@ -72,7 +75,7 @@ impl Drop for Judged {
     }
 }
 
-impl<S: Io> Tries<'_, S> {
+impl<S: ServiceStream> Tries<'_, S> {
     /// Tries until there is an answer that nobody would rather not have.
     ///
     /// # Errors
@@ -170,13 +173,15 @@ impl<S: Io> Tries<'_, S> {
             timed_out: self.timed_out.clone(),
         };
         self.exchange.open.record.upstream = Some(picked.picked.destination.clone());
-        let identity = self.identity(policy);
         let client = Rc::clone(&self.exchange.open.client);
+        let tls = origination(self.plan.cluster, &Spoken::Http);
+        let wire = self.wire(self.plan.cluster);
+        let identity = client.identity(self.plan.cluster, tls, || self.server_name(), wire);
         let host = client.host(self.set, policy, &picked.picked, &identity);
         let mut reconnects = 0;
         let mut fresh = false;
         loop {
-            let mut lease = match host.acquire(&picked.picked, fresh).await {
+            let mut lease = match host.acquire(&picked.picked, client.reach(tls), fresh).await {
                 Ok(lease) => lease,
                 Err(error) => {
                     if let AcquireError::Dial(dial) = &error {
@@ -186,6 +191,7 @@ impl<S: Io> Tries<'_, S> {
                 }
             };
             self.exchange.open.record.upstream_local = lease.local();
+            self.exchange.open.record.security = lease.security();
             let body = match self.upload {
                 Some(upload) => RequestBody::upload(upload),
                 None => RequestBody::empty(),
@@ -259,24 +265,6 @@ impl<S: Io> Tries<'_, S> {
         }
     }
 
-    /// Whose connections may carry this request.
-    fn identity(&self, policy: &TrafficPolicy) -> Identity {
-        let caller = &self.exchange.open.client.caller;
-        let cluster = self.plan.cluster;
-        let tls = (policy.tls.is_some() || cluster.target.https_port).then(|| {
-            let name = match policy.tls.as_ref().and_then(|tls| tls.sni.as_ref()) {
-                Some(sni) => Arc::clone(sni),
-                None => self.server_name(),
-            };
-            (Arc::clone(&caller.client.namespace), name)
-        });
-        Identity {
-            netns: caller.netns,
-            tls,
-            version: self.wire(policy, cluster),
-        }
-    }
-
     /// The host of the request as it leaves.
     fn server_name(&self) -> Arc<str> {
         let authority = self.outgoing.authority.to_str().unwrap_or_default();
@@ -289,11 +277,11 @@ impl<S: Io> Tries<'_, S> {
         }
     }
 
-    fn wire(&self, policy: &TrafficPolicy, cluster: &Cluster) -> Wire {
+    fn wire(&self, cluster: &Cluster) -> Wire {
         if self.outgoing.upgrade.is_some() {
             return Wire::Http1;
         }
-        let http2 = match policy.connection_pool.http_version {
+        let http2 = match cluster.policy.connection_pool.http_version {
             UpstreamHttp::Upgrade => true,
             UpstreamHttp::SameAsClient => self.outgoing.version == http::Version::HTTP_2,
             UpstreamHttp::ByPort => {
@@ -304,7 +292,7 @@ impl<S: Io> Tries<'_, S> {
     }
 }
 
-impl<S: Io> Answer<S> {
+impl<S: ServiceStream> Answer<S> {
     fn end(&self) -> TryEnd {
         TryEnd::Response {
             status: self.head.status,
@@ -315,7 +303,7 @@ impl<S: Io> Answer<S> {
 
 /// An answer that nobody will see. Its connection is worth reading a short
 /// rest for.
-fn discard<S: Io>(answer: Answer<S>) {
+fn discard<S: ServiceStream>(answer: Answer<S>) {
     /// Most of an unwanted answer that is read.
     const MOST: u64 = 64 * 1024;
     const LONGEST: Duration = Duration::from_secs(1);

@@ -8,6 +8,7 @@
 mod guard;
 mod http2;
 mod limits;
+mod loopback;
 mod policies;
 mod retries;
 mod rig;

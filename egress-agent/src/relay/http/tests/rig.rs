@@ -19,7 +19,8 @@ use tokio::io::{
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
-use crate::connect::pool::{Dial, DialError, DialRequest, Dialled, Dialling, Pool};
+use crate::capture::sockets::NetNs;
+use crate::connect::pool::{Dial, DialError, DialRequest, Dialled, Dialling, Pool, Security};
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{Live, Options, Outcome, Registry};
 use crate::flag::Side;
@@ -27,6 +28,7 @@ use crate::policy::model::{Protocol, TrafficPolicy};
 use crate::policy::routes::HttpRoute;
 use crate::policy::snapshot::{Client, Cluster, Snapshot};
 use crate::relay::http::{Caller, End, Log, Record, RequestBody, Settings, Worker, serve};
+use crate::relay::{Buffers, Transport};
 use crate::route::testing;
 
 /// Runs a test on one thread, with time paused.
@@ -153,6 +155,7 @@ impl Dial<Wire> for Dialler {
                 return Err(DialError {
                     outcome: Outcome::ConnectRefused,
                     side: Side::Upstream,
+                    elsewhere: true,
                     message: format!("{address}: connection refused").into(),
                 });
             }
@@ -179,6 +182,7 @@ impl Dial<Wire> for Dialler {
                 },
                 http2: None,
                 local: None,
+                security: Security::None,
             })
         })
     }
@@ -283,12 +287,16 @@ pub(super) struct Brief {
     pub(super) grpc_status: Option<u8>,
 }
 
+impl Transport for Wire {
+    fn abort(&self) {}
+}
+
 impl Log for Kept {
     fn wants_headers(&self) -> bool {
         true
     }
 
-    fn request(&self, _: &Caller, record: &Record) {
+    fn request(&self, record: &mut Record) {
         self.0.borrow_mut().push(Brief {
             status: record.status.map(|status| status.as_u16()),
             flags: record.flags.iter().map(|flag| flag.code()).collect(),
@@ -310,7 +318,7 @@ pub(super) struct Rig {
     pub(super) worker: Rc<Worker<Wire>>,
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) drain: watch::Sender<bool>,
-    pub(super) real_address: Cell<bool>,
+    pub(super) name_decides: Cell<bool>,
 }
 
 /// Address number `n` of a service.
@@ -359,14 +367,20 @@ impl Rig {
         let log = Kept::default();
         let (drain, draining) = watch::channel(false);
         let pool: Rc<Pool<RequestBody, Wire>> = Pool::new(Dialler(Rc::clone(&world)));
-        let worker = Worker::new(pool, Arc::clone(&live), settings, log.clone(), draining);
+        let worker = Worker::new(
+            pool,
+            Arc::clone(&live),
+            settings,
+            Buffers::default(),
+            draining,
+        );
         Self {
             world,
             log,
             worker,
             live,
             drain,
-            real_address: Cell::new(false),
+            name_decides: Cell::new(false),
         }
     }
 
@@ -384,8 +398,8 @@ impl Rig {
         let caller = Caller {
             peer: "10.0.0.1:5000".parse().unwrap(),
             original: "240.240.0.1:80".parse().unwrap(),
-            real_address: self.real_address.get(),
-            netns: 0,
+            name_decides: self.name_decides.get(),
+            netns: NetNs::current().unwrap(),
             host: HOST.into(),
             client: Client {
                 namespace: "shop".into(),
@@ -394,7 +408,11 @@ impl Rig {
         };
         let service = Arc::clone(&self.live.load().snapshot.services[0]);
         let worker = Rc::clone(&self.worker);
-        (ours, spawn_local(serve(worker, caller, service, theirs)))
+        let log = self.log.clone();
+        (
+            ours,
+            spawn_local(serve(worker, caller, service, theirs, log)),
+        )
     }
 
     /// Sends bytes on a connection of their own and returns everything that

@@ -392,7 +392,7 @@ fn another_name_on_a_shared_address_is_sent_away() {
         // An address of this service alone: whatever the Host, it is meant.
         let answer = rig.raw(stranger.to_owned() + &request("/")).await;
         assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
-        rig.real_address.set(true);
+        rig.name_decides.set(true);
         let answer = rig.raw(stranger).await;
         assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
         assert_eq!(rig.seen().len(), 2);

@@ -1,0 +1,90 @@
+//! The seam between the flow and the HTTP relay: who calls, and where the
+//! records of requests go.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use http::uri::Authority;
+
+use super::context::Context;
+use crate::account::ConnectionRecord;
+use crate::identify::Identified;
+use crate::relay::http::{Caller, End, Log, Record, serve};
+
+/// Carries a connection on which the application speaks HTTP in the clear.
+pub(super) async fn carry(context: &Context, identified: Identified, mut record: ConnectionRecord) {
+    let Identified {
+        captured,
+        stream,
+        netns,
+        service,
+        host,
+        client,
+        admitted: _admitted,
+        ..
+    } = identified;
+    let caller = Caller {
+        peer: captured.peer,
+        original: captured.original,
+        name_decides: captured.name_decides,
+        netns,
+        host,
+        client,
+    };
+    record.carries_http();
+    let _ = stream.set_nodelay(true);
+    let worker = Rc::clone(&context.http);
+    let peer: SocketAddr = caller.peer;
+    let end = serve(worker, caller, service, stream, Requests(record)).await;
+    match end {
+        End::Closed => {}
+        End::Client(_) | End::NoPolicy => tracing::debug!(%peer, "HTTP connection: {end}"),
+    }
+}
+
+/// Writes the records of a connection's requests.
+struct Requests(ConnectionRecord);
+
+impl Log for Requests {
+    fn wants_headers(&self) -> bool {
+        self.0.is_logged()
+    }
+
+    fn request(&self, record: &mut Record) {
+        let Some(mut written) = self.0.request(record.started) else {
+            return;
+        };
+        let traffic = written.traffic();
+        traffic.received.set(record.received);
+        traffic.sent.set(record.sent);
+        for flag in &record.flags {
+            written.flag(*flag);
+        }
+        let logged = written.is_logged();
+        written.edit(|line| {
+            line.response_code = record.status.map_or(0, |status| status.as_u16());
+            line.grpc_status = record.grpc_status;
+            line.security = record.security.name();
+            line.attempts = record.attempts;
+            if !logged {
+                return;
+            }
+            line.method = std::mem::take(&mut record.method);
+            line.path = record.path.take();
+            line.protocol = record.version;
+            line.authority = record
+                .authority
+                .take()
+                .and_then(|authority| Authority::try_from(authority.as_bytes()).ok());
+            line.user_agent = record.user_agent.take();
+            line.request_id = record.request_id.take();
+            line.forwarded_for = record.forwarded_for.take();
+            line.cause = (!record.details.is_empty()).then(|| record.details.to_string());
+            line.route_name = record.route.take();
+            line.cluster = record.cluster.take();
+            line.endpoint = record.upstream.take();
+            line.upstream_local = record.upstream_local;
+            line.upstream_service_time = record.service_time;
+        });
+    }
+}
