@@ -19,10 +19,12 @@ use super::{Buffers, Transport};
 use crate::connect::pool::{Io, Pool};
 use crate::endpoint::Live;
 
+mod affinity;
 mod client;
 mod connection;
 mod deadline;
 mod exchange;
+mod extended;
 mod failure;
 mod forward;
 mod guard;
