@@ -79,8 +79,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             head_timeout: Duration::from_secs(30),
-            body_timeout: Duration::from_secs(300),
-            idle_timeout: Duration::from_secs(3600),
+            body_timeout: Duration::from_mins(5),
+            idle_timeout: Duration::from_hours(1),
             max_streams: 1024,
             request_id: true,
             forwarded_proto: true,

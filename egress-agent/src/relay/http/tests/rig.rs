@@ -193,7 +193,7 @@ async fn serve_script(
     address: SocketAddr,
     connection: u32,
     mut stream: DuplexStream,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         let Some((head, body)) = read_message(&mut stream, &mut buffer).await? else {
@@ -231,7 +231,7 @@ async fn serve_script(
 pub(super) async fn read_message(
     stream: &mut DuplexStream,
     buffer: &mut Vec<u8>,
-) -> std::io::Result<Option<(String, Vec<u8>)>> {
+) -> io::Result<Option<(String, Vec<u8>)>> {
     let end = loop {
         if let Some(at) = memchr::memmem::find(buffer, b"\r\n\r\n") {
             break at + 4;
@@ -490,7 +490,7 @@ pub(super) async fn ask(stream: &mut DuplexStream, request: &str) -> Reply {
 /// Reads until the end, or until nothing has come for a day.
 pub(super) async fn read_all(stream: &mut DuplexStream) -> String {
     let mut all = Vec::new();
-    let day = Duration::from_secs(24 * 3600);
+    let day = Duration::from_hours(24);
     while let Ok(Ok(read)) = tokio::time::timeout(day, stream.read_buf(&mut all)).await {
         if read == 0 {
             break;

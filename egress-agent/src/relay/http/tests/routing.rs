@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::rig::{Do, HOST, OK, Rig, ask, paused, plain, request};
@@ -359,7 +360,6 @@ fn the_clock_of_a_timeout_starts_when_the_request_is_complete() {
         rig.script(&[Do::SayAfter(Duration::from_secs(4), OK)]);
         let (mut stream, _) = rig.connect();
         let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\na");
-        use tokio::io::AsyncWriteExt;
         stream.write_all(head.as_bytes()).await.unwrap();
         tokio::time::sleep(Duration::from_secs(20)).await;
         assert_eq!(ask(&mut stream, "b").await.status(), 200);
@@ -428,7 +428,7 @@ fn a_key_of_the_request_keeps_its_endpoint() {
         let by_cookie = rig(HashKey::Cookie {
             name: "stick".into(),
             path: Some("/".into()),
-            ttl: Some(Duration::from_secs(60)),
+            ttl: Some(Duration::from_mins(1)),
             attributes: vec![("SameSite".into(), "Lax".into())],
         });
         let (mut stream, _) = by_cookie.connect();
