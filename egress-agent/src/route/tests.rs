@@ -243,8 +243,7 @@ fn string_match() -> impl Strategy<Value = StringMatch> {
         Just(StringMatch::Present),
         short().prop_map(|text| StringMatch::Exact(text.into())),
         short().prop_map(|text| StringMatch::Prefix(text.into())),
-        prop_oneof![Just("a*"), Just("[ab]+"), Just(".?b"), Just("a|b/")]
-            .prop_map(|pattern| regex(pattern)),
+        prop_oneof![Just("a*"), Just("[ab]+"), Just(".?b"), Just("a|b/")].prop_map(regex),
     ]
 }
 
@@ -457,7 +456,7 @@ fn redirects_keep_what_they_do_not_name() {
 
 // ---- header operations ----
 
-fn variables<'a>(method: &'a Method) -> Variables<'a> {
+fn variables(method: &Method) -> Variables<'_> {
     Variables {
         remote: "10.0.0.1:5000".parse().unwrap(),
         dialled: "240.240.0.9:80".parse().unwrap(),

@@ -202,6 +202,7 @@ async fn serve_http2<D: Transport + 'static, S: ServiceStream>(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(BUFFER_LIMIT)
+        .enable_connect_protocol()
         .max_header_list_size(u32::try_from(super::guard::HEAD_LIMIT).unwrap_or(u32::MAX))
         .serve_connection(TokioIo::new(stream), service);
     let mut watch = Watch::new(settings);

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 
 use super::ServiceStream;
 use super::client::{Client, Found, Open};
+use super::extended;
 use super::forward;
 use super::guard;
 use super::guarded::Upgrade;
@@ -49,9 +50,10 @@ pub(super) async fn handle<S: ServiceStream>(
 
 async fn answer<S: ServiceStream>(
     client: Rc<Client<S>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<ResponseBody<S>> {
     let refusal = client.state.begin();
+    let extended = extended::take(&mut request);
     let (head, body) = request.into_parts();
     let record = record(&head, client.logs_headers());
     let mut exchange = Exchange {
@@ -99,6 +101,7 @@ async fn answer<S: ServiceStream>(
                 body,
                 authority,
                 path,
+                extended,
             };
             forward::forward(exchange, &bound, plan, call).await
         }

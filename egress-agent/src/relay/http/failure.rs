@@ -137,7 +137,7 @@ impl Failure {
     pub(super) fn local(&self, host: &str) -> Local {
         let mut body = self.text.clone();
         if let Some(flag) = self.flag.filter(|_| !self.details.is_empty()) {
-            body.push_str("\n");
+            body.push('\n');
             body.push_str(flag.code());
             body.push_str(": ");
             body.push_str(host);

@@ -9,19 +9,23 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{CONNECTION, SET_COOKIE, UPGRADE};
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use http_body::Body as _;
+use hyper::upgrade::OnUpgrade;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 
 use super::ServiceStream;
+use super::affinity::affinity;
 use super::client::Bound;
 use super::deadline::Deadline;
 use super::exchange::{self, Exchange};
+use super::extended::Tunnelled;
 use super::failure::Failure;
 use super::guarded::Upgrade;
 use super::mirror;
-use super::outgoing::{Call, Saved, prepare, variables};
+use super::outgoing::{Call, Prepared, Saved, prepare, variables};
 use super::request;
 use super::response::{Ending, ResponseBody, Stream};
 use super::retry;
@@ -64,10 +68,22 @@ pub(super) async fn forward<S: ServiceStream>(
         Ok(permit) => permit,
         Err(overflow) => return fail(exchange, &Failure::overflow(overflow.to_string())),
     };
+    let affinity = affinity(
+        &plan.cluster.policy,
+        &call.head.headers,
+        call.head.uri.query(),
+        exchange.open.client.caller.peer.ip(),
+    );
     let asked = exchange.open.client.state.upgrade.get() == Upgrade::Asked;
-    let (outgoing, saved, body) = prepare(&exchange, &plan, call, asked);
+    let Prepared {
+        outgoing,
+        saved,
+        body,
+        extended,
+    } = prepare(&exchange, &plan, call, asked);
     let mirrors = mirror::drawn(plan.mirrors());
-    let upload = (!body.is_end_stream()).then(|| {
+    let body = body.filter(|body| !body.is_end_stream());
+    let upload = body.map(|body| {
         let keep = retry::may_replay(plan.retries)
             || retry::idempotent(&outgoing.method)
             || !mirrors.is_empty();
@@ -90,7 +106,7 @@ pub(super) async fn forward<S: ServiceStream>(
             outgoing: &outgoing,
             upload: upload.as_ref(),
             timed_out: timed_out.clone(),
-            hash: None,
+            hash: affinity.hash,
         };
         let mut run = pin!(tries.run());
         poll_fn(|cx| {
@@ -116,6 +132,8 @@ pub(super) async fn forward<S: ServiceStream>(
                 upload,
                 deadline,
                 permit,
+                cookie: affinity.cookie,
+                extended,
             };
             respond(exchange, &plan, &saved, answer, held)
         }
@@ -133,6 +151,9 @@ struct Held {
     upload: Option<Rc<Upload>>,
     deadline: Option<Deadline>,
     permit: Permit,
+    /// `set-cookie` of `consistentHash`.
+    cookie: Option<HeaderValue>,
+    extended: Option<OnUpgrade>,
 }
 
 fn fail<S: ServiceStream>(
@@ -191,6 +212,9 @@ fn respond<S: ServiceStream>(
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(SERVICE_TIME, HeaderValue::from(time));
     }
+    if let Some(cookie) = held.cookie {
+        head.headers.append(SET_COOKIE, cookie);
+    }
     if plan.header_ops().any(|list| !ops::is_empty(&list.response)) {
         let upstream = match &exchange.open.record.upstream {
             Some(Destination::Tcp(address)) => Some(*address),
@@ -217,21 +241,34 @@ fn respond<S: ServiceStream>(
     let open = exchange.open;
     let orphaned = open.client.orphaned.get();
     let client = &open.client;
-    if changes && client.state.upgrade.get() == Upgrade::Asked {
-        client.state.upgrade.set(Upgrade::Accepted);
-        head.headers
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(protocol) = protocol {
-            head.headers.insert(UPGRADE, protocol);
-        }
-        let tunnels = Rc::clone(client);
-        tunnels.tunnel.replace(Some(Tunnel {
+    let asked = client.state.upgrade.get() == Upgrade::Asked;
+    if changes && (asked || held.extended.is_some()) {
+        let client = Rc::clone(client);
+        let tunnel = Tunnel {
             upstream: lease,
             limits: limits(plan),
             open,
             _picked: picked,
             _permit: held.permit,
-        }));
+        };
+        if let Some(stream) = held.extended {
+            // RFC 8441: success, and the stream is open.
+            head.status = StatusCode::OK;
+            spawn_local(async move {
+                if let Ok(stream) = stream.await {
+                    let stream = Tunnelled::new(stream);
+                    tunnel.run(&client, stream, Bytes::new()).await;
+                }
+            });
+        } else {
+            client.state.upgrade.set(Upgrade::Accepted);
+            head.headers
+                .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            if let Some(protocol) = protocol {
+                head.headers.insert(UPGRADE, protocol);
+            }
+            client.tunnel.replace(Some(tunnel));
+        }
         return Response::from_parts(head, ResponseBody::full(Bytes::new()));
     }
     let ending = Ending {

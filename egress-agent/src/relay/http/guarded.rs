@@ -135,10 +135,6 @@ impl<S> Guarded<S> {
         (self.stream, rest.into())
     }
 
-    pub(super) const fn stream(&self) -> &S {
-        &self.stream
-    }
-
     /// Moves what may be passed on from `held` to `ready`.
     fn sift(&mut self) {
         let (pass, next) = self.guard.follow(&self.held);

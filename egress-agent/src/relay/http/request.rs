@@ -21,7 +21,9 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.get_all(CONNECTION).iter().nth(1).is_some() {
         let all: Vec<_> = headers.get_all(CONNECTION).iter().cloned().collect();
         headers.remove(CONNECTION);
-        all.iter().for_each(|one| strip_named(headers, one));
+        for one in &all {
+            strip_named(headers, one);
+        }
     } else if let Some(connection) = headers.remove(CONNECTION) {
         strip_named(headers, &connection);
     }

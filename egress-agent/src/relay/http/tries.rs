@@ -109,13 +109,11 @@ impl<S: ServiceStream> Tries<'_, S> {
             if !self.can_repeat() {
                 return result;
             }
-            match self.set.retry_permit() {
-                Ok(granted) => permit = Some(granted),
-                Err(_) => {
-                    self.exchange.open.record.flag(Flag::UpstreamOverflow);
-                    return result;
-                }
-            }
+            let Ok(granted) = self.set.retry_permit() else {
+                self.exchange.open.record.flag(Flag::UpstreamOverflow);
+                return result;
+            };
+            permit = Some(granted);
             if let Ok(answer) = result {
                 discard(answer);
             }

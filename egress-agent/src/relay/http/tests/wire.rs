@@ -362,7 +362,7 @@ fn a_slow_head_gets_408_and_an_idle_client_is_closed() {
         let started = tokio::time::Instant::now();
         assert_eq!(read_all(&mut stream).await, "");
         let waited = started.elapsed();
-        assert!(waited >= Duration::from_secs(3600), "{waited:?}");
+        assert!(waited >= Duration::from_hours(1), "{waited:?}");
         assert!(waited < Duration::from_secs(7300), "{waited:?}");
     });
 }
@@ -375,7 +375,7 @@ fn a_body_that_stands_still_ends_the_connection() {
         let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 9\r\n\r\nabc");
         rig.raw(head).await;
         let waited = started.elapsed();
-        assert!(waited >= Duration::from_secs(300), "{waited:?}");
+        assert!(waited >= Duration::from_mins(5), "{waited:?}");
         assert!(waited < Duration::from_secs(700), "{waited:?}");
     });
 }
