@@ -9,6 +9,7 @@ use std::time::Duration;
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
+use tokio::task::spawn_local;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
@@ -33,6 +34,8 @@ use crate::workload::hierarchy::Hierarchy;
 
 /// How long addresses may go on changing before the kernel is told.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Time for connections that the kernel handed over to reach `accept`.
+const HANDED_OVER: Duration = Duration::from_millis(100);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
 /// Age of a record of a connection that nobody accepted.
@@ -273,10 +276,15 @@ impl Agent {
         if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
             tracing::error!("{error}");
         }
-        for worker in &self.workers {
-            // A worker that is gone accepts nothing either.
-            let _ = worker.send(Command::StopAccepting);
-        }
+        // What the kernel has handed over by now still waits to be accepted.
+        let workers = self.workers.clone();
+        spawn_local(async move {
+            tokio::time::sleep(HANDED_OVER).await;
+            for worker in &workers {
+                // A worker that is gone accepts nothing either.
+                let _ = worker.send(Command::StopAccepting);
+            }
+        });
     }
 }
 
