@@ -28,6 +28,7 @@ pub use worker::{Command, run_worker};
 
 /// Carries one connection from its hand-over to its end.
 pub async fn serve(context: Rc<Context>, accepted: Accepted) {
+    let _open = context.open();
     let workload = context.workload_of(&accepted.captured.caller);
     let client = workload.client.clone();
     let mut record = context.account.begin(&accepted, workload);

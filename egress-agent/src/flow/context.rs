@@ -19,6 +19,7 @@ use crate::connect::Stream;
 use crate::connect::pool::{Dialler, Pool};
 use crate::endpoint::Live;
 use crate::identify::{Callers, HostNames, Identified, Workload};
+use crate::lifecycle::drain::{Drain, DrainGuard};
 use crate::policy::model::{ConnectionPool, LoadBalancer, TrafficPolicy};
 use crate::relay::{Buffers, Limits, http};
 use crate::secret::Secrets;
@@ -72,6 +73,8 @@ pub struct Shared {
     pub log: Option<AccessLog>,
     /// Counters of the accept loops.
     pub intake: Arc<IntakeStats>,
+    /// Counts open connections, for the drain of the process.
+    pub drain: Drain,
     /// Settings.
     pub settings: Settings,
 }
@@ -126,6 +129,11 @@ impl Context {
     /// response.
     pub fn drain_http(&self) {
         self.draining.send_replace(true);
+    }
+
+    /// Counts a connection as open until the guard is dropped.
+    pub fn open(&self) -> DrainGuard {
+        self.shared.drain.enter()
     }
 
     /// Settings.

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::admin::ListenError;
+use crate::capture::CaptureError;
 use crate::flag::Side;
 
 /// Why the agent cannot start.
@@ -33,6 +34,8 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The kernel programs cannot be loaded, attached or used.
+    Capture(CaptureError),
     /// A worker ended before it was ready.
     Worker(super::worker::WorkerEnd),
 }
@@ -43,6 +46,7 @@ impl StartError {
         match self {
             Self::StateDirectory { .. } | Self::StateInUse { .. } => Side::Policy,
             Self::Listen(error) => error.side(),
+            Self::Capture(error) => error.side(),
             Self::Process { .. } | Self::Worker(_) => Side::Internal,
         }
     }
@@ -68,6 +72,7 @@ impl fmt::Display for StartError {
                 )
             }
             Self::Listen(error) => error.fmt(f),
+            Self::Capture(error) => error.fmt(f),
             Self::Process { what, error } => write!(f, "cannot make {what}: {error}"),
             Self::Worker(end) => write!(f, "{end} before it was ready"),
         }

@@ -193,7 +193,7 @@ async fn serve_script(
     address: SocketAddr,
     connection: u32,
     mut stream: DuplexStream,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         let Some((head, body)) = read_message(&mut stream, &mut buffer).await? else {
@@ -231,7 +231,7 @@ async fn serve_script(
 pub(super) async fn read_message(
     stream: &mut DuplexStream,
     buffer: &mut Vec<u8>,
-) -> std::io::Result<Option<(String, Vec<u8>)>> {
+) -> io::Result<Option<(String, Vec<u8>)>> {
     let end = loop {
         if let Some(at) = memchr::memmem::find(buffer, b"\r\n\r\n") {
             break at + 4;
