@@ -16,7 +16,7 @@ use super::dial::DialContext;
 use super::error::{ConnectError, TlsFailure};
 use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
-use crate::policy::model::{ClientTls, Identity, TlsExtra, Trust};
+use crate::policy::model::ClientTls;
 use crate::policy::snapshot::Cluster;
 use crate::secret::{SecretError, TlsConfig, take_refused};
 
@@ -150,15 +150,7 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
 /// whatever the application speaks, so without settings of its own it gets
 /// `SIMPLE` with the system's roots.
 pub fn origination<'a>(cluster: &'a Cluster, spoken: &Spoken) -> Option<&'a ClientTls> {
-    static SYSTEM: LazyLock<ClientTls> = LazyLock::new(|| ClientTls {
-        identity: Identity::None,
-        trust: Trust::System { crl: None },
-        sni: None,
-        subject_alt_names: Vec::new(),
-        insecure_skip_verify: false,
-        secret_namespaces: Vec::new(),
-        extra: TlsExtra::default(),
-    });
+    static SYSTEM: LazyLock<ClientTls> = LazyLock::new(ClientTls::simple);
     if matches!(spoken, Spoken::Tls { .. }) {
         return None;
     }

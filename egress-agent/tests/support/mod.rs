@@ -19,6 +19,7 @@ use egress_agent::capture::{Caller, Captured, Comm};
 use egress_agent::endpoint::{Live, Options, Registry};
 use egress_agent::flow::{Command, Settings, Shared, run_worker};
 use egress_agent::identify::{Callers, HostNames, Workload};
+use egress_agent::lifecycle::drain::Drain;
 use egress_agent::policy::model::{
     ClientTls, ConnectionPool, DocumentRef, EndpointAddress, EndpointSpec, HostPattern, Identity,
     Labels, LoadBalancer, Locality, Protocol, Resolution, TlsExtra, TrafficPolicy, Trust,
@@ -357,6 +358,7 @@ impl Agent {
             metrics: metrics.clone(),
             log: Some(log.clone()),
             intake: Arc::default(),
+            drain: Drain::new(),
             settings: Settings::default(),
         });
         let (commands, receiver) = mpsc::unbounded_channel();
