@@ -16,6 +16,8 @@ pub mod render;
 pub mod routes;
 pub mod schema;
 pub mod snapshot;
+pub mod source;
+pub mod store;
 pub mod yaml;
 
 use std::sync::Arc;
