@@ -180,7 +180,7 @@ async fn a_static_cluster_has_its_endpoints_at_once() {
         .map(|_| pick(&set).unwrap().destination.to_string())
         .collect();
     seen.sort();
-    assert_eq!(seen, ["10.0.0.1:5432", "unix:@db"]);
+    assert_eq!(seen, ["10.0.0.1:5432", "unix://@db"]);
     let empty = super::cluster(Resolution::Static, Vec::new(), policy());
     let set = EndpointSet::new(empty, &Options::default());
     assert_eq!(pick(&set).unwrap_err(), PickError::Empty);
