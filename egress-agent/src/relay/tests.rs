@@ -271,3 +271,39 @@ async fn a_dropped_relay_gives_its_buffers_back() {
     assert_eq!(buffers.spare_count(), 2);
     assert_eq!(traffic.received.get(), 8);
 }
+
+/// A client that is reset while its service takes nothing from it.
+#[tokio::test(start_paused = true)]
+async fn a_reset_behind_full_buffers_is_found() {
+    let (end, ..) = relayed(Rig::new().await, async |client, server| {
+        // Until nothing moves any more.
+        let mut stuck = 0;
+        while stuck < 3 {
+            match client.try_write(&[0; 65_536]) {
+                Ok(_) => stuck = 0,
+                Err(_) => stuck += 1,
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        reset(client);
+        sleep(Duration::from_secs(6)).await;
+        drop(server);
+    })
+    .await;
+    assert!(matches!(end, End::Client(_)), "{end}");
+}
+
+/// A client that half-closed, then vanished, while its service says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_reset_after_a_half_close_is_found() {
+    let (end, ..) = relayed(Rig::new().await, async |mut client, server| {
+        client.shutdown().await.unwrap();
+        let mut server = server;
+        assert_eq!(server.read(&mut [0; 8]).await.unwrap(), 0);
+        reset(client);
+        sleep(Duration::from_secs(6)).await;
+        drop(server);
+    })
+    .await;
+    assert!(matches!(end, End::Client(_)), "{end}");
+}
