@@ -1,6 +1,5 @@
 //! The data path of the agent: made, begun, reloaded and stopped.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -16,7 +15,7 @@ use super::bridges::{Callers, Names, Resolvers};
 use super::drain::Drain;
 use super::heartbeat;
 use super::node::Node;
-use super::policies::{self, Policies};
+use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
 use super::worker::Vitals;
 use crate::accept::IntakeStats;
@@ -26,6 +25,7 @@ use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
 use crate::endpoint::TcpProber;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::policy::source::keeper::{Keeper, Published};
 use crate::secret::{SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
@@ -52,7 +52,8 @@ pub(super) struct Agent {
     metrics: Arc<Metrics>,
     log: Option<AccessLog>,
     intake: Arc<IntakeStats>,
-    policies: RefCell<Policies>,
+    /// Owner of the documents; unset until the policy was read.
+    pub(super) policy: Option<Keeper>,
     workers: Vec<mpsc::UnboundedSender<Command>>,
     listeners: Option<Listeners>,
     admitted: u32,
@@ -115,29 +116,24 @@ impl Agent {
             metrics,
             log,
             intake,
-            policies: RefCell::new(Policies::new()),
+            policy: None,
             workers: Vec::new(),
             listeners: None,
             admitted,
         })
     }
 
-    /// Reads the policy files and puts what is good in force.
+    /// Reads the policy and puts what is good in force.
     ///
     /// # Errors
-    /// When the kernel's maps cannot be written.
+    /// When applied documents cannot be kept, or the kernel's maps not be
+    /// written.
     pub(super) async fn read_policy(&mut self, loaded: &Loaded) -> Result<(), StartError> {
-        let settings = &loaded.settings;
-        let paths: Vec<PathBuf> = settings
-            .policy
-            .iter()
-            .filter(|path| !loaded.default_policy || path.exists())
-            .cloned()
-            .collect();
-        let snapshot = self
-            .policies
-            .borrow_mut()
-            .read(&paths, &policies::options(settings));
+        let keeper = Keeper::start(policies::places(loaded))
+            .await
+            .map_err(StartError::Policy)?;
+        let snapshot = Arc::clone(&keeper.published().borrow().snapshot);
+        self.policy = Some(keeper);
         self.node.lock().await.apply(snapshot).await
     }
 
@@ -235,6 +231,10 @@ impl Agent {
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        if let Some(policy) = &self.policy {
+            let published = policy.published();
+            vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+        }
 
         let kernel = Arc::clone(&self.kernel);
         tokio::task::spawn_blocking(move || kernel.prove())
@@ -260,8 +260,12 @@ impl Agent {
         if let Some(log) = &self.log {
             log.reopen();
         }
-        if let Err(error) = self.read_policy(loaded).await {
-            tracing::error!("policy is not wholly in force: {error}");
+        if let Some(policy) = &self.policy
+            && let Err(error) = policy
+                .reload(policies::paths(loaded), policies::options(settings))
+                .await
+        {
+            tracing::error!("{error}");
         }
     }
 
@@ -292,6 +296,27 @@ fn per_worker(admitted: u32, workers: usize) -> usize {
     usize::try_from(admitted)
         .unwrap_or(usize::MAX)
         .div_ceil(workers.max(1))
+}
+
+/// Puts each new version of the policy in force.
+async fn follow_policy(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    mut published: tokio::sync::watch::Receiver<Published>,
+) {
+    loop {
+        let snapshot = Arc::clone(&published.borrow_and_update().snapshot);
+        let mut node = node.lock().await;
+        if node.live.load().snapshot.generation != snapshot.generation
+            && let Err(error) = node.apply(snapshot).await
+        {
+            tracing::error!("policy is not wholly in force: {error}");
+        }
+        drop(node);
+        if published.changed().await.is_err() {
+            tracing::error!("the thread of the policy has ended; policy stays as it is");
+            return;
+        }
+    }
 }
 
 /// Tells the kernel when the addresses of hosts change.
