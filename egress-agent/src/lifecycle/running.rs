@@ -12,6 +12,7 @@ use tokio::task::spawn_local;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
+use super::direct::Direct;
 use super::drain::Drain;
 use super::heartbeat;
 use super::node::Node;
@@ -19,7 +20,7 @@ use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
 use super::worker::Vitals;
 use crate::accept::IntakeStats;
-use crate::account::{AccessLog, LogTarget, Metrics};
+use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
 use crate::endpoint::TcpProber;
@@ -228,6 +229,19 @@ impl Agent {
             match never {}
         });
         let changed = Arc::clone(&node.feed.changed);
+        if let Some(reports) = self.kernel.take_direct_reports() {
+            let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
+            let flushing = account.clone();
+            vitals.spawn("metrics", async move { flushing.keep_flushing().await });
+            let direct = Direct::new(
+                Arc::clone(&self.kernel),
+                Arc::clone(&node.live),
+                Callers(node.directory.clone()),
+                account,
+                &settings.namespace.0,
+            );
+            vitals.spawn("direct", direct.run(node.sets.subscribe(), reports));
+        }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
