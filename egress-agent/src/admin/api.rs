@@ -125,8 +125,9 @@ pub trait AdminApi {
         Err(ApiError::NotServed)
     }
 
-    /// The decision on a destination; `target` (URL or HOST:PORT), `from`
-    /// (process id, cgroup path or namespace).
+    /// The decision on a destination, as `policy::explain::Explanation`;
+    /// `target` (URL or HOST:PORT), `from` (process id, cgroup path or
+    /// namespace), `method` and `headers` (one a line) of a request.
     fn explain(&self, _query: &Query) -> Pending<serde_json::Value> {
         Box::pin(async { Err(ApiError::NotServed) })
     }

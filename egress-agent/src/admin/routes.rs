@@ -73,7 +73,11 @@ const ROUTES: &[(&str, &[Method], &[&str])] = &[
         &[Method::GET, Method::POST, Method::DELETE],
         &["kind", "name", "namespace", "dry-run"],
     ),
-    ("/v1/explain", &[Method::GET], &["target", "from"]),
+    (
+        "/v1/explain",
+        &[Method::GET],
+        &["target", "from", "method", "headers"],
+    ),
     ("/v1/stats", &[Method::GET], &[]),
     ("/v1/drain", &[Method::POST], &[]),
     ("/v1/log", &[Method::PUT], &[]),

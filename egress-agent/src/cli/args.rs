@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::explain::ExplainArgs;
+use super::validate::ValidateArgs;
 use crate::settings::value::{AdminSocket, Scalar};
 
 const STYLES: Styles = Styles::styled()
@@ -181,6 +183,20 @@ pub enum Program {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Check policy documents without an agent
+    #[command(
+        long_about = "Check policy documents without an agent: each for itself, and whether they fit each other.",
+        after_help = "Exit codes: 0 valid (there may be warnings), 1 not valid, 2 a path cannot be read or holds nothing.\n\nExamples:\n  egressctl validate /etc/egress/policy\n  egressctl validate api.yaml -o json\n  kubectl get se,dr,vs -A -o yaml | egressctl validate -"
+    )]
+    Validate(ValidateArgs),
+
+    /// Say what happens to connections or requests to a destination, and why
+    #[command(
+        long_about = "Say what happens to connections or requests to a destination, and why. Asks the agent; with --policy, reads documents instead and needs no agent.",
+        after_help = "A destination that nothing registers is a plain answer, too: exit code 0.\n\nExamples:\n  egressctl explain https://api.example.com/v1/charges\n  egressctl explain db.example.com:5432 --from $$\n  egressctl explain http://api.example.com --policy ./policy --from payments"
+    )]
+    Explain(ExplainArgs),
+
     /// Show how the agent, its policy and its kernel side are
     #[command(after_help = "Examples:\n  egressctl status\n  egressctl status -o json")]
     Status {

@@ -9,6 +9,7 @@ use clap::Parser;
 
 pub mod args;
 mod client;
+pub mod explain;
 mod generate;
 mod output;
 mod show;
@@ -31,7 +32,10 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             anstream::eprintln!("egressctl: {error}");
-            ExitCode::FAILURE
+            match error {
+                Failure::Usage(_) => ExitCode::from(validate::USAGE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -47,6 +51,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             generate::manual(directory.as_deref())?;
             return done;
         }
+        Command::Validate(args) => return validate::run(args),
+        Command::Explain(args) if args.offline() => return explain::offline(args),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -70,8 +76,9 @@ async fn online(command: &Command, client: &Client) -> Result<ExitCode, Failure>
         }
         Command::Log { filter } => status::log(client, filter.as_deref()).await?,
         Command::Drain { wait } => status::drain(client, *wait).await?,
+        Command::Explain(args) => return explain::online(args, client).await,
         // Answered before an agent is needed.
-        Command::Completion { .. } | Command::Man { .. } => {}
+        Command::Completion { .. } | Command::Man { .. } | Command::Validate(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -85,6 +92,8 @@ enum Failure {
     Output(std::io::Error),
     /// What was asked for does not exist, or a value is wrong.
     Said(String),
+    /// The command line is wrong.
+    Usage(String),
 }
 
 impl std::fmt::Display for Failure {
@@ -92,7 +101,7 @@ impl std::fmt::Display for Failure {
         match self {
             Self::Client(error) => error.fmt(f),
             Self::Output(error) => write!(f, "cannot write: {error}"),
-            Self::Said(text) => f.write_str(text),
+            Self::Said(text) | Self::Usage(text) => f.write_str(text),
         }
     }
 }

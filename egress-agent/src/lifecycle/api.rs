@@ -9,9 +9,10 @@ use tokio::sync::mpsc;
 use super::drain::Drain;
 use super::logging::LogControl;
 use super::signals::Order;
+use super::views::Views;
 use super::worker::Pulses;
 use super::{metrics, panics};
-use crate::admin::{AdminApi, ApiError, view};
+use crate::admin::{AdminApi, ApiError, Query, view};
 use crate::settings::value::{LogFilter, Scalar};
 use crate::settings::{Loaded, Reloaded, Settings};
 
@@ -34,6 +35,8 @@ pub struct Process {
     pub pulses: RefCell<Option<Pulses>>,
     /// Capture is proven and connections are taken.
     pub ready: Cell<bool>,
+    /// What the rooms look like; unset until they stand.
+    pub(super) views: RefCell<Option<Views>>,
     orders: mpsc::Sender<Order>,
     settings_file: Option<String>,
     started: Instant,
@@ -57,6 +60,7 @@ impl Process {
             need_restart: RefCell::default(),
             pulses: RefCell::default(),
             ready: Cell::new(false),
+            views: RefCell::default(),
             orders,
             settings_file: loaded.file.as_ref().map(|path| path.display().to_string()),
             started: Instant::now(),
@@ -92,6 +96,13 @@ impl Process {
         outcome
     }
 
+    fn look<T>(&self, tell: impl FnOnce(&Views) -> Result<T, ApiError>) -> Result<T, ApiError> {
+        match &*self.views.borrow() {
+            Some(views) => tell(views),
+            None => Err(ApiError::Unavailable("the agent is starting".to_owned())),
+        }
+    }
+
     fn stalled(&self) -> Vec<usize> {
         let pulses = self.pulses.borrow();
         pulses
@@ -125,6 +136,14 @@ impl Process {
                 need_restart.join(", ")
             ));
         }
+        let views = self.views.borrow();
+        let policy = views.as_ref().map(Views::policy);
+        let capture = views.as_ref().map(|views| views.capture(&mut warnings));
+        if let Some(refused) = policy.as_ref().map(|p| p.rejected).filter(|n| *n > 0) {
+            warnings.push(format!(
+                "{refused} policy documents were refused; `egressctl get -o wide` says why"
+            ));
+        }
         view::Status {
             agent: view::Agent {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -139,8 +158,8 @@ impl Process {
                 panics,
                 need_restart,
             },
-            policy: None,
-            capture: None,
+            policy,
+            capture,
             warnings,
         }
     }
@@ -192,6 +211,22 @@ impl AdminApi for Process {
         Ok(view::Log {
             filter: self.log.current(),
         })
+    }
+
+    fn services(&self, query: &Query) -> Result<Vec<view::Service>, ApiError> {
+        self.look(|views| Ok(views.services(query)))
+    }
+
+    fn endpoints(&self, query: &Query) -> Result<Vec<view::Endpoint>, ApiError> {
+        self.look(|views| Ok(views.endpoints(query)))
+    }
+
+    fn secrets(&self, query: &Query) -> Result<Vec<view::Secret>, ApiError> {
+        self.look(|views| Ok(views.secrets(query)))
+    }
+
+    fn dns(&self, query: &Query) -> Result<Vec<view::Name>, ApiError> {
+        self.look(|views| Ok(views.dns(query)))
     }
 }
 

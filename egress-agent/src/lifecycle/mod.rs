@@ -25,6 +25,7 @@ mod serving;
 pub mod signals;
 pub mod supervise;
 pub mod systemd;
+mod views;
 pub mod worker;
 
 pub use error::StartError;

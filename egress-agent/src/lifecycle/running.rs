@@ -18,6 +18,7 @@ use super::heartbeat;
 use super::node::Node;
 use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
+use super::views::Views;
 use super::worker::Vitals;
 use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
@@ -136,6 +137,19 @@ impl Agent {
         let snapshot = Arc::clone(&keeper.published().borrow().snapshot);
         self.policy = Some(keeper);
         self.node.lock().await.apply(snapshot).await
+    }
+
+    /// What the admin API tells about the rooms, once the policy was read.
+    pub(super) async fn views(&self) -> Option<Views> {
+        let node = self.node.lock().await;
+        Some(Views {
+            kernel: Arc::clone(&self.kernel),
+            live: Arc::clone(&node.live),
+            names: Arc::clone(&node.names),
+            resolver: node.resolver.clone(),
+            secrets: Arc::clone(&node.secrets),
+            policy: self.policy.clone()?,
+        })
     }
 
     /// Opens the listeners. What each worker needs is in the result.

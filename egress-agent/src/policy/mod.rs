@@ -10,6 +10,7 @@ pub mod check;
 pub mod compile;
 pub mod diagnostic;
 pub mod document;
+pub mod explain;
 pub mod load;
 pub mod model;
 pub mod render;
