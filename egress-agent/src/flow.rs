@@ -15,6 +15,7 @@ use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, ide
 
 mod context;
 mod error;
+mod eyeballs;
 mod first_bytes;
 mod http;
 mod upstream;

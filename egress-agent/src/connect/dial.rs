@@ -70,6 +70,18 @@ pub async fn dial(
     context: &DialContext<'_>,
     destination: &Destination,
 ) -> Result<Connected, ConnectError> {
+    dial_observed(context, destination, &Cell::new(Phase::Tcp)).await
+}
+
+/// As [`dial`], and tells how far it has come.
+///
+/// # Errors
+/// As [`dial`].
+pub async fn dial_observed(
+    context: &DialContext<'_>,
+    destination: &Destination,
+    phase: &Cell<Phase>,
+) -> Result<Connected, ConnectError> {
     // Before anything is dialled: without its material a connection must not
     // even show the server that somebody wanted to talk.
     let tls = context
@@ -77,8 +89,7 @@ pub async fn dial(
         .map(|tls| tls::prepare(context, tls))
         .transpose()?;
     let limit = context.policy.connection_pool.connect_timeout;
-    let phase = Cell::new(Phase::Tcp);
-    match timeout(limit, dial_in_time(context, destination, tls, &phase)).await {
+    match timeout(limit, dial_in_time(context, destination, tls, phase)).await {
         Ok(connected) => connected,
         Err(_) => Err(ConnectError::TimedOut {
             to: destination.clone(),

@@ -9,7 +9,7 @@ mod stream;
 mod tests;
 mod tls;
 
-pub use dial::{Connected, DialContext, dial};
+pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
