@@ -16,6 +16,7 @@ use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, ide
 mod complaints;
 mod context;
 mod error;
+mod eyeballs;
 mod first_bytes;
 mod http;
 mod upstream;
