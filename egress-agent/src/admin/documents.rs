@@ -1,5 +1,6 @@
 //! The documents of the policy's keeper, in the shapes of the admin API.
 
+use std::fmt::Write;
 use std::time::SystemTime;
 
 use super::api::{ApiError, Pending};
@@ -109,9 +110,9 @@ fn problem(problem: &Diagnostic) -> view::Problem {
         Some(field) => format!("{field}: "),
         None => String::new(),
     };
-    message += &format!("{} [{}]", problem.message, problem.rule);
+    let _ = write!(message, "{} [{}]", problem.message, problem.rule);
     if let Some(help) = &problem.help {
-        message += &format!("; {help}");
+        let _ = write!(message, "; {help}");
     }
     let place = problem.location.as_ref();
     view::Problem {
