@@ -13,6 +13,7 @@ use crate::account::ConnectionRecord;
 use crate::endpoint::Live;
 use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, identify};
 
+mod complaints;
 mod context;
 mod error;
 mod first_bytes;
