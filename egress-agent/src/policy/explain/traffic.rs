@@ -185,7 +185,10 @@ fn bytes(
         (_, _, Some(routes)) => ("tcp", routes),
         _ => {
             shown.goes_to(&view.cluster);
-            return ("no routes: to the service itself".to_owned(), Some(Vec::new()));
+            return (
+                "no routes: to the service itself".to_owned(),
+                Some(Vec::new()),
+            );
         }
     };
     let address = query
