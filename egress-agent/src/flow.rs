@@ -13,8 +13,10 @@ use crate::account::ConnectionRecord;
 use crate::endpoint::Live;
 use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, identify};
 
+mod complaints;
 mod context;
 mod error;
+mod eyeballs;
 mod first_bytes;
 mod http;
 mod upstream;

@@ -10,7 +10,6 @@
 mod support;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,7 @@ use egress_agent::policy::model::{ClientTls, Identity, Keepalive, ProxyProtocol,
 use egress_agent::secret::{SecretSettings, Secrets};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, SanType};
 use rustls::ServerConfig;
-use support::{Authority, Leaf, accept_tls, policy, run, server_config, simple};
+use support::{Authority, Leaf, accept_tls, black_hole, policy, run, server_config, simple};
 use tempfile::{TempDir, tempdir};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -521,31 +520,13 @@ fn keepalive_follows_the_policy() {
 fn a_black_hole_times_out_in_the_tcp_phase() {
     run(async {
         let rig = Rig::new();
-        // A full queue of connections: further ones get no answer at all.
-        let socket = socket2::Socket::new(
-            socket2::Domain::IPV4,
-            socket2::Type::STREAM.nonblocking(),
-            None,
-        )
-        .unwrap();
-        socket
-            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-            .unwrap();
-        socket.listen(0).unwrap();
-        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let (address, _held) = black_hole().await;
         let to = Destination::Tcp(address);
-        let quick = |policy: &mut egress_agent::policy::model::TrafficPolicy| {
+        let dialled = rig.dial_with(&to, |policy| {
             policy.tls = None;
             policy.connection_pool.connect_timeout = Duration::from_millis(100);
-        };
-        let mut held = Vec::new();
-        let error = loop {
-            match rig.dial_with(&to, quick).await {
-                Ok(connected) => held.push(connected),
-                Err(error) => break error,
-            }
-            assert!(held.len() < 10);
-        };
+        });
+        let error = dialled.await.unwrap_err();
         assert!(
             matches!(
                 error,

@@ -12,12 +12,15 @@ mod support;
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use egress_agent::policy::model::Protocol;
+use egress_agent::endpoint::resolved::{Destination, ResolvedEndpoint};
+use egress_agent::policy::model::{Labels, Locality, Protocol};
 use rustls::ProtocolVersion;
 use serde_json::Value;
-use support::{Agent, Authority, accept_tls, policy, run, server_config, simple, snapshot};
+use support::{
+    Agent, Authority, accept_tls, black_hole, policy, run, server_config, simple, snapshot,
+};
 use tempfile::tempdir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -480,5 +483,39 @@ fn a_shared_address_is_told_apart_by_name() {
         shared_address(b"GET / HTTP/1.0\r\n\r\n", true).await;
         shared_address(b"\x00\x01binary", true).await;
         shared_address(b"GET / HTTP/1.1\r\nHost: API.example.com:80\r\n\r\n", false).await;
+    });
+}
+
+#[test]
+fn a_dead_address_family_costs_a_moment() {
+    run(async {
+        let (dead, _held) = black_hole().await;
+        let listener = TcpListener::bind("[::1]:0").await.unwrap();
+        let alive = listener.local_addr().unwrap();
+        let agent = Agent::start(
+            tempdir().unwrap(),
+            snapshot(HOST, Protocol::Tcp, policy(None), &[]),
+        );
+        let resolved = [dead, alive].map(|address| ResolvedEndpoint {
+            destination: Destination::Tcp(address),
+            name: Some(HOST.into()),
+            weight: 1,
+            locality: Locality::default(),
+            labels: Labels::new(),
+        });
+        agent.live.load().sets[0].update(resolved.to_vec());
+        let started = Instant::now();
+        for _ in 0..6 {
+            let mut client = agent.dial().await;
+            let (mut server, _) = listener.accept().await.unwrap();
+            server.write_all(b"x").await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), b'x');
+        }
+        // The default connectTimeout is 10 s.
+        assert!(started.elapsed() < Duration::from_secs(5));
+        for record in agent.records(6).await {
+            assert_eq!(text(&record, "endpoint"), alive.to_string());
+            assert_eq!(text(&record, "response_flags"), "-");
+        }
     });
 }

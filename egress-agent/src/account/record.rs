@@ -181,6 +181,11 @@ impl ConnectionRecord {
         });
     }
 
+    /// Of two endpoints that were tried at a time, this one answered.
+    pub fn reached(&mut self, endpoint: &Destination) {
+        self.edit(|line| line.endpoint = Some(endpoint.clone()));
+    }
+
     /// Connected: from here on it counts as open.
     pub fn connected(&mut self, connected: &Connected) {
         self.edit(|line| {

@@ -118,11 +118,8 @@ pub trait AdminApi {
     }
 
     /// Policy documents and their problems; `kind`, `name`, `namespace`.
-    ///
-    /// # Errors
-    /// When there are none to tell.
-    fn documents(&self, _query: &Query) -> Result<Vec<view::Document>, ApiError> {
-        Err(ApiError::NotServed)
+    fn documents(&self, _query: &Query) -> Pending<Vec<view::Document>> {
+        Box::pin(async { Err(ApiError::NotServed) })
     }
 
     /// The decision on a destination, as `policy::explain::Explanation`;

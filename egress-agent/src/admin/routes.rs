@@ -48,7 +48,7 @@ pub(super) async fn answer(api: &dyn AdminApi, asked: Asked) -> Answer {
             Ok(filter) => reply(api.set_log(filter.trim())),
             Err(_) => failure(StatusCode::BAD_REQUEST, "the filter is not UTF-8"),
         },
-        (method, "/v1/documents") if *method == Method::GET => reply(api.documents(&query)),
+        (method, "/v1/documents") if *method == Method::GET => reply(api.documents(&query).await),
         (method, "/v1/documents") => match String::from_utf8(body.to_vec()) {
             Ok(text) if *method == Method::DELETE => reply(api.delete(text, &query).await),
             Ok(text) => reply(api.apply(text, &query).await),

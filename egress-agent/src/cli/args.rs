@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::apply::{ApplyArgs, DeleteArgs, FilesArgs};
 use super::explain::ExplainArgs;
 use super::validate::ValidateArgs;
 use crate::settings::value::{AdminSocket, Scalar};
@@ -143,6 +144,9 @@ pub enum Kind {
         alias = "VirtualService"
     )]
     VirtualService,
+    /// What a credentialName names
+    #[value(name = "secret", alias = "secrets", alias = "Secret")]
+    Secret,
 }
 
 impl Kind {
@@ -151,6 +155,7 @@ impl Kind {
             Self::ServiceEntry => "ServiceEntry",
             Self::DestinationRule => "DestinationRule",
             Self::VirtualService => "VirtualService",
+            Self::Secret => "Secret",
         }
     }
 }
@@ -266,6 +271,24 @@ pub enum Command {
         #[arg(short, long)]
         wait: bool,
     },
+
+    /// Put policy documents in force, and keep them across restarts
+    #[command(
+        after_help = "Exit codes: 0 all accepted, 1 some rejected.\n\nExamples:\n  egressctl apply -f api.yaml\n  egressctl apply -f policy/ --dry-run\n  kubectl get se,dr,vs -A -o yaml | egressctl apply -f -"
+    )]
+    Apply(ApplyArgs),
+
+    /// Show what `apply` would change
+    #[command(
+        after_help = "Exit codes: 0 all would be accepted, 1 some rejected.\n\nExamples:\n  egressctl diff -f api.yaml"
+    )]
+    Diff(FilesArgs),
+
+    /// Remove policy documents that were applied
+    #[command(
+        after_help = "A document that comes from a watched file is removed in that file.\n\nExamples:\n  egressctl delete se payments-api -n payments\n  egressctl delete -f api.yaml"
+    )]
+    Delete(DeleteArgs),
 
     /// Write a completion script for a shell to standard output
     #[command(

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+pub mod apply;
 pub mod args;
 mod client;
 pub mod explain;
@@ -77,6 +78,9 @@ async fn online(command: &Command, client: &Client) -> Result<ExitCode, Failure>
         Command::Log { filter } => status::log(client, filter.as_deref()).await?,
         Command::Drain { wait } => status::drain(client, *wait).await?,
         Command::Explain(args) => return explain::online(args, client).await,
+        Command::Apply(args) => return apply::apply(args, client).await,
+        Command::Diff(args) => return apply::diff(args, client).await,
+        Command::Delete(args) => return apply::delete(args, client).await,
         // Answered before an agent is needed.
         Command::Completion { .. } | Command::Man { .. } | Command::Validate(_) => {}
     }

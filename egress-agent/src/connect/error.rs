@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
 
+use super::tunnel::TunnelFailure;
 use crate::endpoint::Outcome;
 use crate::endpoint::resolved::Destination;
 use crate::flag::{Flag, Side};
@@ -60,6 +61,13 @@ pub enum ConnectError {
         to: Destination,
         /// What the kernel said.
         error: io::Error,
+    },
+    /// The proxy of a `tunnel` did not open it.
+    Tunnel {
+        /// Endpoint: the proxy.
+        to: Destination,
+        /// How.
+        failure: TunnelFailure,
     },
     /// TLS material cannot be used.
     Secret(SecretError),
@@ -118,7 +126,7 @@ impl ConnectError {
         match self {
             Self::Refused { .. } | Self::Unreachable { .. } => Outcome::ConnectRefused,
             Self::TimedOut { .. } => Outcome::ConnectTimeout,
-            Self::Failed { .. } => Outcome::ConnectFailed,
+            Self::Failed { .. } | Self::Tunnel { .. } => Outcome::ConnectFailed,
             Self::Tls { .. } => Outcome::TlsFailed,
             Self::Local { .. } | Self::Secret(_) => Outcome::Cancelled,
         }
@@ -165,6 +173,7 @@ impl fmt::Display for ConnectError {
             }
             Self::Failed { to, error } => write!(f, "{to}: connecting failed: {error}"),
             Self::Secret(error) => error.fmt(f),
+            Self::Tunnel { to, failure } => write!(f, "{to}: {failure}"),
             Self::Tls { to, failure } => write!(f, "{to}: TLS: {failure}"),
         }
     }

@@ -146,12 +146,13 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The TLS that a connection to a cluster starts, given what the application
-/// speaks: never around TLS of its own. An `HTTPS` port is HTTPS on the wire
+/// speaks: never around TLS of its own, unless the TLS is that of a `tunnel`
+/// to a proxy, inside of which the application's bytes pass untouched. An `HTTPS` port is HTTPS on the wire
 /// whatever the application speaks, so without settings of its own it gets
 /// `SIMPLE` with the system's roots.
 pub fn origination<'a>(cluster: &'a Cluster, spoken: &Spoken) -> Option<&'a ClientTls> {
     static SYSTEM: LazyLock<ClientTls> = LazyLock::new(ClientTls::simple);
-    if matches!(spoken, Spoken::Tls { .. }) {
+    if matches!(spoken, Spoken::Tls { .. }) && cluster.policy.tunnel.is_none() {
         return None;
     }
     match &cluster.policy.tls {

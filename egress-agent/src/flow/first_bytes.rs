@@ -48,6 +48,9 @@ pub(super) async fn hear(
         // Whatever the client says, it goes on as it is.
         return connecting.await.map(Heard::connected);
     }
+    // Lets the runtime learn of bytes that came with the connection, so that
+    // nothing is dialled that they make needless.
+    tokio::task::yield_now().await;
     let mut connecting = pin!(connecting);
     let mut sniffing = pin!(sniff(
         &identified.stream,

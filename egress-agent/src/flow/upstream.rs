@@ -1,19 +1,22 @@
 //! From a route to an open connection, and the relay over it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::context::Context;
 use super::error::FlowError;
+use super::eyeballs;
 use crate::account::ConnectionRecord;
 use crate::capture::Captured;
 use crate::capture::sockets::NetNs;
 use crate::connect::{self, Alpn, Connected, DialContext, dial};
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{
-    ConnectionGuard, EndpointSet, Live, Outcome, Permit, PickContext, PickError, Picked,
+    ConnectionGuard, Endpoint, EndpointId, EndpointSet, Live, Outcome, Permit, PickContext,
+    PickError, Picked,
 };
 use crate::identify::{Identified, Spoken};
 use crate::policy::model::Resolution;
@@ -93,24 +96,28 @@ pub(super) async fn connect(
     let started = Instant::now();
     let mut tried = Vec::new();
     loop {
-        let picked = pick(set, identified, &tried, limit).await?;
+        let picked = pick(set, identified, &tried, limit)
+            .await
+            .map_err(|error| FlowError::Pick(error, set.explain(error)))?;
         record.trying(&picked.destination);
-        let open = picked.endpoint.open_connection();
-        let error = match dial(&dial_context, &picked.destination).await {
-            Ok(connected) => {
-                picked.report(Outcome::Connected);
+        tried.push(picked.endpoint.id);
+        let company = |endpoint: &Endpoint, tried: &[EndpointId]| {
+            let other = set.pick(&pick_context(identified, tried)).ok()?;
+            eyeballs::are_siblings(endpoint, &other.endpoint).then_some(other)
+        };
+        let dialled = eyeballs::dial(&dial_context, picked, company, &mut tried, record);
+        let error = match dialled.await {
+            Ok((connected, picked)) => {
                 return Ok(Upstream {
                     connected,
                     cluster: cluster.clone(),
-                    picked,
                     _permit: permit,
-                    _open: open,
+                    _open: picked.endpoint.open_connection(),
+                    picked,
                 });
             }
             Err(error) => error,
         };
-        picked.report(error.outcome());
-        tried.push(picked.endpoint.id);
         let attempts = u32::try_from(tried.len()).unwrap_or(u32::MAX);
         let more = attempts < context.settings().connect_attempts
             && error.is_of_endpoint()
@@ -122,11 +129,7 @@ pub(super) async fn connect(
 }
 
 /// Whether a pick would give an endpoint that was not tried.
-fn others_left(
-    set: &Arc<EndpointSet>,
-    identified: &Identified,
-    tried: &[crate::endpoint::EndpointId],
-) -> bool {
+fn others_left(set: &Arc<EndpointSet>, identified: &Identified, tried: &[EndpointId]) -> bool {
     set.pick(&pick_context(identified, tried))
         .is_ok_and(|picked| {
             picked.report(Outcome::Cancelled);
@@ -134,10 +137,7 @@ fn others_left(
         })
 }
 
-fn pick_context<'a>(
-    identified: &'a Identified,
-    tried: &'a [crate::endpoint::EndpointId],
-) -> PickContext<'a> {
+fn pick_context<'a>(identified: &'a Identified, tried: &'a [EndpointId]) -> PickContext<'a> {
     PickContext {
         client: &identified.client,
         original: identified.captured.original,
@@ -152,8 +152,8 @@ fn pick_context<'a>(
 async fn pick(
     set: &Arc<EndpointSet>,
     identified: &Identified,
-    tried: &[crate::endpoint::EndpointId],
-    limit: std::time::Duration,
+    tried: &[EndpointId],
+    limit: Duration,
 ) -> Result<Picked, PickError> {
     let context = pick_context(identified, tried);
     match set.pick(&context) {

@@ -84,19 +84,15 @@ impl Document {
 
     /// The first line of the document in its source.
     pub fn first_line(&self) -> Span {
-        let line = self.reference.line.saturating_sub(self.source.lines_before);
-        Span {
-            line,
-            column: 1,
-            end_line: line,
-            end_column: 2,
-        }
+        Span::line(self.reference.line.saturating_sub(self.source.lines_before))
     }
 
     /// Older first: by creation, then name, then namespace.
     pub fn by_age(&self, other: &Self) -> Ordering {
-        let key = |d: &Self| (d.created, d.id.name.clone(), d.id.namespace.clone());
-        key(self).cmp(&key(other))
+        self.created
+            .cmp(&other.created)
+            .then_with(|| self.id.name.cmp(&other.id.name))
+            .then_with(|| self.id.namespace.cmp(&other.id.namespace))
     }
 
     /// The document as it would be written in JSON. A Secret's data is left
@@ -218,7 +214,7 @@ fn kind_of(
         let value = node.get(name);
         let text = value.and_then(Node::as_str);
         if text.is_none_or(str::is_empty) {
-            let span = value.map_or(start(node.span), |value| value.span);
+            let span = value.map_or(node.span.start(), |value| value.span);
             let message = format!("`{name}` is missing or not a string");
             let example = if name == "kind" {
                 "ServiceEntry"
@@ -292,15 +288,6 @@ fn kind_of(
     Some((known, version.into()))
 }
 
-/// The first character of a place.
-fn start(span: Span) -> Span {
-    Span {
-        end_line: span.line,
-        end_column: span.column + 1,
-        ..span
-    }
-}
-
 fn document(
     options: &Options,
     source: &Arc<Source>,
@@ -328,7 +315,7 @@ fn document(
         f.take("status");
         let at = f
             .peek("metadata")
-            .map_or(start(f.span), |node| start(node.span));
+            .map_or(f.span.start(), |node| node.span.start());
         let meta = r.field(f, "metadata", meta::read).unwrap_or_default();
         r.within("metadata", |r| {
             meta::check_name(r, &meta, at);
@@ -339,7 +326,7 @@ fn document(
             .is_none_or(|(_, value)| !value.eq_ignore_ascii_case("false"));
         r.waypoint = label("istio.io/use-waypoint").is_some_and(|(_, name)| &***name != "none");
         if kind != Kind::Secret && f.peek("spec").is_none() {
-            r.required(start(f.span), "spec");
+            r.required(f.span.start(), "spec");
         }
         let spec = match kind {
             Kind::ServiceEntry => r

@@ -78,9 +78,9 @@ impl Excerpt {
             .unwrap_or_default();
         let whole = whole.strip_suffix('\r').unwrap_or(whole);
         let count = whole.chars().count();
-        let start = (span.column as usize).saturating_sub(1).min(count);
-        let end = if span.end_line == span.line {
-            (span.end_column as usize).saturating_sub(1)
+        let start = usize::from(span.column).saturating_sub(1).min(count);
+        let end = if span.end > 0 {
+            usize::from(span.end) - 1
         } else {
             whole.trim_end().chars().count()
         };

@@ -21,6 +21,7 @@ mod describe;
 mod entry;
 mod error;
 mod material;
+mod metrics;
 mod source;
 mod status;
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub struct SecretStatus {
     pub authorities: Vec<CertificateSummary>,
     /// Where the trusted authorities come from.
     pub trust: String,
+    /// `insecureSkipVerify`.
+    pub insecure: bool,
     /// Counts the versions that were in force; 0 when none was.
     pub version: u64,
     /// When the version in force was loaded.
@@ -100,6 +102,7 @@ impl SecretStatus {
             certificate,
             authorities: config.map_or_else(Vec::new, |config| config.authorities.clone()),
             trust,
+            insecure: tls.insecure_skip_verify,
             version,
             loaded,
         }

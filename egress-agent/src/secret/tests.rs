@@ -609,3 +609,29 @@ fn forgotten_blocks_are_no_longer_shown() {
     secrets.retain(|used| *used != tls);
     assert!(secrets.status().is_empty());
 }
+
+#[test]
+fn metrics_tell_expiry_and_state() {
+    let place = Place::new();
+    let secrets = place.secrets();
+    let mut tls = place.mutual(&make("client"));
+    ask(&secrets, &tls).unwrap();
+    assert!(ask(&secrets, &credential("gone")).is_err());
+    tls.insecure_skip_verify = true;
+    ask(&secrets, &tls).unwrap();
+    let mut registry = prometheus_client::registry::Registry::default();
+    secrets.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let lines = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+    assert_eq!(
+        lines("egress_tls_certificate_not_after_timestamp_seconds{"),
+        1,
+        "{text}"
+    );
+    assert_eq!(lines("egress_tls_verification_skipped{"), 1, "{text}");
+    assert!(
+        text.contains(r#"egress_tls_material_state{name="gone",namespace="shop",state="error"} 1"#),
+        "{text}"
+    );
+}

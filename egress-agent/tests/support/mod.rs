@@ -451,3 +451,26 @@ pub fn run(test: impl Future<Output = ()>) {
     };
     tokio::task::LocalSet::new().block_on(&runtime, limited);
 }
+
+/// An address where TCP connects are never answered: the queue of a listener
+/// that accepts nothing is full.
+pub async fn black_hole() -> (SocketAddr, impl Sized) {
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::STREAM.nonblocking(),
+        None,
+    )
+    .unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut held = Vec::new();
+    while let Ok(stream) =
+        tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await
+    {
+        held.push(stream.unwrap());
+        assert!(held.len() < 10);
+    }
+    (address, (socket, held))
+}

@@ -113,7 +113,7 @@ fn check_action(reader: &mut Reader<'_>, route: &HttpRoute, place: Place) {
     let action = if route.redirect.is_some() {
         Some("redirect")
     } else {
-        route.direct_response.as_ref().map(|_| "directResponse")
+        route.direct_response.as_deref().map(|_| "directResponse")
     };
     if let Some(action) = action {
         if let Some(fault) = &route.fault {
@@ -443,12 +443,12 @@ fn check_rewrite(reader: &mut Reader<'_>, rewrite: &Rewrite) {
 fn check_authority_once(reader: &mut Reader<'_>, route: &HttpRoute) {
     let rewrite = route
         .rewrite
-        .as_ref()
+        .as_deref()
         .and_then(|rewrite| rewrite.authority.as_ref());
     let request = route
         .headers
-        .as_ref()
-        .and_then(|headers| headers.request.as_ref());
+        .as_deref()
+        .and_then(|headers| headers.request.as_deref());
     let operations = request.into_iter().flat_map(|r| r.set.iter().chain(&r.add));
     let values = operations
         .filter(|(name, _)| is_authority(name))

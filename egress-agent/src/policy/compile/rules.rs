@@ -84,7 +84,11 @@ impl<'d> Rules<'d> {
                     .map(|(k, v)| (k.value.clone(), v.value.clone()))
                     .collect::<Labels>()
             });
-            let rest = format!("{visibility:?} {selector:?}");
+            let rest = if visibility == Visibility::All && selector.is_none() {
+                String::new()
+            } else {
+                format!("{visibility:?} {selector:?}")
+            };
             let key = (Arc::clone(&document.id.namespace), pattern.clone(), rest);
             if let Some(&place) = places.get(&key) {
                 if let Some(rule) = rules.list.get_mut(place) {
@@ -104,7 +108,7 @@ impl<'d> Rules<'d> {
                 document,
                 policy: spec
                     .traffic_policy
-                    .as_ref()
+                    .as_deref()
                     .map(|policy| (document, policy)),
                 subsets: spec
                     .subsets

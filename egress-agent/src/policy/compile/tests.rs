@@ -143,7 +143,7 @@ fn port_settings_replace_all_four_blocks() {
     assert_eq!(http.connection_pool.max_connections, u32::MAX);
     assert!(http.outlier_detection.is_none());
     assert_eq!(
-        http.tls.as_ref().unwrap().sni.as_deref(),
+        http.tls.as_deref().unwrap().sni.as_deref(),
         Some("a.example.com")
     );
     // Read from the top level, whatever the port says.
@@ -299,7 +299,7 @@ fn a_selector_fits_only_workloads_with_its_labels() {
 }
 
 fn routes(view: &View) -> Vec<String> {
-    let list = view.http.as_ref().unwrap();
+    let list = view.http.as_deref().unwrap();
     let name = |route: &crate::policy::routes::HttpRoute| match &route.action {
         HttpAction::Forward { destinations, .. } => destinations
             .iter()
@@ -348,7 +348,7 @@ fn destinations_are_bound_to_clusters() {
             "b.example.com:80/ missing: no DestinationRule gives b.example.com the subset none missing: no ServiceEntry registers c.example.com missing: b.example.com has no port 9"
         ]
     );
-    let first = &view.http.as_ref().unwrap()[0];
+    let first = &view.http.as_deref().unwrap()[0];
     assert_eq!(first.matches.len(), 1);
     let Some(StringMatch::Regex(regex)) = &first.matches[0].uri else {
         panic!()
@@ -558,7 +558,7 @@ fn tls_settings() {
         )
     };
     let (cluster, problems) = tls("{mode: MUTUAL, credentialName: c, sni: S.example.com}");
-    let policy = cluster.policy.tls.as_ref().unwrap();
+    let policy = cluster.policy.tls.as_deref().unwrap();
     assert_eq!(policy.identity, Identity::Secret("c".into()));
     assert_eq!(policy.trust, Trust::Secret("c".into()));
     assert_eq!(policy.sni.as_deref(), Some("s.example.com"));
@@ -568,7 +568,7 @@ fn tls_settings() {
     assert_eq!(problems, ["tls-in-tls"]);
 
     let (cluster, problems) = tls("{mode: SIMPLE, caCertificates: /ca, subjectAltNames: [x.y]}");
-    let policy = cluster.policy.tls.as_ref().unwrap();
+    let policy = cluster.policy.tls.as_deref().unwrap();
     assert!(matches!(&policy.trust, Trust::File { ca, .. } if ca.as_os_str() == "/ca"));
     assert_eq!(&*policy.subject_alt_names[0], "x.y");
     assert_eq!(problems, ["tls-in-tls"]);
@@ -580,7 +580,7 @@ fn tls_settings() {
 
     let (cluster, problems) = tls("{mode: ISTIO_MUTUAL}");
     assert_eq!(
-        cluster.policy.tls.as_ref().unwrap().identity,
+        cluster.policy.tls.as_deref().unwrap().identity,
         Identity::Mesh
     );
     assert_eq!(problems, ["tls-in-tls", "mesh-identity"]);
@@ -605,7 +605,7 @@ fn starttls_is_guessed_from_plain_names_and_can_be_said() {
             .cluster
             .policy
             .tls
-            .as_ref()
+            .as_deref()
             .unwrap()
             .extra
             .starttls

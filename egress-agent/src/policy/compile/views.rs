@@ -133,11 +133,11 @@ impl<'c, 'd> Compiler<'c, 'd> {
             target_port: shell.target.target_port,
             addresses: shell.addresses.clone(),
             virtual_address: shell.virtual_address,
-            endpoints: shell.endpoints.clone(),
+            endpoints: shell.endpoints(),
             visibility: shell.visibility.clone(),
             path: path::decide(shell, &views),
             on_agent_failure,
-            views: views.into_iter().map(|(view, _)| view).collect(),
+            views: exact(views.into_iter().map(|(view, _)| view)),
         };
         Some((service, lost))
     }
@@ -455,6 +455,13 @@ impl<'c, 'd> Compiler<'c, 'd> {
             });
         }
     }
+}
+
+/// A list with no room to spare: there are as many as services.
+fn exact<T>(items: impl ExactSizeIterator<Item = T>) -> Vec<T> {
+    let mut list = Vec::with_capacity(items.len());
+    list.extend(items);
+    list
 }
 
 /// What a kind of client gets.

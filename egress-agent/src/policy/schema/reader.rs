@@ -244,6 +244,16 @@ impl<'a> Reader<'a> {
         self.within(name, |reader| read(reader, node))
     }
 
+    /// Reads a field that must not be null, and is seldom there or large.
+    pub fn boxed<'n, T>(
+        &mut self,
+        fields: &mut Fields<'n>,
+        name: &'static str,
+        read: impl FnOnce(&mut Self, &'n Node) -> Option<T>,
+    ) -> Option<Box<T>> {
+        self.field(fields, name, read).map(Box::new)
+    }
+
     /// Reads a field of a wrapper type, whose null means that it is unset.
     pub fn nullable<'n, T>(
         &mut self,

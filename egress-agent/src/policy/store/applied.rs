@@ -149,7 +149,7 @@ impl Applied {
         if self.directory.join(file_name(&id)) != path {
             return Err(format!("it should be called {}", file_name(&id)));
         }
-        Ok(read_kept(id, at, path, bytes, options))
+        Ok(read_kept(&id, at, path, bytes, options))
     }
 
     /// Makes a document ready to be written: it is read back from what will
@@ -175,7 +175,7 @@ impl Applied {
         let content = format!("{MARK}{head}\n{body}");
         let path = self.directory.join(file_name(&document.id));
         let bytes = content.clone().into_bytes();
-        let kept = read_kept(document.id.clone(), at, &path, bytes, options);
+        let kept = read_kept(&document.id, at, &path, bytes, options);
         Ok(Prepared {
             kept,
             path,
@@ -217,7 +217,7 @@ impl Applied {
 /// Reads the text of one document; others in it (items of a `List`) are kept
 /// in files of their own.
 fn read_kept(
-    id: DocumentId,
+    id: &DocumentId,
     at: jiff::Timestamp,
     path: &Path,
     bytes: Vec<u8>,
@@ -236,16 +236,16 @@ fn read_kept(
     };
     let read = match read_all(&path.display().to_string(), bytes, &options) {
         Ok(read) => read,
-        Err(error) => return kept(None, vec![error]),
+        Err(error) => return kept(None, vec![*error]),
     };
     // The last one of a `List` with two of the same name counts.
     let mut others = Vec::new();
     for (outcome, problems) in read.into_iter().rev() {
         match outcome {
-            Outcome::Valid(document) if document.id == id => {
+            Outcome::Valid(document) if document.id == *id => {
                 return kept(Some(document), problems);
             }
-            Outcome::Rejected(Some(other)) if other == id => return kept(None, problems),
+            Outcome::Rejected(Some(other)) if other == *id => return kept(None, problems),
             Outcome::Rejected(None) => others.extend(problems),
             _ => {}
         }

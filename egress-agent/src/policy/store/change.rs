@@ -92,9 +92,8 @@ impl Store {
         };
         let read = match read_all("<apply>", text.into_bytes(), &self.options) {
             Ok(read) => read,
-            Err(problem) => return Ok(vec![Change::rejected(None, vec![problem])]),
+            Err(problem) => return Ok(vec![Change::rejected(None, vec![*problem])]),
         };
-        // To the microsecond, as it reads back from the file.
         let now = jiff::Timestamp::now();
         let mut changes = Vec::new();
         let mut prepared: BTreeMap<DocumentId, Prepared> = BTreeMap::new();
@@ -171,7 +170,7 @@ impl Store {
     pub fn delete_text(&mut self, text: String, dry_run: bool) -> Result<Vec<Change>, StoreError> {
         let read = match read_all("<delete>", text.into_bytes(), &self.options) {
             Ok(read) => read,
-            Err(problem) => return Ok(vec![Change::rejected(None, vec![problem])]),
+            Err(problem) => return Ok(vec![Change::rejected(None, vec![*problem])]),
         };
         let mut ids = Vec::new();
         let mut changes = Vec::new();

@@ -7,13 +7,14 @@
 
 mod applied;
 mod change;
+mod error;
+mod report;
 mod version;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,11 +27,12 @@ use super::document::{Document, DocumentId, Documents, Outcome};
 use super::load::{read_part, replaced};
 use super::snapshot::Snapshot;
 use super::yaml::{self, Limits};
-use crate::flag::Side;
 use applied::{Applied, Kept};
-use version::{Version, conditions, same_content};
+use version::{Version, same_content};
 
 pub use change::{Change, Changed};
+pub use error::StoreError;
+pub use report::Counts;
 pub use version::{Condition, DocumentStatus, SourceName};
 
 /// A file that changed.
@@ -55,44 +57,6 @@ pub enum Content {
     Unreadable(io::Error),
 }
 
-/// Why documents cannot be kept.
-#[derive(Debug)]
-pub enum StoreError {
-    /// The state directory cannot be used.
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// There is no state directory.
-    NoDirectory,
-}
-
-impl StoreError {
-    /// Whose side this is.
-    pub const fn side(&self) -> Side {
-        Side::Policy
-    }
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory { path, error } => write!(
-                f,
-                "cannot keep applied documents in {}: {error}; check the space and the permissions there",
-                path.display()
-            ),
-            Self::NoDirectory => {
-                f.write_str("there is no state directory to keep applied documents in")
-            }
-        }
-    }
-}
-
-impl std::error::Error for StoreError {}
-
 /// What a source has.
 #[derive(Debug, Default)]
 struct Held {
@@ -100,15 +64,6 @@ struct Held {
     /// Problems of text of which it cannot be told which document it is.
     problems: Vec<Diagnostic>,
     read_at: Option<SystemTime>,
-}
-
-/// How many documents there are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counts {
-    /// Documents in force.
-    pub in_force: usize,
-    /// Documents and texts whose last version was rejected.
-    pub rejected: usize,
 }
 
 /// All documents.
@@ -290,8 +245,8 @@ impl Store {
                 }
             }
             Err(problem) => {
-                found.push(problem.clone());
-                held.problems.push(problem);
+                found.push((*problem).clone());
+                held.problems.push(*problem);
                 unclear = true;
             }
         }
@@ -363,20 +318,19 @@ impl Store {
         order: (SystemTime, u64),
     ) {
         let versions = self.entries.entry(id).or_default();
-        let place = match versions.iter().position(|v| v.source == *source) {
-            Some(place) => place,
-            None => {
-                versions.push(Version {
-                    source: source.clone(),
-                    order,
-                    read_at: SystemTime::now(),
-                    valid: None,
-                    since: None,
-                    rejected: None,
-                    problems: Vec::new(),
-                });
-                versions.len() - 1
-            }
+        let place = if let Some(place) = versions.iter().position(|v| v.source == *source) {
+            place
+        } else {
+            versions.push(Version {
+                source: source.clone(),
+                order,
+                read_at: SystemTime::now(),
+                valid: None,
+                since: None,
+                rejected: None,
+                problems: Vec::new(),
+            });
+            versions.len() - 1
         };
         let Some(version) = versions.get_mut(place) else {
             return;
@@ -466,86 +420,6 @@ impl Store {
         }
         (Arc::clone(&self.snapshot), &self.warnings)
     }
-
-    /// How many documents there are.
-    pub fn counts(&self) -> Counts {
-        let all = || self.entries.values();
-        let unclear = self
-            .sources
-            .values()
-            .filter(|held| !held.problems.is_empty());
-        Counts {
-            in_force: all().filter(|versions| winner(versions).is_some()).count(),
-            rejected: all().flatten().filter(|v| v.rejected.is_some()).count() + unclear.count(),
-        }
-    }
-
-    /// Every document of every source, by kind, namespace and name; then what
-    /// could not be told.
-    pub fn documents(&self) -> Vec<DocumentStatus> {
-        let mut across: HashMap<&str, Vec<&Diagnostic>> = HashMap::new();
-        for warning in &self.warnings {
-            if let Some(document) = &warning.document {
-                across.entry(document).or_default().push(warning);
-            }
-        }
-        let mut out = Vec::with_capacity(self.entries.len());
-        for (id, versions) in &self.entries {
-            let title = id.to_string();
-            let source = winner(versions).map(|v| &v.source);
-            for version in versions {
-                let mut problems = version.problems.clone();
-                if source == Some(&version.source) {
-                    let warnings = across.get(title.as_str()).into_iter().flatten();
-                    problems.extend(warnings.copied().cloned());
-                }
-                out.push(self.status(id, version, source, problems));
-            }
-        }
-        for (source, held) in &self.sources {
-            out.extend(
-                held.problems
-                    .iter()
-                    .map(|problem| unknown(source, held, problem)),
-            );
-        }
-        out
-    }
-
-    fn status(
-        &self,
-        id: &DocumentId,
-        version: &Version,
-        winner: Option<&SourceName>,
-        problems: Vec<Diagnostic>,
-    ) -> DocumentStatus {
-        let reference = version.valid.as_ref().map(|document| &document.reference);
-        let written = problems.iter().find_map(|p| p.location.as_ref());
-        let file = match (&version.source, reference, written) {
-            (SourceName::File(path), ..) => path.display().to_string().into(),
-            (SourceName::Applied, Some(reference), _) => Arc::clone(&reference.source),
-            (SourceName::Applied, None, Some(place)) => Arc::clone(&place.source.name),
-            (SourceName::Applied, None, None) => self
-                .state
-                .as_ref()
-                .map_or_else(|| "".into(), |(path, _)| path.display().to_string().into()),
-        };
-        DocumentStatus {
-            id: Some(id.clone()),
-            source: version.source.clone(),
-            file,
-            line: match version.rejected {
-                Some(line) => line,
-                None => reference.map_or(0, |reference| reference.line),
-            },
-            document: version.valid.clone(),
-            generation: version.since,
-            read_at: version.read_at,
-            accepted: version.rejected.is_none(),
-            conditions: conditions(version, winner),
-            problems,
-        }
-    }
 }
 
 /// The version that is in force.
@@ -564,38 +438,12 @@ fn overridden(versions: &[Version]) -> Vec<Diagnostic> {
     pairs.map(|(old, new)| replaced(old, new)).collect()
 }
 
-fn unknown(source: &SourceName, held: &Held, problem: &Diagnostic) -> DocumentStatus {
-    let location = problem.location.as_ref();
-    let file = match (source, location) {
-        (SourceName::File(path), _) => path.display().to_string().into(),
-        (SourceName::Applied, Some(location)) => Arc::clone(&location.source.name),
-        (SourceName::Applied, None) => "".into(),
-    };
-    DocumentStatus {
-        id: None,
-        source: source.clone(),
-        file,
-        line: location.map_or(0, super::diagnostic::Location::line),
-        document: None,
-        generation: None,
-        read_at: held.read_at.unwrap_or(SystemTime::UNIX_EPOCH),
-        accepted: false,
-        conditions: vec![Condition {
-            kind: "Accepted",
-            status: false,
-            reason: "Invalid",
-            message: problem.message.clone(),
-        }],
-        problems: vec![problem.clone()],
-    }
-}
-
 /// Reads every document of a text.
 fn read_all(
     name: &str,
     bytes: Vec<u8>,
     options: &Options,
-) -> Result<Vec<(Outcome, Vec<Diagnostic>)>, Diagnostic> {
+) -> Result<Vec<(Outcome, Vec<Diagnostic>)>, Box<Diagnostic>> {
     let text = yaml::text_of(name, bytes, &Limits::default())?;
     let name: Arc<str> = name.into();
     let mut out = Vec::new();

@@ -48,12 +48,7 @@ pub fn text_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<String, Di
         let start = head.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
         let tail = head.get(start..).unwrap_or_default();
         let column = String::from_utf8_lossy(tail).chars().count() + 1;
-        let span = Span {
-            line: number(line),
-            column: number(column),
-            end_line: number(line),
-            end_column: number(column + 1),
-        };
+        let span = Span::new(line, column, line, column + 1);
         Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
             .help("save it as UTF-8")
             .at(&Source::nameless(name), span)
@@ -230,8 +225,11 @@ impl Reader<'_> {
 
     fn close(&self, frame: Frame, end: Span) -> Result<(Node, usize), Failure> {
         let span = Span {
-            end_line: end.end_line,
-            end_column: end.end_column,
+            end: if end.line == frame.start.line {
+                end.end
+            } else {
+                0
+            },
             ..frame.start
         };
         let value = match frame.open {
@@ -422,12 +420,7 @@ impl Reader<'_> {
     }
 
     fn span(&self, start: Marker, end: Marker) -> Span {
-        Span {
-            line: number(start.line()),
-            column: number(start.col()) + 1,
-            end_line: number(end.line()),
-            end_column: number(end.col()) + 1,
-        }
+        Span::new(start.line(), start.col() + 1, end.line(), end.col() + 1)
     }
 
     fn fail(&self, rule: &'static str, span: Span, message: impl Into<Box<str>>) -> Failure {
