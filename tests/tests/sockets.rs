@@ -163,8 +163,8 @@ with socket.create_connection(V4, 5) as s:
     )?;
     let record = service.agent.record("the record", |_| true)?;
     assert_eq!(record.flag(), "-", "{record}");
-    assert_eq!(record.received(), 3_000_000, "{record}");
-    assert_eq!(record.sent(), 8, "{record}");
+    assert_eq!(record.sent(), 3_000_000, "{record}");
+    assert_eq!(record.received(), 8, "{record}");
     service.agent.stop()
 }
 

@@ -12,8 +12,8 @@ use super::signals::Order;
 use super::views::Views;
 use super::worker::Pulses;
 use super::{metrics, panics};
-use crate::admin::{AdminApi, ApiError, Query, view};
-use crate::settings::value::{LogFilter, Scalar};
+use crate::admin::{AdminApi, ApiError, Pending, Query, view};
+use crate::settings::value::{LogFilter, Outbound, Scalar};
 use crate::settings::{Loaded, Reloaded, Settings};
 
 /// A worker that has not turned for this long is stalled.
@@ -227,6 +227,12 @@ impl AdminApi for Process {
 
     fn dns(&self, query: &Query) -> Result<Vec<view::Name>, ApiError> {
         self.look(|views| Ok(views.dns(query)))
+    }
+
+    fn explain(&self, query: &Query) -> Pending<serde_json::Value> {
+        let registry_only = self.settings.borrow().outbound == Outbound::RegistryOnly;
+        let answer = self.look(|views| views.explain(query, registry_only));
+        Box::pin(std::future::ready(answer))
     }
 }
 

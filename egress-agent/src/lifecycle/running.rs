@@ -149,6 +149,7 @@ impl Agent {
             resolver: node.resolver.clone(),
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
+            directory: node.directory.clone(),
         })
     }
 

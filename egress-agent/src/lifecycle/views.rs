@@ -2,20 +2,23 @@
 //! the admin API.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
-use crate::admin::{Query, view};
+use crate::admin::{ApiError, Query, view};
 use crate::capture::{CaptureError, Kernel};
 use crate::dns::registry::Registry as Names;
 use crate::endpoint::resolve::Resolver;
 use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live};
+use crate::policy::explain::{self, LiveEndpoint, LiveView};
 use crate::policy::model::{DocumentRef, HostPattern, Protocol, Resolution, Visibility};
-use crate::policy::snapshot::{Client, Path, Service};
+use crate::policy::snapshot::{Client, Cluster, Path, Service};
 use crate::policy::source::keeper::Keeper;
 use crate::secret::{CertificateSummary, SecretLabels, SecretStatus, Secrets};
+use crate::workload::directory::Directory;
 
 /// The parts that are looked at; all of them are shared.
 pub(super) struct Views {
@@ -25,6 +28,7 @@ pub(super) struct Views {
     pub(super) resolver: Resolver,
     pub(super) secrets: Arc<Secrets>,
     pub(super) policy: Keeper,
+    pub(super) directory: Directory,
 }
 
 impl Views {
@@ -222,6 +226,60 @@ impl Views {
         list
     }
 
+    /// `GET /v1/explain`.
+    ///
+    /// # Errors
+    /// When the question is none, or its process or cgroup is not there.
+    pub(super) fn explain(
+        &self,
+        query: &Query,
+        registry_only: bool,
+    ) -> Result<serde_json::Value, ApiError> {
+        let invalid = |error: explain::QueryError| ApiError::Invalid(error.to_string());
+        let text = query.get("target").unwrap_or_default();
+        let target = explain::Target::parse(text).map_err(invalid)?;
+        let from = query.get("from").map(explain::From::parse).transpose();
+        let (client, caller) = self.client(from.map_err(invalid)?)?;
+        let mut asked = explain::Query::new(target, client);
+        asked.caller = caller;
+        if let Some(method) = query.get("method") {
+            asked = asked.method(method).map_err(invalid)?;
+        }
+        for line in query.get("headers").unwrap_or_default().lines() {
+            asked = asked.header(line).map_err(invalid)?;
+        }
+        let live = self.live.load();
+        let known = Known {
+            views: self,
+            live: &live,
+            registry_only,
+        };
+        let explanation = explain::explain(&live.snapshot, &asked, &known);
+        serde_json::to_value(&explanation).map_err(|error| ApiError::Failed(error.to_string()))
+    }
+
+    /// Who is meant by `from`, as policy sees it and for people.
+    fn client(&self, from: Option<explain::From>) -> Result<(Client, Option<Box<str>>), ApiError> {
+        let path = match &from {
+            None => return Ok((self.directory.stranger().client.clone(), None)),
+            Some(explain::From::Client(client)) => return Ok((client.clone(), None)),
+            Some(explain::From::Process(pid)) => self.directory.of_process(*pid),
+            Some(explain::From::Cgroup(path)) => self.directory.of_path(path),
+        };
+        let workload = path.map_err(|error| {
+            ApiError::NotFound(match &from {
+                Some(explain::From::Process(pid)) => format!("process {pid}: {error}"),
+                Some(explain::From::Cgroup(path)) => format!("cgroup {path}: {error}"),
+                _ => error.to_string(),
+            })
+        })?;
+        let who = match from {
+            Some(explain::From::Process(pid)) => format!("pid {pid}, {}", workload.name),
+            _ => workload.name.to_string(),
+        };
+        Ok((workload.client, Some(who.into())))
+    }
+
     /// `GET /v1/dns`.
     pub(super) fn dns(&self, query: &Query) -> Vec<view::Name> {
         let mut names: BTreeMap<String, view::Name> = BTreeMap::new();
@@ -248,6 +306,47 @@ impl Views {
             list.retain(|name| name.host == host);
         }
         list
+    }
+}
+
+/// What `explain` asks of the running agent.
+struct Known<'a> {
+    views: &'a Views,
+    live: &'a Live,
+    registry_only: bool,
+}
+
+impl LiveView for Known<'_> {
+    fn endpoints(&self, cluster: &Cluster) -> Option<Vec<LiveEndpoint>> {
+        let set = self.live.sets.get(cluster.index)?;
+        if set.is_dialled() {
+            return None;
+        }
+        let endpoints = set.status().endpoints.into_iter();
+        let told = endpoints.map(|endpoint| {
+            let (health, reason) = health(&endpoint.state);
+            LiveEndpoint {
+                connections: open_connections(&endpoint),
+                address: endpoint.address,
+                resolved_from: endpoint.name.as_ref().map(ToString::to_string),
+                weight: endpoint.weight,
+                locality: endpoint.locality,
+                health: health.to_owned(),
+                detail: Some(reason).filter(|reason| !reason.is_empty()),
+            }
+        });
+        Some(told.collect())
+    }
+
+    fn virtual_addresses(&self, host: &str) -> Vec<IpAddr> {
+        let holding = self.views.names.addresses().get(host);
+        holding.map_or_else(Vec::new, |holding| {
+            vec![holding.address.v4().into(), holding.address.v6().into()]
+        })
+    }
+
+    fn registry_only(&self) -> Option<bool> {
+        Some(self.registry_only)
     }
 }
 
