@@ -27,7 +27,7 @@ const QUEUE: usize = 8_192;
 /// Bytes written at once.
 const BATCH: usize = 64 * 1024;
 /// How often problems of the log are told.
-const COMPLAIN: Duration = Duration::from_secs(60);
+const COMPLAIN: Duration = Duration::from_mins(1);
 
 /// Where lines go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -154,14 +154,11 @@ impl Writer {
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
+            } else if let Ok(line) = lines.try_recv() {
+                line
             } else {
-                match lines.try_recv() {
-                    Ok(line) => line,
-                    Err(_) => {
-                        self.write(&mut text, &mut count);
-                        continue;
-                    }
-                }
+                self.write(&mut text, &mut count);
+                continue;
             };
             if let Line::Flush(answer) = line {
                 self.write(&mut text, &mut count);

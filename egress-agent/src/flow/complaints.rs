@@ -12,7 +12,7 @@ use crate::capture::Caller;
 use crate::policy::snapshot::{Service, ServiceId};
 
 /// How often one cause of failure is told.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_mins(1);
 /// Causes remembered for that.
 const CAUSES: usize = 1_024;
 

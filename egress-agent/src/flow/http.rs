@@ -22,7 +22,7 @@ pub(super) async fn carry(context: &Context, identified: Identified, mut record:
         complaints: context.complaints.clone(),
         service: Arc::clone(&identified.service),
         host: Arc::clone(&identified.host),
-        caller: identified.captured.caller.clone(),
+        caller: identified.captured.caller,
     };
     let Identified {
         captured,

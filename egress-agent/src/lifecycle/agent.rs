@@ -206,9 +206,8 @@ impl Supervised for Parts<'_> {
         match self.sources.load() {
             Ok(loaded) => {
                 self.process.reload(&loaded.settings);
-                self.agent
-                    .reload(&loaded, &self.process.settings.borrow().clone())
-                    .await;
+                let settings = self.process.settings.borrow().clone();
+                self.agent.reload(&loaded, &settings).await;
             }
             Err(error) => {
                 tracing::error!("settings stay as they were:\n{error}");

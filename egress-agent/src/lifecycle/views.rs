@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 use crate::admin::{ApiError, Query, view};
-use crate::capture::{CaptureError, Kernel};
+use crate::capture::{CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
 use crate::endpoint::resolve::Resolver;
 use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live};
@@ -63,11 +63,11 @@ impl Views {
         let (ours, others): (Vec<_>, Vec<_>) = programs.into_iter().partition(|p| p.ours);
         let counters = self.kernel.counters().unwrap_or_else(|error| {
             told(error);
-            Default::default()
+            Counters::default()
         });
         let usage = self.kernel.usage().unwrap_or_else(|error| {
             told(error);
-            Default::default()
+            Usage::default()
         });
         let counters = [
             ("proxied", counters.proxied),

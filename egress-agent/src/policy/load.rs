@@ -161,17 +161,14 @@ fn read_bytes(
         for (outcome, mut problems) in read_part(&source, options) {
             loaded.diagnostics.append(&mut problems);
             if let Outcome::Valid(document) = &outcome {
-                match seen.get(&document.id) {
-                    Some(index) => {
-                        if let Some(old) = loaded.documents.list.get_mut(*index) {
-                            loaded.diagnostics.push(replaced(old, document));
-                            *old = Arc::clone(document);
-                        }
+                if let Some(index) = seen.get(&document.id) {
+                    if let Some(old) = loaded.documents.list.get_mut(*index) {
+                        loaded.diagnostics.push(replaced(old, document));
+                        *old = Arc::clone(document);
                     }
-                    None => {
-                        seen.insert(document.id.clone(), loaded.documents.list.len());
-                        loaded.documents.list.push(Arc::clone(document));
-                    }
+                } else {
+                    seen.insert(document.id.clone(), loaded.documents.list.len());
+                    loaded.documents.list.push(Arc::clone(document));
                 }
             }
             loaded.outcomes.push(outcome);

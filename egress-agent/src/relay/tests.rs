@@ -119,7 +119,7 @@ async fn a_reset_of_the_service_is_a_reset_to_the_application() {
     })
     .await;
     assert!(matches!(end, End::Upstream(_)), "{end}");
-    assert_eq!(end.flag().map(|flag| flag.code()), Some("UC"));
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("UC"));
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn a_reset_of_the_application_is_a_reset_to_the_service() {
     })
     .await;
     assert!(matches!(end, End::Client(_)), "{end}");
-    assert_eq!(end.flag().map(|flag| flag.code()), Some("DC"));
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("DC"));
 }
 
 #[tokio::test]
@@ -217,7 +217,7 @@ async fn idle_means_no_byte_either_way() {
     let buffers = Buffers::default();
     let traffic = Traffic::default();
     let limits = Limits {
-        idle: Some(Duration::from_secs(60)),
+        idle: Some(Duration::from_mins(1)),
         deadline: None,
     };
     let start = Instant::now();
@@ -231,7 +231,7 @@ async fn idle_means_no_byte_either_way() {
     let (end, ()) = tokio::join!(relay, talk);
     assert!(matches!(end, End::Idle(_)), "{end}");
     assert_eq!(start.elapsed(), Duration::from_secs(5 * 50 + 60));
-    assert_eq!(end.flag().map(|flag| flag.code()), Some("SI"));
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("SI"));
     // An idle connection holds no buffer.
     assert_eq!(buffers.spare_count(), 1);
 }
@@ -244,7 +244,7 @@ async fn the_longest_duration_ends_a_busy_connection() {
     let traffic = Traffic::default();
     let start = Instant::now();
     let limits = Limits {
-        idle: Some(Duration::from_secs(3600)),
+        idle: Some(Duration::from_hours(1)),
         deadline: Some(start + Duration::from_secs(90)),
     };
     let talk = async {
@@ -378,7 +378,7 @@ async fn an_unsigned_end_is_a_reset_to_an_application_that_listens() {
     })
     .await;
     assert!(matches!(end, End::Truncated), "{end}");
-    assert_eq!(end.flag().map(|flag| flag.code()), Some("UC"));
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("UC"));
 }
 
 #[tokio::test]

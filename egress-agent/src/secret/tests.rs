@@ -172,7 +172,8 @@ fn every_form_of_key_is_taken() {
     let as_is = |key: &KeyPair| key.serialize_pem();
     let pkcs1 = |key: &KeyPair| pem("RSA PRIVATE KEY", &inner_key(key));
     let sec1 = |key: &KeyPair| pem("EC PRIVATE KEY", &inner_key(key));
-    let cases: [(&str, KeyPair, &dyn Fn(&KeyPair) -> String); 5] = [
+    type Encode<'a> = &'a dyn Fn(&KeyPair) -> String;
+    let cases: [(&str, KeyPair, Encode<'_>); 5] = [
         ("RSA PKCS#8", rsa(), &as_is),
         ("RSA PKCS#1", rsa(), &pkcs1),
         ("ECDSA PKCS#8", ecdsa(), &as_is),

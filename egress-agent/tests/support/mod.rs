@@ -43,21 +43,21 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// A certificate authority made for a test.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     der: CertificateDer<'static>,
 }
 
 /// A leaf certificate with its key.
-pub struct Leaf {
+pub(crate) struct Leaf {
     pub certificate: CertificateDer<'static>,
     pub certificate_pem: String,
     pub key: KeyPair,
 }
 
 impl Authority {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -71,7 +71,7 @@ impl Authority {
     }
 
     /// An authority that may issue for one domain only.
-    pub fn constrained(name: &str, domain: &str) -> Self {
+    pub(crate) fn constrained(name: &str, domain: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -89,7 +89,7 @@ impl Authority {
     }
 
     /// A revocation list with these serial numbers.
-    pub fn revocation_list(&self, serials: &[u64]) -> String {
+    pub(crate) fn revocation_list(&self, serials: &[u64]) -> String {
         let revoked = serials
             .iter()
             .map(|serial| RevokedCertParams {
@@ -113,11 +113,15 @@ impl Authority {
         .unwrap()
     }
 
-    pub fn issue(&self, name: &str) -> Leaf {
+    pub(crate) fn issue(&self, name: &str) -> Leaf {
         self.issue_with(name, |_| {})
     }
 
-    pub fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
+    pub(crate) fn issue_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Leaf {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         change(&mut params);
@@ -130,13 +134,13 @@ impl Authority {
         }
     }
 
-    pub fn write(&self, directory: &Path) -> PathBuf {
+    pub(crate) fn write(&self, directory: &Path) -> PathBuf {
         let path = directory.join(format!("ca-{}.pem", fastrand::u64(..)));
         std::fs::write(&path, &self.pem).unwrap();
         path
     }
 
-    pub fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();
         roots
@@ -144,7 +148,7 @@ impl Authority {
 }
 
 /// A TLS server's settings; with `clients`, it demands a certificate of theirs.
-pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
+pub(crate) fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -166,7 +170,7 @@ pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConf
 }
 
 /// Accepts one TLS connection.
-pub async fn accept_tls(
+pub(crate) async fn accept_tls(
     listener: &TcpListener,
     config: &Arc<ServerConfig>,
 ) -> io::Result<TlsStream<TcpStream>> {
@@ -175,7 +179,7 @@ pub async fn accept_tls(
 }
 
 /// `tls: SIMPLE` that trusts one authority.
-pub fn simple(authority: &Path) -> ClientTls {
+pub(crate) fn simple(authority: &Path) -> ClientTls {
     ClientTls {
         identity: Identity::None,
         trust: Trust::File {
@@ -190,7 +194,7 @@ pub fn simple(authority: &Path) -> ClientTls {
     }
 }
 
-pub fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
+pub(crate) fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
     TrafficPolicy {
         connection_pool: ConnectionPool::default(),
         load_balancer: LoadBalancer::default(),
@@ -204,7 +208,7 @@ pub fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
 }
 
 /// A snapshot with one STATIC service, number 1.
-pub fn snapshot(
+pub(crate) fn snapshot(
     host: &str,
     protocol: Protocol,
     policy: TrafficPolicy,
@@ -323,7 +327,7 @@ impl Callers for OneWorkload {
 }
 
 /// A running data path. Must be made inside a `LocalSet`.
-pub struct Agent {
+pub(crate) struct Agent {
     pub directory: tempfile::TempDir,
     pub secrets: Arc<Secrets>,
     pub live: Arc<ArcSwap<Live>>,
@@ -337,7 +341,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn start(directory: tempfile::TempDir, snapshot: Snapshot) -> Self {
+    pub(crate) fn start(directory: tempfile::TempDir, snapshot: Snapshot) -> Self {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(directory.path().join("secrets")),
             ..SecretSettings::default()
@@ -381,11 +385,11 @@ impl Agent {
     }
 
     /// Connects as an application that dialled service 1.
-    pub async fn dial(&self) -> TcpStream {
+    pub(crate) async fn dial(&self) -> TcpStream {
         self.dial_as(|_| {}).await
     }
 
-    pub async fn dial_as(&self, change: impl FnOnce(&mut Captured)) -> TcpStream {
+    pub(crate) async fn dial_as(&self, change: impl FnOnce(&mut Captured)) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let peer = socket.local_addr().unwrap();
@@ -411,7 +415,7 @@ impl Agent {
     }
 
     /// The records written so far, when there are `count` of them.
-    pub async fn records(&self, count: usize) -> Vec<serde_json::Value> {
+    pub(crate) async fn records(&self, count: usize) -> Vec<serde_json::Value> {
         let all = async {
             loop {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -431,7 +435,7 @@ impl Agent {
     }
 
     /// The only record.
-    pub async fn record(&self) -> serde_json::Value {
+    pub(crate) async fn record(&self) -> serde_json::Value {
         let mut records = self.records(1).await;
         assert_eq!(records.len(), 1, "{records:?}");
         records.remove(0)
@@ -439,13 +443,13 @@ impl Agent {
 }
 
 /// Runs a test on one thread, as a worker does.
-pub fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let limited = async {
-        tokio::time::timeout(Duration::from_secs(60), test)
+        tokio::time::timeout(Duration::from_mins(1), test)
             .await
             .expect("the test ends in time");
     };
@@ -454,7 +458,7 @@ pub fn run(test: impl Future<Output = ()>) {
 
 /// An address where TCP connects are never answered: the queue of a listener
 /// that accepts nothing is full.
-pub async fn black_hole() -> (SocketAddr, impl Sized) {
+pub(crate) async fn black_hole() -> (SocketAddr, impl Sized) {
     let socket = socket2::Socket::new(
         socket2::Domain::IPV4,
         socket2::Type::STREAM.nonblocking(),

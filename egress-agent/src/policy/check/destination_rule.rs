@@ -32,7 +32,7 @@ pub fn check(reader: &mut Reader<'_>, rule: &DestinationRule) {
         Exported::Other
     };
     reader.within("exportTo", |reader| {
-        check_export_to(reader, &rule.export_to, kind)
+        check_export_to(reader, &rule.export_to, kind);
     });
     if let Some(selector) = &rule.workload_selector {
         reader.within("workloadSelector", |reader| {
@@ -215,7 +215,7 @@ pub fn check_blocks(reader: &mut Reader<'_>, blocks: &Blocks) {
     if let Some(setting) = setting {
         reader.within("loadBalancer", |reader| {
             reader.within("localityLbSetting", |reader| {
-                check_locality(reader, setting)
+                check_locality(reader, setting);
             });
         });
     }

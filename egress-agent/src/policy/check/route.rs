@@ -70,7 +70,7 @@ pub fn check_http(reader: &mut Reader<'_>, route: &HttpRoute, place: Place) {
         reader.within("corsPolicy", |reader| check_cors(reader, cors));
     }
     reader.within("route", |reader| {
-        check_http_destinations(reader, &route.route)
+        check_http_destinations(reader, &route.route);
     });
 }
 
@@ -93,7 +93,7 @@ fn check_action(reader: &mut Reader<'_>, route: &HttpRoute, place: Place) {
         }
         let why = "VirtualServices are not chained; this route is passed over";
         reader.within("delegate", |reader| {
-            reader.no_meaning(delegate.span, "delegate", why)
+            reader.no_meaning(delegate.span, "delegate", why);
         });
         return;
     }
@@ -213,7 +213,7 @@ fn check_match(reader: &mut Reader<'_>, rule: &HttpMatch, place: Place) {
         reader.within(field, |reader| {
             for (name, text) in list {
                 reader.at_key(name, |reader| {
-                    check_header_match(reader, name, text, without, place)
+                    check_header_match(reader, name, text, without, place);
                 });
             }
         });
@@ -225,7 +225,7 @@ fn check_match(reader: &mut Reader<'_>, rule: &HttpMatch, place: Place) {
         reader.within("port", |reader| check_port(reader, port));
     }
     reader.within("sourceLabels", |reader| {
-        check_label_map(reader, &rule.source_labels)
+        check_label_map(reader, &rule.source_labels);
     });
     reader.within("gateways", |reader| check_gateways(reader, &rule.gateways));
     if let Some(namespace) = &rule.source_namespace
@@ -556,7 +556,7 @@ fn check_retries(reader: &mut Reader<'_>, retries: &Retries, route: &HttpRoute) 
                 )
             };
             reader.within("retryOn", |reader| {
-                reader.error("retry-on", words.span, message, help)
+                reader.error("retry-on", words.span, message, help);
             });
         }
     }

@@ -214,14 +214,13 @@ impl<'a> Reader<'a> {
 
     fn unknown(&mut self, name: &str, span: Span, known: &[&'static str]) {
         let nearest = nearest(name, known.iter().copied());
-        let help = match nearest {
-            Some(nearest) => format!("did you mean `{nearest}`?"),
-            None => {
-                let mut names: Vec<&str> = known.to_vec();
-                names.sort_unstable();
-                names.dedup();
-                format!("fields here are: {}", names.join(", "))
-            }
+        let help = if let Some(nearest) = nearest {
+            format!("did you mean `{nearest}`?")
+        } else {
+            let mut names: Vec<&str> = known.to_vec();
+            names.sort_unstable();
+            names.dedup();
+            format!("fields here are: {}", names.join(", "))
         };
         self.path.push(Step::Field(Cow::Owned(name.to_owned())));
         let message = format!("unknown field `{}`", self.field_path());

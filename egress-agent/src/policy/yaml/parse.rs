@@ -106,10 +106,6 @@ fn is_blank(text: &str) -> bool {
     })
 }
 
-fn number(value: usize) -> u32 {
-    u32::try_from(value).unwrap_or(u32::MAX)
-}
-
 /// What is open while events come in.
 enum Open {
     Sequence(Vec<Node>),
