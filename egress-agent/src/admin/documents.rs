@@ -119,7 +119,7 @@ fn problem(problem: &Diagnostic) -> view::Problem {
         severity: problem.severity.to_string(),
         source: place.map_or_else(String::new, |place| place.source.name.to_string()),
         line: place.map_or(0, crate::policy::diagnostic::Location::line),
-        column: place.map_or(0, |place| place.span.column),
+        column: place.map_or(0, |place| place.span.column.into()),
         message,
     }
 }
