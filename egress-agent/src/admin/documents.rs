@@ -118,7 +118,7 @@ fn problem(problem: &Diagnostic) -> view::Problem {
     view::Problem {
         severity: problem.severity.to_string(),
         source: place.map_or_else(String::new, |place| place.source.name.to_string()),
-        line: place.map_or(0, crate::policy::diagnostic::Location::line),
+        line: place.map_or(0, |place| place.span.line),
         column: place.map_or(0, |place| place.span.column.into()),
         message,
     }

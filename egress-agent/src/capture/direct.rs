@@ -4,11 +4,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 use egress_common::direct::{self as layout, DirectEvent, DirectService, Places, Slot, SlotKey};
 
 use super::Caller;
@@ -137,6 +141,17 @@ impl AsRawFd for DirectReports {
 impl DirectReports {
     pub(super) const fn new(ring: RingBuf<MapData>) -> Self {
         Self { ring }
+    }
+
+    /// Registers it with the runtime of the calling task, to wait for reports.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be registered.
+    pub fn watched(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the descriptor belongs to `self.ring`, which is neither
+        // closed nor replaced before it is dropped, together with the result.
+        let watched = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) };
+        watched.map_err(io::Error::from)
     }
 
     /// The oldest report that was not read yet.

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::bridges::Callers;
 use crate::account::{Account, DirectConnection, DirectEnd};
@@ -73,7 +71,7 @@ impl Direct {
 
     /// Follows endpoint sets and reports for ever.
     pub(super) async fn run(mut self, mut changes: Changes, reports: DirectReports) {
-        let mut reports = match AsyncFd::with_interest(reports, Interest::READABLE) {
+        let mut reports = match reports.watched() {
             Ok(reports) => reports,
             Err(error) => {
                 tracing::error!("direct connections are not reported: {error}");

@@ -18,6 +18,8 @@ pub(super) struct Rule<'d> {
     pub(super) document: &'d Arc<Document>,
     /// The document whose `trafficPolicy` counts, and the policy.
     pub(super) policy: Option<(&'d Arc<Document>, &'d TrafficPolicy)>,
+    /// Younger rules of the same host, whose `trafficPolicy` does not count.
+    pub(super) overruled: Vec<&'d Arc<Document>>,
     /// Subsets, of the older ones first.
     pub(super) subsets: Vec<(&'d Arc<Document>, &'d Subset)>,
     /// `host`, whole.
@@ -105,6 +107,7 @@ impl<'d> Rules<'d> {
                 .or_default()
                 .insert(&pattern, place);
             rules.list.push(Rule {
+                overruled: Vec::new(),
                 document,
                 policy: spec
                     .traffic_policy
@@ -247,6 +250,7 @@ fn merge<'d>(
     let older = rule.document;
     if let Some(policy) = &spec.traffic_policy {
         if rule.policy.is_some() {
+            rule.overruled.push(document);
             let message = format!(
                 "the trafficPolicy of this rule is ignored: {} is older and has the same host",
                 older.id

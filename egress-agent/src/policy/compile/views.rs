@@ -414,6 +414,17 @@ impl<'c, 'd> Compiler<'c, 'd> {
     fn lose(&self, choices: &Choices, namespace: Option<&Arc<str>>, lost: &mut Vec<Lost>) {
         let namespace = namespace.cloned();
         let winner = choices.rule.rule.and_then(|rule| self.rules.get(rule));
+        for overruled in winner.iter().flat_map(|winner| winner.overruled.iter()) {
+            let older = winner.map_or_else(String::new, |winner| winner.document.id.to_string());
+            lost.push(Lost {
+                document: overruled.reference.clone(),
+                namespace: namespace.clone(),
+                reason: format!(
+                    "{older} is older and has the same host, so its trafficPolicy stands whole"
+                )
+                .into(),
+            });
+        }
         for rule in choices
             .rule
             .lost
