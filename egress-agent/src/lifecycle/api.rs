@@ -12,7 +12,8 @@ use super::signals::Order;
 use super::views::Views;
 use super::worker::Pulses;
 use super::{metrics, panics};
-use crate::admin::{AdminApi, ApiError, Pending, Query, view};
+use crate::admin::{AdminApi, ApiError, Pending, Query, documents, view};
+use crate::policy::source::keeper::Keeper;
 use crate::settings::value::{LogFilter, Outbound, Scalar};
 use crate::settings::{Loaded, Reloaded, Settings};
 
@@ -101,6 +102,11 @@ impl Process {
             Some(views) => tell(views),
             None => Err(ApiError::Unavailable("the agent is starting".to_owned())),
         }
+    }
+
+    fn keep<T: 'static>(&self, ask: impl FnOnce(&Keeper) -> Pending<T>) -> Pending<T> {
+        self.look(|views| Ok(ask(&views.policy)))
+            .unwrap_or_else(|error| Box::pin(std::future::ready(Err(error))))
     }
 
     fn stalled(&self) -> Vec<usize> {
@@ -227,6 +233,18 @@ impl AdminApi for Process {
 
     fn dns(&self, query: &Query) -> Result<Vec<view::Name>, ApiError> {
         self.look(|views| Ok(views.dns(query)))
+    }
+
+    fn documents(&self, query: &Query) -> Pending<Vec<view::Document>> {
+        self.keep(|keeper| documents::documents(keeper, query))
+    }
+
+    fn apply(&self, text: String, query: &Query) -> Pending<Vec<view::Change>> {
+        self.keep(|keeper| documents::apply(keeper, text, query))
+    }
+
+    fn delete(&self, text: String, query: &Query) -> Pending<Vec<view::Change>> {
+        self.keep(|keeper| documents::delete(keeper, text, query))
     }
 
     fn explain(&self, query: &Query) -> Pending<serde_json::Value> {
