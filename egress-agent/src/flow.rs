@@ -46,7 +46,7 @@ pub async fn serve(context: Rc<Context>, accepted: Accepted) {
         Ok(Identity::Service(identified)) => {
             record.identified(&identified.service, &identified.host, &identified.spoken);
             match identified.spoken {
-                Spoken::Http => http::carry(&context, identified, record).await,
+                Spoken::Http => http::carry(&context, identified, record),
                 Spoken::Unheard => unheard(context, live, identified, record).await,
                 Spoken::Tls { .. } | Spoken::Opaque => {
                     opaque(&context, &live, identified, &mut record).await;
@@ -78,7 +78,7 @@ async fn unheard(
             let is_http = spoken == Spoken::Http;
             identified.spoken = spoken;
             if is_http {
-                http::carry(&context, identified, record).await;
+                http::carry(&context, identified, record);
             } else {
                 opaque(&context, &live, identified, &mut record).await;
             }

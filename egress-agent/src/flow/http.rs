@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::uri::Authority;
+use tokio::task::spawn_local;
 
 use super::context::Context;
 use crate::account::ConnectionRecord;
 use crate::identify::Identified;
 use crate::relay::http::{Caller, End, Log, Record, serve};
 
-/// Carries a connection on which the application speaks HTTP in the clear.
-pub(super) async fn carry(context: &Context, identified: Identified, mut record: ConnectionRecord) {
+/// Carries a connection on which the application speaks HTTP in the clear, in
+/// a task of its own: such connections are many, live long, and do nothing
+/// most of the time, so theirs is the smallest possible.
+pub(super) fn carry(context: &Context, identified: Identified, mut record: ConnectionRecord) {
     let Identified {
         captured,
         stream,
@@ -20,7 +23,7 @@ pub(super) async fn carry(context: &Context, identified: Identified, mut record:
         service,
         host,
         client,
-        admitted: _admitted,
+        admitted,
         ..
     } = identified;
     let caller = Caller {
@@ -35,11 +38,16 @@ pub(super) async fn carry(context: &Context, identified: Identified, mut record:
     let _ = stream.set_nodelay(true);
     let worker = Rc::clone(&context.http);
     let peer: SocketAddr = caller.peer;
-    let end = serve(worker, caller, service, stream, Requests(record)).await;
-    match end {
-        End::Closed => {}
-        End::Client(_) | End::NoPolicy => tracing::debug!(%peer, "HTTP connection: {end}"),
-    }
+    let serving = serve(worker, caller, service, stream, Requests(record));
+    spawn_local(async move {
+        match serving.await {
+            End::Closed => {}
+            end @ (End::Client(_) | End::NoPolicy) => {
+                tracing::debug!(%peer, "HTTP connection: {end}");
+            }
+        }
+        drop(admitted);
+    });
 }
 
 /// Writes the records of a connection's requests.
