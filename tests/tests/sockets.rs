@@ -48,10 +48,7 @@ fn with_policy(behaviour: Behaviour, document: &str) -> Result<Service> {
     let lab = Lab::new()?;
     let dns = NameServer::start(&lab, RESOLVER, &format!("203.0.113.20 {HOST}\n"))?;
     let server = Server::start(&lab, "203.0.113.20:7000", behaviour)?;
-    let agent = lab
-        .agent()
-        .policy("echo", document)?
-        .start()?;
+    let agent = lab.agent().policy("echo", document)?.start()?;
     Ok(Service {
         agent,
         server,

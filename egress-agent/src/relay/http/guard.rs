@@ -95,13 +95,15 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) const fn new() -> Self {
+    /// For a connection on which `heads` were let through already, at the start
+    /// of a request.
+    pub(super) const fn after(heads: u32) -> Self {
         Self {
             state: State::Head,
             chunk: 0,
             line: 0,
             searched: 0,
-            heads: 0,
+            heads,
         }
     }
 

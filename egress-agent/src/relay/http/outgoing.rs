@@ -42,25 +42,25 @@ pub(super) struct Outgoing {
 }
 
 /// A request taken apart for its way.
-pub(super) struct Prepared<'r> {
+pub(super) struct Prepared {
     pub(super) outgoing: Outgoing,
-    pub(super) saved: Saved<'r>,
+    pub(super) saved: Saved,
     pub(super) body: Option<Incoming>,
     /// The client's stream, if it is to carry another protocol.
     pub(super) extended: Option<OnUpgrade>,
 }
 
 /// Request headers that templates of the response speak of.
-pub(super) type Saved<'r> = Vec<(&'r str, Option<HeaderValue>)>;
+pub(super) type Saved = Vec<(Box<str>, Option<HeaderValue>)>;
 
 /// Makes what leaves out of what came: rewrites, header operations, and
 /// without what concerned only the client's connection.
-pub(super) fn prepare<'r, S: ServiceStream>(
+pub(super) fn prepare<S: ServiceStream>(
     exchange: &Exchange<S>,
-    plan: &Forward<'r>,
+    plan: &Forward<'_>,
     call: Call,
     upgrade_asked: bool,
-) -> Prepared<'r> {
+) -> Prepared {
     let Call {
         head,
         body,
