@@ -173,14 +173,7 @@ fn rewritten(
             crate::policy::routes::Target::Missing(_) => None,
         });
         if let Some(((chosen, facts), cluster)) = request.zip(cluster) {
-            let forward = Forward {
-                cluster,
-                chosen: Some(*chosen),
-                destination: None,
-                rewrite: Some(rewrite),
-                timeout: route.timeout,
-                retries: &route.retries,
-            };
+            let forward = Forward::to_explain(*chosen, cluster, rewrite);
             text = match rewrite::path(&forward, facts) {
                 Ok(Some(new)) => format!("{} leaves as {new}", facts.path),
                 Ok(None) => format!("{} stays", facts.path),
