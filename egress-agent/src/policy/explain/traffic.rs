@@ -70,11 +70,9 @@ fn shares(weights: &[u32]) -> Vec<f64> {
     let share = |weight: &u32| {
         if weights.len() == 1 {
             100.0
-        } else if total == 0 {
-            0.0
         } else {
-            let tenths = (u64::from(*weight) * 1000 + total / 2) / total;
-            f64::from(u32::try_from(tenths).unwrap_or(1000)) / 10.0
+            let tenths = (u64::from(*weight) * 1000 + total / 2).checked_div(total);
+            f64::from(u32::try_from(tenths.unwrap_or(0)).unwrap_or(1000)) / 10.0
         }
     };
     weights.iter().map(share).collect()
