@@ -143,7 +143,7 @@ fn port_settings_replace_all_four_blocks() {
     assert_eq!(http.connection_pool.max_connections, u32::MAX);
     assert!(http.outlier_detection.is_none());
     assert_eq!(
-        http.tls.as_deref().unwrap().sni.as_deref(),
+        http.tls.as_ref().unwrap().sni.as_deref(),
         Some("a.example.com")
     );
     // Read from the top level, whatever the port says.
@@ -558,7 +558,7 @@ fn tls_settings() {
         )
     };
     let (cluster, problems) = tls("{mode: MUTUAL, credentialName: c, sni: S.example.com}");
-    let policy = cluster.policy.tls.as_deref().unwrap();
+    let policy = cluster.policy.tls.as_ref().unwrap();
     assert_eq!(policy.identity, Identity::Secret("c".into()));
     assert_eq!(policy.trust, Trust::Secret("c".into()));
     assert_eq!(policy.sni.as_deref(), Some("s.example.com"));
@@ -568,7 +568,7 @@ fn tls_settings() {
     assert_eq!(problems, ["tls-in-tls"]);
 
     let (cluster, problems) = tls("{mode: SIMPLE, caCertificates: /ca, subjectAltNames: [x.y]}");
-    let policy = cluster.policy.tls.as_deref().unwrap();
+    let policy = cluster.policy.tls.as_ref().unwrap();
     assert!(matches!(&policy.trust, Trust::File { ca, .. } if ca.as_os_str() == "/ca"));
     assert_eq!(&*policy.subject_alt_names[0], "x.y");
     assert_eq!(problems, ["tls-in-tls"]);
@@ -580,7 +580,7 @@ fn tls_settings() {
 
     let (cluster, problems) = tls("{mode: ISTIO_MUTUAL}");
     assert_eq!(
-        cluster.policy.tls.as_deref().unwrap().identity,
+        cluster.policy.tls.as_ref().unwrap().identity,
         Identity::Mesh
     );
     assert_eq!(problems, ["tls-in-tls", "mesh-identity"]);
@@ -605,7 +605,7 @@ fn starttls_is_guessed_from_plain_names_and_can_be_said() {
             .cluster
             .policy
             .tls
-            .as_deref()
+            .as_ref()
             .unwrap()
             .extra
             .starttls
