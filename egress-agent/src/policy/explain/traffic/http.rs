@@ -124,7 +124,7 @@ fn describe(
         } => {
             forward(destinations, shown, &mut out);
             if let Some(rewrite) = rewrite {
-                rewritten(rewrite, route, destinations, request, &mut out.actions);
+                rewritten(rewrite, destinations, request, &mut out.actions);
             }
             plan(route, &mut out.actions);
             headers(route, destinations, &mut out.actions);
@@ -157,7 +157,6 @@ fn forward(destinations: &[HttpDestination], shown: &mut Shown, out: &mut Route)
 /// `rewrite`, on the request where there is one.
 fn rewritten(
     rewrite: &Rewrite,
-    route: &HttpRoute,
     destinations: &[HttpDestination],
     request: Request<'_>,
     out: &mut Vec<Setting>,
