@@ -48,15 +48,19 @@ pub fn attached(cgroup: &Path) -> Result<Vec<(String, u64)>> {
         .collect())
 }
 
-/// Ids of the maps that the programs attached to a cgroup use, by name. Names
-/// are cut to fifteen characters by the kernel.
+/// Ids of the hash maps that the programs attached to a cgroup use, by name.
+/// Names are cut to fifteen characters by the kernel. Entries of other kinds
+/// of map come neither nor go (arrays), or go with their socket.
 pub fn maps(cgroup: &Path) -> Result<BTreeMap<String, u64>> {
     let mut maps = BTreeMap::new();
     for (_, program) in attached(cgroup)? {
         let info = bpftool(&["prog", "show", "id", &program.to_string()])?;
         for id in list(&info["map_ids"]).iter().filter_map(Value::as_u64) {
             let map = bpftool(&["map", "show", "id", &id.to_string()])?;
-            if let Some(name) = map["name"].as_str() {
+            let is_hash = map["type"]
+                .as_str()
+                .is_some_and(|kind| kind.contains("hash"));
+            if let Some(name) = map["name"].as_str().filter(|_| is_hash) {
                 maps.insert(name.to_owned(), id);
             }
         }

@@ -90,14 +90,15 @@ fn resolved(cluster: &Cluster) -> String {
             "to the address that the application dialled, on port {}",
             target.target_port
         ),
-        Resolution::Static => "the endpoints that are listed".to_owned(),
         Resolution::Dns if names => {
             "every address of the newest DNS answer is an endpoint; connections to one that vanishes drain".to_owned()
         }
         Resolution::DnsRoundRobin if names => {
             "new connections go to all addresses of the newest DNS answer; open ones stay".to_owned()
         }
-        Resolution::Dns | Resolution::DnsRoundRobin => "the endpoints that are listed".to_owned(),
+        Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin => {
+            "the endpoints that are listed".to_owned()
+        }
         Resolution::DynamicDns => format!(
             "the name that the application asks for is looked up for each connection, port {}",
             target.target_port

@@ -206,17 +206,11 @@ fn path(service: &snapshot::Service) -> report::Path {
 fn lost(snapshot: &Snapshot, service: &snapshot::Service, query: &Query) -> Vec<report::Lost> {
     let mut out: Vec<report::Lost> = Vec::new();
     let list = snapshot.lost.get(&service.id).into_iter().flatten();
-    // Where something is said of the caller's own namespace, what is said of
+    // Where the caller's namespace gets something of its own, what is said of
     // all others does not hold for it.
-    let own = |lost: &snapshot::Lost| lost.namespace.as_ref() == Some(&query.client.namespace);
-    let any_own = list.clone().any(own);
-    for lost in list.filter(|lost| {
-        if any_own {
-            own(lost)
-        } else {
-            lost.namespace.is_none()
-        }
-    }) {
+    let view = service.view(&query.client);
+    let namespace = view.and_then(|view| view.clients.namespace.as_ref());
+    for lost in list.filter(|lost| lost.namespace.as_ref() == namespace) {
         let lost = report::Lost {
             document: words::document(&lost.document),
             reason: lost.reason.to_string(),

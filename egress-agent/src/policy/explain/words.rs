@@ -1,6 +1,7 @@
 //! Model values as the words of the fields that they come from.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -100,7 +101,7 @@ pub(super) fn duration(duration: Duration) -> String {
     let mut out = String::new();
     for (count, unit) in [(hours, "h"), (minutes, "m"), (seconds, "s"), (rest, "ms")] {
         if count > 0 {
-            out += &format!("{count}{unit}");
+            let _ = write!(out, "{count}{unit}");
         }
     }
     out

@@ -1,5 +1,7 @@
 //! HTTP routes in words.
 
+use std::fmt::Write;
+
 use super::{Shown, all_of, shares, source};
 use crate::policy::explain::query::Query;
 use crate::policy::explain::report::{Route, Setting};
@@ -173,14 +175,7 @@ fn rewritten(
             crate::policy::routes::Target::Missing(_) => None,
         });
         if let Some(((chosen, facts), cluster)) = request.zip(cluster) {
-            let forward = Forward {
-                cluster,
-                chosen: Some(*chosen),
-                destination: None,
-                rewrite: Some(rewrite),
-                timeout: route.timeout,
-                retries: &route.retries,
-            };
+            let forward = Forward::to_explain(*chosen, cluster, rewrite);
             text = match rewrite::path(&forward, facts) {
                 Ok(Some(new)) => format!("{} leaves as {new}", facts.path),
                 Ok(None) => format!("{} stays", facts.path),
@@ -213,16 +208,19 @@ fn retries(retries: &RetryPolicy, timeout: Option<std::time::Duration>) -> Strin
     let mut text = format!("{} on {}", retries.attempts, retry_on(&retries.on));
     match retries.per_try_timeout {
         Some(each) if timeout.is_some_and(|all| each >= all) => {
-            text += &format!(
+            let _ = write!(
+                text,
                 "; perTryTimeout {} is not below timeout and ignored",
                 words::duration(each)
             );
         }
-        Some(each) => text += &format!("; each try {}", words::duration(each)),
+        Some(each) => {
+            let _ = write!(text, "; each try {}", words::duration(each));
+        }
         None => {}
     }
     if retries.backoff.as_millis() != 25 {
-        text += &format!("; backoff from {}", words::duration(retries.backoff));
+        let _ = write!(text, "; backoff from {}", words::duration(retries.backoff));
     }
     if retries.remote_localities {
         text += "; in other localities too";
