@@ -105,3 +105,22 @@ fn a_start_that_cannot_succeed_says_why() -> Result<()> {
     assert_eq!(finished.code(), 2, "{finished:?}");
     Ok(())
 }
+
+#[test]
+fn the_kernel_programs_log_when_they_are_told_to() -> Result<()> {
+    let lab = Lab::new()?;
+    let _dns = NameServer::start(&lab, RESOLVER, "203.0.113.20 echo.example.com\n")?;
+    let _server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
+    let agent = lab
+        .agent()
+        .policy("echo", &policy::tcp_proxied("echo.example.com", 7000))?
+        .setting("--kernel-log", "on")
+        .log_filter("debug")
+        .start()?;
+    lab.python("import socket; socket.create_connection(('echo.example.com', 7000), 5).close()")
+        .text()?;
+    lab::process::wait_for("a line of the connect hook", DEADLINE, || {
+        Ok(agent.log()?.contains("to the agent, port").then_some(()))
+    })?;
+    agent.stop()
+}

@@ -38,6 +38,8 @@ use crate::workload::hierarchy::Hierarchy;
 const SETTLE: Duration = Duration::from_millis(5);
 /// Time for connections that the kernel handed over to reach `accept`.
 const HANDED_OVER: Duration = Duration::from_millis(100);
+/// How often the log lines of the kernel programs are read.
+const KERNEL_LOG: Duration = Duration::from_millis(200);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
 /// Age of a record of a connection that nobody accepted.
@@ -260,6 +262,17 @@ impl Agent {
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        if settings.kernel_log.is_on()
+            && let Some(mut lines) = self.kernel.take_logger()
+        {
+            vitals.spawn("kernel log", async move {
+                let mut ticks = tokio::time::interval(KERNEL_LOG);
+                loop {
+                    ticks.tick().await;
+                    lines.flush();
+                }
+            });
+        }
         if let Some(policy) = &self.policy {
             let published = policy.published();
             vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
