@@ -4,6 +4,8 @@
 //! with. What they write in another way than the crate is translated; what
 //! only the crate knows is refused.
 
+use std::fmt::Write;
+
 use regex::{Regex, RegexBuilder};
 
 /// Characters that a regular expression may have.
@@ -256,7 +258,7 @@ impl Translator<'_> {
                     .take_while(|b| (b'0'..=b'7').contains(b))
                     .count();
                 let value = u32::from_str_radix(&before[..len], 8).unwrap_or_default();
-                self.out.push_str(&format!(r"\x{{{value:x}}}"));
+                let _ = write!(self.out, r"\x{{{value:x}}}");
                 self.rest = &before[len..];
             }
             '1'..='9' => return Err(format!("RE2 has no back references such as `\\{c}`")),
