@@ -60,6 +60,12 @@ fn translated(text: &str) -> Result<String, String> {
     }
 }
 
+/// Names of classes such as `[:alpha:]`.
+const POSIX: [&str; 14] = [
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
+    "space", "upper", "word", "xdigit",
+];
+
 struct Translator<'t> {
     rest: &'t str,
     out: String,
@@ -199,6 +205,10 @@ impl Translator<'_> {
                         self.out.push_str("\\[");
                         continue;
                     };
+                    let plain = name.trim_start_matches([':', '^']);
+                    if !POSIX.contains(&plain) {
+                        return Err(format!("there is no class `[{name}:]`"));
+                    }
                     self.out.push('[');
                     self.out.push_str(name);
                     self.out.push_str(":]");
