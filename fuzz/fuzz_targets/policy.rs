@@ -5,7 +5,8 @@
 //! ```text
 //! RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 //!   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table" \
-//!   cargo run --release --bin policy -- corpus/policy -runs=10000000 -max_len=4096
+//!   cargo run --release --target x86_64-unknown-linux-gnu --bin policy -- \
+//!   corpus/policy -runs=10000000 -max_len=4096
 //! ```
 #![no_main]
 
