@@ -57,6 +57,7 @@ impl Span {
     }
 
     /// The first column of a line.
+    #[must_use]
     pub const fn line(line: u32) -> Self {
         Self {
             line,
@@ -66,6 +67,7 @@ impl Span {
     }
 
     /// The first character of the place.
+    #[must_use]
     pub const fn start(self) -> Self {
         Self {
             end: self.column.saturating_add(1),

@@ -149,7 +149,7 @@ fn read_bytes(
 ) {
     let text = match yaml::text_of(name, bytes, &Limits::default()) {
         Ok(text) => text,
-        Err(error) => return loaded.diagnostics.push(error),
+        Err(error) => return loaded.diagnostics.push(*error),
     };
     let name: Arc<str> = name.into();
     for (part, lines_before) in yaml::parts(&text) {
@@ -193,7 +193,7 @@ pub(super) fn read_part(
 ) -> Vec<(Outcome, Vec<Diagnostic>)> {
     let roots = match yaml::parse(source, &Limits::default()) {
         Ok(roots) => roots,
-        Err(error) => return vec![(Outcome::Rejected(None), vec![error])],
+        Err(error) => return vec![(Outcome::Rejected(None), vec![*error])],
     };
     let mut out = Vec::with_capacity(roots.len());
     for root in &roots {

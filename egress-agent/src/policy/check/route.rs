@@ -19,6 +19,7 @@ use crate::policy::schema::route::{
 use crate::policy::schema::virtual_service::{Destination, Weighted};
 use crate::policy::schema::{Entries, Spanned, Text};
 
+#[expect(clippy::ref_option, reason = "fields are asked as they stand")]
 fn set(text: &Option<Text>) -> bool {
     text.as_ref().is_some_and(|text| !text.is_empty())
 }

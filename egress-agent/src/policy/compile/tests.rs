@@ -2,6 +2,9 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::format_collect,
+    clippy::type_complexity,
+    clippy::duration_suboptimal_units,
     reason = "tests"
 )]
 

@@ -117,8 +117,9 @@ pub struct HttpMatch {
     pub span: Span,
 }
 
-/// `exact`, `prefix`, `regex`, or nothing: present.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// `exact`, `prefix`, `regex`, or nothing: present. Two are equal when they
+/// match the same.
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct StringMatch {
     /// `exact`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,6 +133,12 @@ pub struct StringMatch {
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
+}
+
+impl PartialEq for StringMatch {
+    fn eq(&self, other: &Self) -> bool {
+        self.exact == other.exact && self.prefix == other.prefix && self.regex == other.regex
+    }
 }
 
 /// One of `route`.

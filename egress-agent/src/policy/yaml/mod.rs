@@ -9,6 +9,9 @@ mod parse;
 mod print;
 mod scalar;
 
+#[cfg(test)]
+mod tests;
+
 use super::diagnostic::Span;
 
 pub use json::from_json;

@@ -34,24 +34,26 @@ impl Default for Limits {
 }
 
 /// Bytes as text, or why they cannot be: too many, or not UTF-8.
-pub fn text_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<String, Diagnostic> {
+pub fn text_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<String, Box<Diagnostic>> {
     if bytes.len() > limits.bytes {
         let message = format!("the file has more than {} bytes", limits.bytes);
-        return Err(Diagnostic::new(Severity::Error, "file-size", message)
+        let failure = Diagnostic::new(Severity::Error, "file-size", message)
             .help("split it into several files")
-            .at(&Source::nameless(name), Span::default()));
+            .at(&Source::nameless(name), Span::default());
+        return Err(Box::new(failure));
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let head = error.as_bytes().get(..valid).unwrap_or_default();
-        let line = head.iter().filter(|b| **b == b'\n').count() + 1;
+        let line = memchr::memchr_iter(b'\n', head).count() + 1;
         let start = head.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
         let tail = head.get(start..).unwrap_or_default();
         let column = String::from_utf8_lossy(tail).chars().count() + 1;
         let span = Span::new(line, column, line, column + 1);
-        Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
+        let failure = Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
             .help("save it as UTF-8")
-            .at(&Source::nameless(name), span)
+            .at(&Source::nameless(name), span);
+        Box::new(failure)
     })
 }
 
@@ -67,14 +69,14 @@ pub fn parts(text: &str) -> Vec<(&str, u32)> {
 }
 
 /// Reads a part of a file: one document, or more where `...` ends one.
-pub fn parse(source: &Arc<Source>, limits: &Limits) -> Result<Vec<Node>, Diagnostic> {
+pub fn parse(source: &Arc<Source>, limits: &Limits) -> Result<Vec<Node>, Box<Diagnostic>> {
     let mut reader = Reader {
         source,
         limits,
         nodes: 0,
         alias_bytes: 0,
     };
-    reader.read(&source.text).map_err(|error| *error)
+    reader.read(&source.text)
 }
 
 /// Ranges of text between separator lines, each with the number of lines
@@ -140,11 +142,11 @@ impl Reader<'_> {
         let mut anchors: HashMap<usize, Node> = HashMap::new();
         while let Some(event) = parser.next_event() {
             let (event, span) = event.map_err(|error| {
-                let at = self.span(*error.marker(), *error.marker());
+                let at = Self::span(*error.marker(), *error.marker());
                 let failure = self.fail("yaml-syntax", at, format!("not YAML: {}", error.info()));
                 Box::new(failure.help("look at indentation, quotes and brackets up to this place"))
             })?;
-            let span = self.span(span.start, span.end);
+            let span = Self::span(span.start, span.end);
             let (node, anchor) = match event {
                 Event::Scalar(text, style, anchor, tag) => {
                     let value = self.scalar(&text, style, tag.as_deref(), span)?;
@@ -173,11 +175,13 @@ impl Reader<'_> {
                 }
                 Event::Alias(anchor) => {
                     let Some(target) = anchors.get(&anchor) else {
-                        return Err(self.fail(
-                            "yaml-syntax",
-                            span,
-                            "the alias refers to an anchor that is not complete here",
-                        ));
+                        return Err(self
+                            .fail(
+                                "yaml-syntax",
+                                span,
+                                "the alias refers to an anchor that is not complete here",
+                            )
+                            .into());
                     };
                     self.measure(target, span)?;
                     let node = Node {
@@ -209,7 +213,7 @@ impl Reader<'_> {
     ) -> Result<(), Failure> {
         if stack.len() >= self.limits.depth {
             let message = format!("nested deeper than {} levels", self.limits.depth);
-            return Err(self.fail("yaml-depth", start, message));
+            return Err(self.fail("yaml-depth", start, message).into());
         }
         stack.push(Frame {
             open,
@@ -268,7 +272,9 @@ impl Reader<'_> {
                 }
                 Ok(())
             }
-            _ => Err(self.fail("yaml-merge", node.span, "`<<` can only merge objects")),
+            _ => Err(self
+                .fail("yaml-merge", node.span, "`<<` can only merge objects")
+                .into()),
         }
     }
 
@@ -314,7 +320,7 @@ impl Reader<'_> {
             Value::Bool(value) => value.to_string().into(),
             Value::Null | Value::Sequence(_) | Value::Mapping(_) => {
                 let message = format!("a key must be a string, not {}", node.kind());
-                return Err(self.fail("yaml-key", node.span, message));
+                return Err(self.fail("yaml-key", node.span, message).into());
             }
         };
         Ok(Key {
@@ -381,7 +387,7 @@ impl Reader<'_> {
         self.nodes += 1;
         if self.nodes > self.limits.nodes {
             let message = format!("more than {} values in one document", self.limits.nodes);
-            return Err(self.fail("yaml-size", span, message));
+            return Err(self.fail("yaml-size", span, message).into());
         }
         Ok(())
     }
@@ -409,17 +415,17 @@ impl Reader<'_> {
                     "aliases expand to more than {} bytes",
                     self.limits.alias_bytes
                 );
-                return Err(self.fail("yaml-size", span, message));
+                return Err(self.fail("yaml-size", span, message).into());
             }
         }
         Ok(())
     }
 
-    fn span(&self, start: Marker, end: Marker) -> Span {
+    fn span(start: Marker, end: Marker) -> Span {
         Span::new(start.line(), start.col() + 1, end.line(), end.col() + 1)
     }
 
-    fn fail(&self, rule: &'static str, span: Span, message: impl Into<Box<str>>) -> Failure {
+    fn fail(&self, rule: &'static str, span: Span, message: impl Into<Box<str>>) -> Diagnostic {
         let help = match rule {
             "yaml-depth" | "yaml-size" => "no document needs that much",
             "yaml-merge" => "merge an object, or leave `<<` out",
@@ -427,6 +433,6 @@ impl Reader<'_> {
             _ => "correct it as YAML",
         };
         let failure = Diagnostic::new(Severity::Error, rule, message);
-        Box::new(failure.help(help).at(self.source, span))
+        failure.help(help).at(self.source, span)
     }
 }
