@@ -149,7 +149,7 @@ async fn dial_in_time(
         }
     };
     let (mut stream, local, tls, tcp_time) = connected;
-    let tls_time = started.elapsed() - tcp_time;
+    let tls_time = started.elapsed().saturating_sub(tcp_time);
     if let Some(tunnel) = &context.policy.tunnel {
         tunnel::open(&mut stream, tunnel)
             .await

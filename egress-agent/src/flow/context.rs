@@ -21,11 +21,11 @@ use crate::endpoint::Live;
 use crate::identify::{Callers, HostNames, Identified, Workload};
 use crate::lifecycle::drain::{Drain, DrainGuard};
 use crate::policy::model::{ConnectionPool, LoadBalancer, TrafficPolicy};
-use crate::relay::{Buffers, Limits, http};
+use crate::relay::{Buffers, http};
 use crate::secret::Secrets;
 
 /// How often one cause of failure is told in the log.
-const COMPLAIN: Duration = Duration::from_secs(60);
+const COMPLAIN: Duration = Duration::from_mins(1);
 /// Causes remembered for that.
 const CAUSES: usize = 1_024;
 
@@ -174,13 +174,6 @@ impl Context {
             health_check: None,
         });
         &DEFAULT
-    }
-
-    pub(super) fn default_limits(&self) -> Limits {
-        Limits {
-            idle: self.default_policy().connection_pool.idle_timeout,
-            deadline: None,
-        }
     }
 
     /// Tells a failure in the log, once a minute for each service and cause.

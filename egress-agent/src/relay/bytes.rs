@@ -23,7 +23,7 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// How often a side that is not being read is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// When there is nothing to wait for.
-const FAR: Duration = Duration::from_secs(24 * 3600);
+const FAR: Duration = Duration::from_hours(24);
 
 /// Limits of one relayed connection.
 #[derive(Clone, Copy, Debug, Default)]
