@@ -1,180 +1,113 @@
-//! The HTTP data plane by itself, without capture: listens on one address and
-//! forwards to another, under a hand-made policy. For measurements beside
-//! other proxies.
+//! The data path without the kernel programs: one service, compiled from a
+//! policy, whose connections come to a fixed port. For measurements beside
+//! other proxies; identification, records and metrics are all there.
 //!
-//! `cargo bench --bench http_proxy -- LISTEN UPSTREAM [WORKERS] [http2]`
+//! `cargo bench --bench http_proxy -- LISTEN UPSTREAM [WORKERS] [PROTOCOL] [ACCESS-LOG]`,
+//! PROTOCOL being that of the service's port: `HTTP` or `HTTP2`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measuring tool")]
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use egress_agent::connect::pool::{Dial, DialError, DialRequest, Dialled, Dialling, Pool};
-use egress_agent::endpoint::resolved::Destination;
-use egress_agent::endpoint::{Live, Options, Outcome, Registry};
-use egress_agent::flag::Side;
-use egress_agent::policy::model::{
-    ConnectionPool, DocumentRef, EndpointAddress, EndpointSpec, HostPattern, Labels, LoadBalancer,
-    Locality, Protocol, Resolution, TrafficPolicy, Visibility,
-};
-use egress_agent::policy::snapshot::{
-    Client, ClientMatch, Cluster, ClusterKey, ClusterTarget, OnAgentFailure, Path, Service,
-    ServiceId, ServiceKey, Snapshot, View,
-};
-use egress_agent::relay::http::{Caller, Log, Record, Settings, Worker, serve};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use egress_agent::accept::{Origins, WorkerListeners};
+use egress_agent::account::{AccessLog, LogTarget, Metrics};
+use egress_agent::capture::sockets::{NetNs, Sockets};
+use egress_agent::capture::{Caller, Captured, Comm};
+use egress_agent::endpoint::Registry;
+use egress_agent::flow::{Command, Settings, Shared, run_worker};
+use egress_agent::identify::{Callers, HostNames, Workload};
+use egress_agent::policy::Options;
+use egress_agent::policy::compile::{Ids, compile};
+use egress_agent::policy::load::load_text;
+use egress_agent::policy::snapshot::{Client, ServiceId};
+use egress_agent::secret::{SecretSettings, Secrets};
+use tokio::sync::mpsc;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-struct Tcp;
-
-impl Dial<TcpStream> for Tcp {
-    fn dial<'a>(&'a self, request: DialRequest<'a>) -> Dialling<'a, TcpStream> {
-        Box::pin(async move {
-            let failed = |error: std::io::Error| DialError {
-                outcome: Outcome::ConnectFailed,
-                side: Side::Upstream,
-                message: error.to_string().into(),
-            };
-            let Destination::Tcp(address) = request.picked.destination else {
-                return Err(failed(std::io::ErrorKind::Unsupported.into()));
-            };
-            let io = TcpStream::connect(address).await.map_err(failed)?;
-            io.set_nodelay(true).map_err(failed)?;
-            let local = io.local_addr().ok();
-            Ok(Dialled {
-                io,
-                http2: None,
-                local,
-            })
-        })
-    }
+/// Everything was meant for one service.
+struct OneService {
+    id: ServiceId,
+    original: SocketAddr,
 }
 
-struct Quiet;
-
-impl Log for Quiet {
-    fn wants_headers(&self) -> bool {
-        false
-    }
-    fn request(&self, _: &Caller, _: &Record) {}
-}
-
-fn snapshot(upstream: SocketAddr, http2: bool) -> (Snapshot, Arc<Service>) {
-    let key = ServiceKey {
-        namespace: "bench".into(),
-        host: HostPattern::Exact("bench.test".into()),
-        port: 80,
-    };
-    let protocol = if http2 {
-        Protocol::Http2
-    } else {
-        Protocol::Http
-    };
-    let endpoints = vec![EndpointSpec {
-        address: EndpointAddress::Ip(upstream.ip()),
-        port: upstream.port(),
-        weight: 1,
-        locality: Locality::default(),
-        labels: Labels::new(),
-    }];
-    let policy = TrafficPolicy {
-        connection_pool: ConnectionPool::default(),
-        load_balancer: LoadBalancer::default(),
-        outlier_detection: None,
-        tls: None,
-        tunnel: None,
-        proxy_protocol: None,
-        retry_budget: None,
-        health_check: None,
-    };
-    let cluster = Arc::new(Cluster {
-        index: 0,
-        key: ClusterKey {
-            service: key.clone(),
-            subset: "".into(),
-            rule: "".into(),
-        },
-        target: Arc::new(ClusterTarget {
-            service: ServiceId(1),
-            host: key.host.clone(),
-            port: 80,
-            target_port: 80,
-            protocol,
-            resolution: Resolution::Static,
-            https_port: false,
-        }),
-        policy: Arc::new(policy),
-        endpoints: endpoints.clone(),
-    });
-    let service = Arc::new(Service {
-        id: ServiceId(1),
-        key,
-        entry: DocumentRef {
-            kind: "ServiceEntry",
-            namespace: "bench".into(),
-            name: "bench".into(),
-            source: "bench".into(),
-            line: 1,
-        },
-        port_name: "http".into(),
-        protocol,
-        resolution: Resolution::Static,
-        target_port: 80,
-        addresses: Vec::new(),
-        virtual_address: false,
-        endpoints,
-        visibility: Visibility::All,
-        path: Path::Proxy("bench".into()),
-        on_agent_failure: OnAgentFailure::Closed,
-        views: vec![View {
-            clients: ClientMatch::default(),
-            destination_rule: None,
-            virtual_service: None,
-            cluster: Arc::clone(&cluster),
-            subsets: BTreeMap::new(),
-            http: None,
-            tls: None,
-            tcp: None,
-        }],
-    });
-    let mut snapshot = Snapshot {
-        generation: 1,
-        services: vec![Arc::clone(&service)],
-        clusters: vec![cluster],
-        ..Snapshot::default()
-    };
-    snapshot.by_id.insert(ServiceId(1), Arc::clone(&service));
-    (snapshot, service)
-}
-
-async fn run(listener: TcpListener, live: Arc<ArcSwap<Live>>, service: Arc<Service>) {
-    let (_drain, draining) = tokio::sync::watch::channel(false);
-    let pool = Pool::new(Tcp);
-    let worker = Worker::new(pool, live, Settings::default(), Quiet, draining);
-    loop {
-        let Ok((stream, peer)) = listener.accept().await else {
-            continue;
-        };
-        stream.set_nodelay(true).unwrap();
-        let caller = Caller {
+impl Origins for OneService {
+    fn take(&self, _: u64, peer: SocketAddr, _: u16) -> io::Result<Option<Captured>> {
+        Ok(Some(Captured {
             peer,
-            original: stream.local_addr().unwrap(),
+            original: self.original,
+            service: self.id,
             name_decides: false,
-            netns: 0,
-            host: "bench.test".into(),
+            caller: Caller {
+                cgroup: 1,
+                netns: 1,
+                pid: 1,
+                uid: 1,
+                comm: Comm::default(),
+            },
+        }))
+    }
+}
+
+struct NoNames;
+
+impl HostNames for NoNames {
+    fn host_of(&self, _: IpAddr) -> Option<Arc<str>> {
+        None
+    }
+}
+
+struct OneWorkload;
+
+impl Callers for OneWorkload {
+    fn workload_of(&self, _: &Caller) -> Workload {
+        Workload {
             client: Client {
                 namespace: "bench".into(),
                 labels: Arc::default(),
             },
-        };
-        let (worker, service) = (worker.clone(), Arc::clone(&service));
-        tokio::task::spawn_local(async move {
-            serve(worker, caller, service, stream).await;
-        });
+            name: "bench".into(),
+            instance: None,
+        }
     }
+}
+
+fn policy(upstream: SocketAddr, protocol: &str) -> String {
+    let (address, port) = (upstream.ip(), upstream.port());
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: bench, namespace: bench}}
+spec:
+  hosts: [bench.test]
+  ports: [{{number: 80, name: http, protocol: {protocol}, targetPort: {port}}}]
+  resolution: STATIC
+  endpoints: [{{address: {address}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: bench, namespace: bench}}
+spec:
+  hosts: [bench.test]
+  http:
+    - match: [{{uri: {{prefix: /other}}}}]
+      route: [{{destination: {{host: bench.test}}}}]
+    - route: [{{destination: {{host: bench.test}}}}]
+"
+    )
+}
+
+fn listener(listen: SocketAddr) -> TcpListener {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&listen.into()).unwrap();
+    socket.listen(1024).unwrap();
+    socket.into()
 }
 
 fn main() {
@@ -183,31 +116,59 @@ fn main() {
         .filter(|argument| argument != "--bench")
         .collect();
     let [listen, upstream, rest @ ..] = arguments.as_slice() else {
-        eprintln!("http_proxy LISTEN UPSTREAM [WORKERS] [http2]; nothing to do");
+        eprintln!("http_proxy LISTEN UPSTREAM [WORKERS] [PROTOCOL] [ACCESS-LOG]; nothing to do");
         return;
     };
     let (listen, upstream): (SocketAddr, SocketAddr) =
         (listen.parse().unwrap(), upstream.parse().unwrap());
     let workers: usize = rest.first().map_or(1, |count| count.parse().unwrap());
-    let http2 = rest.get(1).is_some_and(|word| word == "http2");
-    let (snapshot, service) = snapshot(upstream, http2);
-    let mut registry = Registry::new(Options::default());
-    let live = Arc::new(ArcSwap::new(registry.apply(Arc::new(snapshot))));
+    let protocol = rest.get(1).map_or("HTTP", String::as_str);
+
+    let options = Options::default();
+    let loaded = load_text("bench", &policy(upstream, protocol), &options);
+    assert!(loaded.is_valid(), "{:?}", loaded.diagnostics);
+    let (snapshot, _) = compile(&mut Ids::default(), &loaded.documents, &options);
+    let id = snapshot.services[0].id;
+    let metrics = Metrics::new();
+    let log = rest
+        .get(2)
+        .map(|path| AccessLog::open(LogTarget::File(path.into()), &metrics).unwrap());
+    let shared = Arc::new(Shared {
+        live: Arc::new(ArcSwap::new(
+            Registry::new(egress_agent::endpoint::Options::default()).apply(Arc::new(snapshot)),
+        )),
+        origins: Arc::new(OneService {
+            id,
+            original: SocketAddr::from(([240, 240, 0, 1], 80)),
+        }),
+        names: Arc::new(NoNames),
+        callers: Arc::new(OneWorkload),
+        sockets: Sockets::unmarked(),
+        secrets: Secrets::new(SecretSettings::default()),
+        metrics,
+        log,
+        intake: Arc::default(),
+        drain: egress_agent::lifecycle::drain::Drain::new(),
+        settings: Settings::default(),
+    });
+    let netns = NetNs::current().unwrap();
     let threads: Vec<_> = (0..workers)
         .map(|_| {
-            let (live, service) = (Arc::clone(&live), Arc::clone(&service));
+            let (commands, receiver) = mpsc::unbounded_channel();
+            let listeners = WorkerListeners {
+                netns: netns.clone(),
+                v4: listener(listen),
+                v6: None,
+            };
+            commands.send(Command::Listen(listeners)).unwrap();
+            let shared = Arc::clone(&shared);
             std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
+                let _commands = commands;
+                tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build_local(tokio::runtime::LocalOptions::default())
-                    .unwrap();
-                runtime.block_on(async {
-                    let socket = TcpSocket::new_v4().unwrap();
-                    socket.set_reuseport(true).unwrap();
-                    socket.set_reuseaddr(true).unwrap();
-                    socket.bind(listen).unwrap();
-                    run(socket.listen(1024).unwrap(), live, service).await;
-                });
+                    .unwrap()
+                    .block_on(run_worker(shared, receiver));
             })
         })
         .collect();

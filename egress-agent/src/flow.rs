@@ -15,6 +15,7 @@ use crate::endpoint::Live;
 use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, identify};
 use crate::policy::snapshot::Client;
 
+mod complaints;
 mod context;
 mod error;
 mod eyeballs;

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::capture::Captured;
 use crate::capture::sockets::NetNs;
+use crate::capture::{self, Captured};
 
 mod admission;
 mod backoff;
@@ -51,4 +51,10 @@ pub trait Origins: Send + Sync {
     /// # Errors
     /// When the map cannot be read.
     fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>>;
+}
+
+impl Origins for capture::Origins {
+    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>> {
+        Self::take(self, netns, peer, listener)
+    }
 }

@@ -16,8 +16,8 @@ pub enum FlowError {
     NoView,
     /// No route, or one that leads nowhere.
     Route(RouteError),
-    /// No endpoint.
-    Pick(PickError),
+    /// No endpoint; why, and the same in words.
+    Pick(PickError, String),
     /// `maxConnections`.
     Overflow(Overflow),
     /// No connection to the endpoint; after several tries, the last one's.
@@ -32,7 +32,7 @@ impl FlowError {
         match self {
             Self::NoView => Flag::NoClusterFound,
             Self::Route(error) => error.flag(),
-            Self::Pick(error) => error.flag(),
+            Self::Pick(error, _) => error.flag(),
             Self::Overflow(error) => error.flag(),
             Self::Connect(error) => error.flag(),
             Self::Client(_) => Flag::DownstreamConnectionTermination,
@@ -44,7 +44,7 @@ impl FlowError {
         match self {
             Self::NoView => Side::Internal,
             Self::Route(error) => error.side(),
-            Self::Pick(error) => error.side(),
+            Self::Pick(error, _) => error.side(),
             Self::Overflow(error) => error.side(),
             Self::Connect(error) => error.side(),
             Self::Client(_) => Side::Downstream,
@@ -55,12 +55,6 @@ impl FlowError {
 impl From<RouteError> for FlowError {
     fn from(error: RouteError) -> Self {
         Self::Route(error)
-    }
-}
-
-impl From<PickError> for FlowError {
-    fn from(error: PickError) -> Self {
-        Self::Pick(error)
     }
 }
 
@@ -81,7 +75,7 @@ impl fmt::Display for FlowError {
         match self {
             Self::NoView => f.write_str("the policy in force has no cluster for this client"),
             Self::Route(error) => error.fmt(f),
-            Self::Pick(error) => error.fmt(f),
+            Self::Pick(_, text) => f.write_str(text),
             Self::Overflow(error) => error.fmt(f),
             Self::Connect(error) => error.fmt(f),
             Self::Client(error) => write!(f, "the application broke the connection: {error}"),

@@ -3,16 +3,27 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::uri::Authority;
 
+use super::complaints::Complaints;
 use super::context::Context;
 use crate::account::ConnectionRecord;
+use crate::capture;
+use crate::flag::Flag;
 use crate::identify::Identified;
+use crate::policy::snapshot::Service;
 use crate::relay::http::{Caller, End, Log, Record, serve};
 
 /// Carries a connection on which the application speaks HTTP in the clear.
 pub(super) async fn carry(context: &Context, identified: Identified, mut record: ConnectionRecord) {
+    let complaint = Complaint {
+        complaints: context.complaints.clone(),
+        service: Arc::clone(&identified.service),
+        host: Arc::clone(&identified.host),
+        caller: identified.captured.caller,
+    };
     let Identified {
         captured,
         stream,
@@ -35,23 +46,67 @@ pub(super) async fn carry(context: &Context, identified: Identified, mut record:
     let _ = stream.set_nodelay(true);
     let worker = Rc::clone(&context.http);
     let peer: SocketAddr = caller.peer;
-    let end = serve(worker, caller, service, stream, Requests(record)).await;
+    let log = Requests {
+        connection: record,
+        complaint,
+    };
+    let end = serve(worker, caller, service, stream, log).await;
     match end {
         End::Closed => {}
         End::Client(_) | End::NoPolicy => tracing::debug!(%peer, "HTTP connection: {end}"),
     }
 }
 
-/// Writes the records of a connection's requests.
-struct Requests(ConnectionRecord);
+/// Writes the records of a connection's requests, and tells failures in the
+/// log.
+struct Requests {
+    connection: ConnectionRecord,
+    complaint: Complaint,
+}
+
+/// Whose requests fail, for the log.
+struct Complaint {
+    complaints: Complaints,
+    service: Arc<Service>,
+    host: Arc<str>,
+    caller: capture::Caller,
+}
+
+impl Complaint {
+    /// Tells what an operator has to look at: that the service was not
+    /// reached. What it answers, and what clients do, stays in the records.
+    fn tell(&self, record: &Record) {
+        let unreached = record.flags.iter().any(|flag| {
+            matches!(
+                flag,
+                Flag::UpstreamConnectionFailure
+                    | Flag::NoHealthyUpstream
+                    | Flag::DnsResolutionFailure
+                    | Flag::UpstreamOverflow
+                    | Flag::NoClusterFound
+                    | Flag::UpstreamProtocolError
+            )
+        });
+        if unreached && !record.details.is_empty() {
+            let Self {
+                complaints,
+                service,
+                host,
+                caller,
+            } = self;
+            complaints.tell(service, host, caller, &record.details);
+        }
+    }
+}
 
 impl Log for Requests {
     fn wants_headers(&self) -> bool {
-        self.0.is_logged()
+        self.connection.is_logged()
     }
 
     fn request(&self, record: &mut Record) {
-        let Some(mut written) = self.0.request(record.started) else {
+        self.complaint.tell(record);
+        let Some(mut written) = self.connection.request(record.started) else {
             return;
         };
         let traffic = written.traffic();

@@ -107,7 +107,9 @@ pub(super) async fn connect(
     let started = Instant::now();
     let mut tried = Vec::new();
     loop {
-        let picked = pick(set, identified, &tried, limit).await?;
+        let picked = pick(set, identified, &tried, limit)
+            .await
+            .map_err(|error| FlowError::Pick(error, set.explain(error)))?;
         record.trying(&picked.destination);
         tried.push(picked.endpoint.id);
         let company = |endpoint: &Endpoint, tried: &[EndpointId]| {

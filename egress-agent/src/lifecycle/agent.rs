@@ -110,6 +110,7 @@ async fn control(
     let process = Rc::new(Process::new(loaded, registry, log, order));
     serve_admin(settings, &process).await?;
     agent.read_policy(loaded).await?;
+    process.views.replace(agent.views().await);
 
     let drain = process.drain.clone();
     let starts = agent.starts(settings, &drain)?;
@@ -205,9 +206,8 @@ impl Supervised for Parts<'_> {
         match self.sources.load() {
             Ok(loaded) => {
                 self.process.reload(&loaded.settings);
-                self.agent
-                    .reload(&loaded, &self.process.settings.borrow().clone())
-                    .await;
+                let settings = self.process.settings.borrow().clone();
+                self.agent.reload(&loaded, &settings).await;
             }
             Err(error) => {
                 tracing::error!("settings stay as they were:\n{error}");

@@ -2,24 +2,16 @@
 //! so that neither imports the other.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::accept;
 use crate::capture::keys::{self, Scopes};
-use crate::capture::{Caller, Captured, Kernel, MapKey, Origins};
+use crate::capture::{Caller, Kernel, MapKey};
 use crate::dns::registry::{NewAddress, Publish, Published};
 use crate::dns::server::ResolverTable;
 use crate::dns::virtual_address::{Holding, VirtualAddresses};
 use crate::identify::{self, HostNames};
 use crate::workload::directory::Directory;
-
-impl accept::Origins for Origins {
-    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>> {
-        Self::take(self, netns, peer, listener)
-    }
-}
 
 /// Names behind virtual addresses, for the flow.
 pub(super) struct Names(pub(super) Arc<VirtualAddresses>);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::admin::ListenError;
 use crate::capture::CaptureError;
 use crate::flag::Side;
+use crate::policy::source::keeper::KeeperError;
 
 /// Why the agent cannot start.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub enum StartError {
     },
     /// The kernel programs cannot be loaded, attached or used.
     Capture(CaptureError),
+    /// Policy documents cannot be kept.
+    Policy(KeeperError),
     /// A worker ended before it was ready.
     Worker(super::worker::WorkerEnd),
 }
@@ -47,6 +50,7 @@ impl StartError {
             Self::StateDirectory { .. } | Self::StateInUse { .. } => Side::Policy,
             Self::Listen(error) => error.side(),
             Self::Capture(error) => error.side(),
+            Self::Policy(error) => error.side(),
             Self::Process { .. } | Self::Worker(_) => Side::Internal,
         }
     }
@@ -73,6 +77,7 @@ impl fmt::Display for StartError {
             }
             Self::Listen(error) => error.fmt(f),
             Self::Capture(error) => error.fmt(f),
+            Self::Policy(error) => error.fmt(f),
             Self::Process { what, error } => write!(f, "cannot make {what}: {error}"),
             Self::Worker(end) => write!(f, "{end} before it was ready"),
         }

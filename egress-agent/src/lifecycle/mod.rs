@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 mod bridges;
+mod direct;
 pub mod drain;
 mod error;
 mod feed;
@@ -24,6 +25,7 @@ mod serving;
 pub mod signals;
 pub mod supervise;
 pub mod systemd;
+mod views;
 pub mod worker;
 
 pub use error::StartError;

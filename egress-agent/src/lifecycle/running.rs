@@ -1,6 +1,5 @@
 //! The data path of the agent: made, begun, reloaded and stopped.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -9,22 +8,26 @@ use std::time::Duration;
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
+use tokio::task::spawn_local;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
+use super::direct::Direct;
 use super::drain::Drain;
 use super::heartbeat;
 use super::node::Node;
-use super::policies::{self, Policies};
+use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
+use super::views::Views;
 use super::worker::Vitals;
 use crate::accept::IntakeStats;
-use crate::account::{AccessLog, LogTarget, Metrics};
+use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
 use crate::endpoint::TcpProber;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::policy::source::keeper::{Keeper, Published};
 use crate::secret::{SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
@@ -33,6 +36,8 @@ use crate::workload::hierarchy::Hierarchy;
 
 /// How long addresses may go on changing before the kernel is told.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Time for connections that the kernel handed over to reach `accept`.
+const HANDED_OVER: Duration = Duration::from_millis(100);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
 /// Age of a record of a connection that nobody accepted.
@@ -49,7 +54,8 @@ pub(super) struct Agent {
     metrics: Arc<Metrics>,
     log: Option<AccessLog>,
     intake: Arc<IntakeStats>,
-    policies: RefCell<Policies>,
+    /// Owner of the documents; unset until the policy was read.
+    pub(super) policy: Option<Keeper>,
     workers: Vec<mpsc::UnboundedSender<Command>>,
     listeners: Option<Listeners>,
     admitted: u32,
@@ -94,6 +100,7 @@ impl Agent {
         let metrics = Metrics::new();
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
+        secrets.register(registry);
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -112,30 +119,39 @@ impl Agent {
             metrics,
             log,
             intake,
-            policies: RefCell::new(Policies::new()),
+            policy: None,
             workers: Vec::new(),
             listeners: None,
             admitted,
         })
     }
 
-    /// Reads the policy files and puts what is good in force.
+    /// Reads the policy and puts what is good in force.
     ///
     /// # Errors
-    /// When the kernel's maps cannot be written.
+    /// When applied documents cannot be kept, or the kernel's maps not be
+    /// written.
     pub(super) async fn read_policy(&mut self, loaded: &Loaded) -> Result<(), StartError> {
-        let settings = &loaded.settings;
-        let paths: Vec<PathBuf> = settings
-            .policy
-            .iter()
-            .filter(|path| !loaded.default_policy || path.exists())
-            .cloned()
-            .collect();
-        let snapshot = self
-            .policies
-            .borrow_mut()
-            .read(&paths, &policies::options(settings));
+        let keeper = Keeper::start(policies::places(loaded))
+            .await
+            .map_err(StartError::Policy)?;
+        let snapshot = Arc::clone(&keeper.published().borrow().snapshot);
+        self.policy = Some(keeper);
         self.node.lock().await.apply(snapshot).await
+    }
+
+    /// What the admin API tells about the rooms, once the policy was read.
+    pub(super) async fn views(&self) -> Option<Views> {
+        let node = self.node.lock().await;
+        Some(Views {
+            kernel: Arc::clone(&self.kernel),
+            live: Arc::clone(&node.live),
+            names: Arc::clone(&node.names),
+            resolver: node.resolver.clone(),
+            secrets: Arc::clone(&node.secrets),
+            policy: self.policy.clone()?,
+            directory: node.directory.clone(),
+        })
     }
 
     /// Opens the listeners. What each worker needs is in the result.
@@ -229,9 +245,26 @@ impl Agent {
             match never {}
         });
         let changed = Arc::clone(&node.feed.changed);
+        if let Some(reports) = self.kernel.take_direct_reports() {
+            let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
+            let flushing = account.clone();
+            vitals.spawn("metrics", async move { flushing.keep_flushing().await });
+            let direct = Direct::new(
+                Arc::clone(&self.kernel),
+                Arc::clone(&node.live),
+                Callers(node.directory.clone()),
+                account,
+                &settings.namespace.0,
+            );
+            vitals.spawn("direct", direct.run(node.sets.subscribe(), reports));
+        }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        if let Some(policy) = &self.policy {
+            let published = policy.published();
+            vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+        }
 
         let kernel = Arc::clone(&self.kernel);
         tokio::task::spawn_blocking(move || kernel.prove())
@@ -257,8 +290,12 @@ impl Agent {
         if let Some(log) = &self.log {
             log.reopen();
         }
-        if let Err(error) = self.read_policy(loaded).await {
-            tracing::error!("policy is not wholly in force: {error}");
+        if let Some(policy) = &self.policy
+            && let Err(error) = policy
+                .reload(policies::paths(loaded), policies::options(settings))
+                .await
+        {
+            tracing::error!("{error}");
         }
     }
 
@@ -273,10 +310,15 @@ impl Agent {
         if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
             tracing::error!("{error}");
         }
-        for worker in &self.workers {
-            // A worker that is gone accepts nothing either.
-            let _ = worker.send(Command::StopAccepting);
-        }
+        // What the kernel has handed over by now still waits to be accepted.
+        let workers = self.workers.clone();
+        spawn_local(async move {
+            tokio::time::sleep(HANDED_OVER).await;
+            for worker in &workers {
+                // A worker that is gone accepts nothing either.
+                let _ = worker.send(Command::StopAccepting);
+            }
+        });
     }
 }
 
@@ -284,6 +326,27 @@ fn per_worker(admitted: u32, workers: usize) -> usize {
     usize::try_from(admitted)
         .unwrap_or(usize::MAX)
         .div_ceil(workers.max(1))
+}
+
+/// Puts each new version of the policy in force.
+async fn follow_policy(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    mut published: tokio::sync::watch::Receiver<Published>,
+) {
+    loop {
+        let snapshot = Arc::clone(&published.borrow_and_update().snapshot);
+        let mut node = node.lock().await;
+        if node.live.load().snapshot.generation != snapshot.generation
+            && let Err(error) = node.apply(snapshot).await
+        {
+            tracing::error!("policy is not wholly in force: {error}");
+        }
+        drop(node);
+        if published.changed().await.is_err() {
+            tracing::error!("the thread of the policy has ended; policy stays as it is");
+            return;
+        }
+    }
 }
 
 /// Tells the kernel when the addresses of hosts change.

@@ -55,6 +55,11 @@ pub enum End {
     /// The service closed TCP without ending TLS (no `close_notify`): what
     /// arrived may have been cut short by anyone on the way.
     Truncated,
+    /// The application ended its side, nothing came after that, and the
+    /// service closed TCP without ending TLS, as many do with a client that
+    /// has finished. No failure; yet an application that only half-closed and
+    /// still listens gets a reset, for it may have waited for an answer.
+    Unsigned,
     /// No byte for the idle time.
     Idle(Duration),
     /// The longest duration is over.
@@ -67,7 +72,7 @@ impl End {
     /// Envoy's flag; `None` for an orderly end.
     pub const fn flag(&self) -> Option<Flag> {
         match self {
-            Self::Closed => None,
+            Self::Closed | Self::Unsigned => None,
             Self::Client(_) => Some(Flag::DownstreamConnectionTermination),
             Self::Upstream(_) | Self::Truncated => Some(Flag::UpstreamConnectionTermination),
             Self::Idle(_) => Some(Flag::StreamIdleTimeout),
@@ -81,6 +86,9 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed"),
+            Self::Unsigned => {
+                f.write_str("closed by the application, then by the service without ending TLS")
+            }
             Self::Client(error) => write!(f, "the application broke the connection: {error}"),
             Self::Upstream(error) => write!(f, "the service broke the connection: {error}"),
             Self::Truncated => f.write_str(
@@ -114,6 +122,7 @@ pub async fn bytes<C: Transport, U: Transport>(
         inward: Direction::new(&traffic.sent),
         active: Instant::now(),
         watching: false,
+        parted: None,
     };
     let mut timer = pin!(sleep_until(relay.due(&limits, relay.active)));
     let end = poll_fn(|context| {
@@ -141,7 +150,7 @@ pub async fn bytes<C: Transport, U: Transport>(
     match &end {
         End::Client(_) => upstream.abort(),
         End::Upstream(_) => client.abort(),
-        End::Truncated => {
+        End::Truncated | End::Unsigned => {
             // What the service did send has arrived in order and must reach
             // the application before the reset throws away what is queued.
             drained(client, LINGER).await;
@@ -172,6 +181,8 @@ struct Relay<'a> {
     active: Instant,
     /// The timer is set to look for a broken side.
     watching: bool,
+    /// Bytes from the service when the application's end was passed on.
+    parted: Option<u64>,
 }
 
 impl Relay<'_> {
@@ -229,11 +240,18 @@ impl Relay<'_> {
                 Broken::Write(error) => End::Upstream(error),
             });
         }
+        if outward.is_ready() && self.parted.is_none() {
+            self.parted = Some(self.inward.moved());
+        }
         let inward = self.inward.poll(context, upstream, client, self.buffers);
         if let Poll::Ready(Err(broken)) = inward {
             return Poll::Ready(match broken {
                 Broken::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    End::Truncated
+                    if self.parted == Some(self.inward.moved()) {
+                        End::Unsigned
+                    } else {
+                        End::Truncated
+                    }
                 }
                 Broken::Read(error) => End::Upstream(error),
                 Broken::Write(error) => End::Client(error),

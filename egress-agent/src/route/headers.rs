@@ -37,7 +37,7 @@ pub struct Variables<'a> {
     /// Request headers, for a request's own templates.
     pub request: Option<&'a HeaderMap>,
     /// What [`save`] kept of the request headers for the response's templates.
-    pub saved: &'a [(&'a str, Option<HeaderValue>)],
+    pub saved: &'a [(Box<str>, Option<HeaderValue>)],
     /// Status of the response.
     pub status: Option<StatusCode>,
     /// Headers of the response.
@@ -115,7 +115,7 @@ pub fn authority<'r>(
 pub fn save<'r>(
     ops: impl Iterator<Item = &'r HeaderOps>,
     variables: &Variables<'_>,
-) -> Vec<(&'r str, Option<HeaderValue>)> {
+) -> Vec<(Box<str>, Option<HeaderValue>)> {
     ops.flat_map(|ops| ops.response.set.iter().chain(&ops.response.add))
         .filter_map(|(_, template)| match template {
             HeaderTemplate::Fixed(_) => None,
@@ -129,7 +129,7 @@ pub fn save<'r>(
         .map(|name| {
             let mut out = String::new();
             variables.variable(name, &mut out);
-            (name, HeaderValue::try_from(out).ok())
+            (name.into(), HeaderValue::try_from(out).ok())
         })
         .collect()
 }
@@ -155,7 +155,7 @@ impl Variables<'_> {
     /// Writes one variable; a name that is none of Envoy's, or that means
     /// nothing here, stays as text.
     fn variable(&self, variable: &str, out: &mut String) {
-        if let Some((_, value)) = self.saved.iter().find(|(name, _)| *name == variable) {
+        if let Some((_, value)) = self.saved.iter().find(|(name, _)| **name == *variable) {
             out.push_str(value.as_ref().and_then(|v| v.to_str().ok()).unwrap_or("-"));
             return;
         }

@@ -61,6 +61,8 @@ pub struct Chosen<'r> {
     pub route: &'r HttpRoute,
     /// The block; `None` where the route has none.
     pub matched: Option<&'r HttpMatch>,
+    /// Where they are.
+    index: (usize, Option<usize>),
 }
 
 impl Chosen<'_> {
@@ -72,6 +74,14 @@ impl Chosen<'_> {
             Some(name) => format!("{}.{name}", self.route.name).into(),
         }
     }
+}
+
+/// What was chosen, by place in the view's routes: it outlives the borrow.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Route and block.
+    chosen: Option<(usize, Option<usize>)>,
+    destination: usize,
 }
 
 /// Where a request goes, and under which plan.
@@ -89,9 +99,83 @@ pub struct Forward<'r> {
     pub timeout: Option<Duration>,
     /// `retries`, or Istio's default.
     pub retries: &'r RetryPolicy,
+    place: Place,
 }
 
 impl<'r> Forward<'r> {
+    /// Where in the view this plan is.
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The plan at a place of `view`; `None` if it is not from this view.
+    pub fn at(view: &'r View, place: Place) -> Option<Self> {
+        let Some((route, block)) = place.chosen else {
+            return Some(Self::without_route(&view.cluster));
+        };
+        let route = view.http.as_ref()?.get(route)?;
+        let chosen = Chosen {
+            route,
+            matched: block.and_then(|block| route.matches.get(block)),
+            index: place.chosen?,
+        };
+        let HttpAction::Forward {
+            destinations,
+            rewrite,
+        } = &route.action
+        else {
+            return None;
+        };
+        let destination = destinations.get(place.destination)?;
+        match &destination.target {
+            Target::Missing(_) => None,
+            Target::Cluster(cluster) => Some(Self {
+                cluster,
+                chosen: Some(chosen),
+                destination: Some(destination),
+                rewrite: rewrite.as_ref(),
+                timeout: route.timeout,
+                retries: &route.retries,
+                place,
+            }),
+        }
+    }
+
+    /// The plan of a route before a destination is drawn, for what explains it.
+    pub const fn to_explain(
+        chosen: Chosen<'r>,
+        cluster: &'r Arc<Cluster>,
+        rewrite: &'r Rewrite,
+    ) -> Self {
+        Self {
+            cluster,
+            chosen: Some(chosen),
+            destination: None,
+            rewrite: Some(rewrite),
+            timeout: chosen.route.timeout,
+            retries: &chosen.route.retries,
+            place: Place {
+                chosen: None,
+                destination: 0,
+            },
+        }
+    }
+
+    fn without_route(cluster: &'r Arc<Cluster>) -> Self {
+        Self {
+            cluster,
+            chosen: None,
+            destination: None,
+            rewrite: None,
+            timeout: None,
+            retries: default_retries(),
+            place: Place {
+                chosen: None,
+                destination: 0,
+            },
+        }
+    }
+
     /// `perTryTimeout`, which is ignored unless it is below `timeout`.
     pub fn per_try_timeout(&self) -> Option<Duration> {
         self.retries
@@ -143,20 +227,17 @@ pub fn default_retries() -> &'static RetryPolicy {
 
 /// The first of `routes` with a block that fits.
 pub fn route<'r>(routes: &'r [HttpRoute], facts: &RequestFacts<'_>) -> Option<Chosen<'r>> {
-    routes.iter().find_map(|route| {
-        if route.matches.is_empty() {
-            return Some(Chosen {
-                route,
-                matched: None,
-            });
-        }
-        let matched = route
-            .matches
-            .iter()
-            .find(|block| matching::fits(block, facts))?;
+    routes.iter().enumerate().find_map(|(index, route)| {
+        let mut blocks = route.matches.iter().enumerate();
+        let matched = if route.matches.is_empty() {
+            None
+        } else {
+            Some(blocks.find(|(_, block)| matching::fits(block, facts))?)
+        };
         Some(Chosen {
             route,
-            matched: Some(matched),
+            matched: matched.map(|(_, block)| block),
+            index: (index, matched.map(|(number, _)| number)),
         })
     })
 }
@@ -168,14 +249,7 @@ pub fn route<'r>(routes: &'r [HttpRoute], facts: &RequestFacts<'_>) -> Option<Ch
 /// [`RouteError::NoRoute`] and [`RouteError::NoCluster`].
 pub fn decide<'r>(view: &'r View, facts: &RequestFacts<'_>) -> Result<Routed<'r>, RouteError> {
     let Some(routes) = &view.http else {
-        return Ok(Routed::Forward(Forward {
-            cluster: &view.cluster,
-            chosen: None,
-            destination: None,
-            rewrite: None,
-            timeout: None,
-            retries: default_retries(),
-        }));
+        return Ok(Routed::Forward(Forward::without_route(&view.cluster)));
     };
     let chosen = route(routes, facts).ok_or(RouteError::NoRoute)?;
     match &chosen.route.action {
@@ -189,8 +263,9 @@ pub fn decide<'r>(view: &'r View, facts: &RequestFacts<'_>) -> Result<Routed<'r>
             destinations,
             rewrite,
         } => {
-            let destination = draw(destinations, |one| one.weight)
+            let number = draw(destinations, |one| one.weight)
                 .ok_or_else(|| RouteError::NoCluster("the route has no destination".into()))?;
+            let destination = &destinations[number];
             match &destination.target {
                 Target::Missing(what) => Err(RouteError::NoCluster(what.clone())),
                 Target::Cluster(cluster) => Ok(Routed::Forward(Forward {
@@ -200,24 +275,28 @@ pub fn decide<'r>(view: &'r View, facts: &RequestFacts<'_>) -> Result<Routed<'r>
                     rewrite: rewrite.as_ref(),
                     timeout: chosen.route.timeout,
                     retries: &chosen.route.retries,
+                    place: Place {
+                        chosen: Some(chosen.index),
+                        destination: number,
+                    },
                 })),
             }
         }
     }
 }
 
-/// Draws one of weighted things; a single one is taken whatever its weight,
-/// one of weight 0 among several never.
-pub(super) fn draw<T>(things: &[T], weight: impl Fn(&T) -> u32) -> Option<&T> {
-    if let [only] = things {
-        return Some(only);
+/// Draws one of weighted things and gives its number; a single one is taken
+/// whatever its weight, one of weight 0 among several never.
+pub(super) fn draw<T>(things: &[T], weight: impl Fn(&T) -> u32) -> Option<usize> {
+    if things.len() == 1 {
+        return Some(0);
     }
     let total: u64 = things.iter().map(|one| u64::from(weight(one))).sum();
     if total == 0 {
         return None;
     }
     let mut at = fastrand::u64(..total);
-    things.iter().find(|one| {
+    things.iter().position(|one| {
         let share = u64::from(weight(one));
         let hit = at < share;
         at = at.saturating_sub(share);

@@ -54,9 +54,10 @@ pub fn decide<'r>(
         return Ok(&view.cluster);
     };
     let chosen = route(routes, facts).ok_or(RouteError::NoRoute)?;
-    match draw(&chosen.destinations, |(_, weight)| *weight) {
-        Some((Target::Cluster(cluster), _)) => Ok(cluster),
-        Some((Target::Missing(what), _)) => Err(RouteError::NoCluster(what.clone())),
+    let drawn = draw(&chosen.destinations, |(_, weight)| *weight);
+    match drawn.map(|number| &chosen.destinations[number].0) {
+        Some(Target::Cluster(cluster)) => Ok(cluster),
+        Some(Target::Missing(what)) => Err(RouteError::NoCluster(what.clone())),
         None => Err(RouteError::NoCluster("the route has no destination".into())),
     }
 }

@@ -44,7 +44,7 @@ pub fn path(
 
 /// The authority that a `rewrite` gives, if any. (One given by header
 /// operations is a template: [`super::headers::authority`].)
-pub fn authority<'r>(rewrite: Option<&'r Rewrite>) -> Option<&'r HeaderValue> {
+pub fn authority(rewrite: Option<&Rewrite>) -> Option<&HeaderValue> {
     rewrite.and_then(|rewrite| rewrite.authority.as_ref())
 }
 

@@ -13,15 +13,15 @@ use proptest::prelude::*;
 use regex::Regex;
 
 use super::headers::{Variables, apply_request, apply_response, fill, save};
-use super::http::{Chosen, Forward, RequestFacts, default_retries, route, without_port};
+use super::http::{Forward, RequestFacts, Routed, default_retries, route, without_port};
 use super::matching::fits;
 use super::opaque::ConnectionFacts;
 use super::{opaque, rewrite};
 use crate::policy::model::{HostPattern, Labels};
 use crate::policy::routes::{
-    HeaderList, HeaderOps, HeaderTemplate, HttpAction, HttpMatch, HttpRoute, OpaqueMatch,
-    OpaqueRoute, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch, Target,
-    TemplatePart,
+    HeaderList, HeaderOps, HeaderTemplate, HttpAction, HttpDestination, HttpMatch, HttpRoute,
+    OpaqueMatch, OpaqueRoute, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite,
+    StringMatch, Target, TemplatePart,
 };
 use crate::policy::snapshot::Client;
 
@@ -243,8 +243,7 @@ fn string_match() -> impl Strategy<Value = StringMatch> {
         Just(StringMatch::Present),
         short().prop_map(|text| StringMatch::Exact(text.into())),
         short().prop_map(|text| StringMatch::Prefix(text.into())),
-        prop_oneof![Just("a*"), Just("[ab]+"), Just(".?b"), Just("a|b/")]
-            .prop_map(|pattern| regex(pattern)),
+        prop_oneof![Just("a*"), Just("[ab]+"), Just(".?b"), Just("a|b/")].prop_map(regex),
     ]
 }
 
@@ -311,10 +310,6 @@ fn rewritten(
     path: &str,
     query: Option<&str>,
 ) -> String {
-    let route = plain_route(matched.into_iter().collect());
-    let rewrite = rewrite_of(rule);
-    let (headers, client) = (HeaderMap::new(), client());
-    let facts = facts(path, query, &headers, &client);
     let cluster = super::testing::cluster(
         0,
         "a.com",
@@ -322,18 +317,28 @@ fn rewritten(
         super::testing::traffic_policy(),
         &[],
     );
-    let forward = Forward {
-        cluster: &cluster,
-        chosen: Some(Chosen {
-            route: &route,
-            matched: route.matches.first(),
-        }),
-        destination: None,
-        rewrite: Some(&rewrite),
-        timeout: None,
-        retries: default_retries(),
+    let mut route = plain_route(matched.into_iter().collect());
+    route.action = HttpAction::Forward {
+        destinations: vec![HttpDestination {
+            target: Target::Cluster(Arc::clone(&cluster)),
+            weight: 1,
+            headers: HeaderOps::default(),
+        }],
+        rewrite: Some(rewrite_of(rule)),
     };
-    rewrite::path(&forward, &facts)
+    let view = super::testing::view(cluster, Some(vec![route]));
+    let (headers, client) = (HeaderMap::new(), client());
+    let facts = facts(path, query, &headers, &client);
+    let Ok(Routed::Forward(forward)) = super::http::decide(&view, &facts) else {
+        panic!("the route forwards");
+    };
+    // The place of a plan leads back to it.
+    let again = Forward::at(&view, forward.place()).unwrap();
+    assert!(std::ptr::eq(
+        again.destination.unwrap(),
+        forward.destination.unwrap()
+    ));
+    rewrite::path(&again, &facts)
         .unwrap()
         .map_or_else(|| "unchanged".to_owned(), |path| path.as_str().to_owned())
 }
@@ -386,10 +391,13 @@ fn location(redirect: &Redirect, authority: &str, path: &str, query: Option<&str
         authority,
         ..facts(path, query, &headers, &client)
     };
-    let chosen = Chosen {
-        route: &route,
-        matched: route.matches.first(),
+    let routes = [route];
+    let anything = HeaderMap::new();
+    let matching = RequestFacts {
+        path: "/old",
+        ..super::tests::facts("/old", None, &anything, &client)
     };
+    let chosen = super::http::route(&routes, &matching).unwrap();
     rewrite::location(redirect, &chosen, &facts)
         .unwrap()
         .to_str()
@@ -457,7 +465,7 @@ fn redirects_keep_what_they_do_not_name() {
 
 // ---- header operations ----
 
-fn variables<'a>(method: &'a Method) -> Variables<'a> {
+fn variables(method: &Method) -> Variables<'_> {
     Variables {
         remote: "10.0.0.1:5000".parse().unwrap(),
         dialled: "240.240.0.9:80".parse().unwrap(),
@@ -596,16 +604,11 @@ fn weights_divide_the_draws() {
     let mut counts = [0u32; 3];
     fastrand::seed(7);
     for _ in 0..4000 {
-        let drawn = super::http::draw(&things, |one| one.1).unwrap();
-        let at = things.iter().position(|one| one.0 == drawn.0).unwrap();
-        counts[at] += 1;
+        counts[super::http::draw(&things, |one| one.1).unwrap()] += 1;
     }
     assert_eq!(counts[1], 0);
     assert!((2850..3150).contains(&counts[0]), "{counts:?}");
-    assert_eq!(
-        super::http::draw(&[("only", 0u32)], |one| one.1),
-        Some(&("only", 0))
-    );
+    assert_eq!(super::http::draw(&[("only", 0u32)], |one| one.1), Some(0));
 }
 
 #[test]

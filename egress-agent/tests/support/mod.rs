@@ -47,21 +47,21 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// A certificate authority made for a test.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     der: CertificateDer<'static>,
 }
 
 /// A leaf certificate with its key.
-pub struct Leaf {
+pub(crate) struct Leaf {
     pub certificate: CertificateDer<'static>,
     pub certificate_pem: String,
     pub key: KeyPair,
 }
 
 impl Authority {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -75,7 +75,7 @@ impl Authority {
     }
 
     /// An authority that may issue for one domain only.
-    pub fn constrained(name: &str, domain: &str) -> Self {
+    pub(crate) fn constrained(name: &str, domain: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -93,7 +93,7 @@ impl Authority {
     }
 
     /// A revocation list with these serial numbers.
-    pub fn revocation_list(&self, serials: &[u64]) -> String {
+    pub(crate) fn revocation_list(&self, serials: &[u64]) -> String {
         let revoked = serials
             .iter()
             .map(|serial| RevokedCertParams {
@@ -117,11 +117,15 @@ impl Authority {
         .unwrap()
     }
 
-    pub fn issue(&self, name: &str) -> Leaf {
+    pub(crate) fn issue(&self, name: &str) -> Leaf {
         self.issue_with(name, |_| {})
     }
 
-    pub fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
+    pub(crate) fn issue_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Leaf {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         change(&mut params);
@@ -134,13 +138,13 @@ impl Authority {
         }
     }
 
-    pub fn write(&self, directory: &Path) -> PathBuf {
+    pub(crate) fn write(&self, directory: &Path) -> PathBuf {
         let path = directory.join(format!("ca-{}.pem", fastrand::u64(..)));
         std::fs::write(&path, &self.pem).unwrap();
         path
     }
 
-    pub fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();
         roots
@@ -148,7 +152,7 @@ impl Authority {
 }
 
 /// A TLS server's settings; with `clients`, it demands a certificate of theirs.
-pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
+pub(crate) fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -170,7 +174,7 @@ pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConf
 }
 
 /// Accepts one TLS connection.
-pub async fn accept_tls(
+pub(crate) async fn accept_tls(
     listener: &TcpListener,
     config: &Arc<ServerConfig>,
 ) -> io::Result<TlsStream<TcpStream>> {
@@ -179,7 +183,7 @@ pub async fn accept_tls(
 }
 
 /// `tls: SIMPLE` that trusts one authority.
-pub fn simple(authority: &Path) -> ClientTls {
+pub(crate) fn simple(authority: &Path) -> ClientTls {
     ClientTls {
         identity: Identity::None,
         trust: Trust::File {
@@ -194,7 +198,7 @@ pub fn simple(authority: &Path) -> ClientTls {
     }
 }
 
-pub fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
+pub(crate) fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
     TrafficPolicy {
         connection_pool: ConnectionPool::default(),
         load_balancer: LoadBalancer::default(),
@@ -208,7 +212,7 @@ pub fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
 }
 
 /// A snapshot with one STATIC service, number 1.
-pub fn snapshot(
+pub(crate) fn snapshot(
     host: &str,
     protocol: Protocol,
     policy: TrafficPolicy,
@@ -327,7 +331,7 @@ impl Callers for OneWorkload {
 }
 
 /// A running data path. Must be made inside a `LocalSet`.
-pub struct Agent {
+pub(crate) struct Agent {
     pub directory: tempfile::TempDir,
     pub secrets: Arc<Secrets>,
     pub live: Arc<ArcSwap<Live>>,
@@ -341,7 +345,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn start(directory: tempfile::TempDir, snapshot: Snapshot) -> Self {
+    pub(crate) fn start(directory: tempfile::TempDir, snapshot: Snapshot) -> Self {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(directory.path().join("secrets")),
             ..SecretSettings::default()
@@ -385,11 +389,11 @@ impl Agent {
     }
 
     /// Connects as an application that dialled service 1.
-    pub async fn dial(&self) -> TcpStream {
+    pub(crate) async fn dial(&self) -> TcpStream {
         self.dial_as(|_| {}).await
     }
 
-    pub async fn dial_as(&self, change: impl FnOnce(&mut Captured)) -> TcpStream {
+    pub(crate) async fn dial_as(&self, change: impl FnOnce(&mut Captured)) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let peer = socket.local_addr().unwrap();
@@ -417,7 +421,7 @@ impl Agent {
     }
 
     /// The records written so far, when there are `count` of them.
-    pub async fn records(&self, count: usize) -> Vec<serde_json::Value> {
+    pub(crate) async fn records(&self, count: usize) -> Vec<serde_json::Value> {
         let all = async {
             loop {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -437,7 +441,7 @@ impl Agent {
     }
 
     /// The only record.
-    pub async fn record(&self) -> serde_json::Value {
+    pub(crate) async fn record(&self) -> serde_json::Value {
         let mut records = self.records(1).await;
         assert_eq!(records.len(), 1, "{records:?}");
         records.remove(0)
@@ -464,7 +468,7 @@ fn captured(peer: SocketAddr) -> Captured {
 }
 
 /// Runs a test on one thread, as a worker does.
-pub fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -479,7 +483,7 @@ pub fn run(test: impl Future<Output = ()>) {
 
 /// An address where TCP connects are never answered: the queue of a listener
 /// that accepts nothing is full.
-pub async fn black_hole() -> (SocketAddr, impl Sized) {
+pub(crate) async fn black_hole() -> (SocketAddr, impl Sized) {
     let socket = socket2::Socket::new(
         socket2::Domain::IPV4,
         socket2::Type::STREAM.nonblocking(),

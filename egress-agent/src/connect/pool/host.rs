@@ -224,15 +224,18 @@ where
                 return Ok(lease);
             }
             if self.may_open() {
-                match self.set.connection_permit_for(&picked.endpoint) {
-                    Ok((permit, guard)) => return self.open(picked, reach, permit, guard).await,
-                    Err(_) => {
-                        let evicted = self.pool.upgrade().is_some_and(|p| p.evict(&self.set));
-                        if evicted {
-                            // Its place comes back once its task has ended.
-                            tokio::task::yield_now().await;
-                        }
-                    }
+                if let Ok((permit, guard)) = self.set.connection_permit_for(&picked.endpoint) {
+                    return self.open(picked, reach, permit, guard).await;
+                }
+                if self
+                    .pool
+                    .upgrade()
+                    .is_some_and(|pool| pool.evict(&self.set))
+                {
+                    // An HTTP/2 connection gives its place back when its task
+                    // has ended.
+                    tokio::task::yield_now().await;
+                    continue;
                 }
             }
             let now = Instant::now();
@@ -435,7 +438,7 @@ where
             .chain(http2.iter().map(|http2| http2.since.get()))
             .min()?;
         // Without a timeout there is still the list to be kept short.
-        let longest = longest.unwrap_or(Duration::from_secs(3600));
+        let longest = longest.unwrap_or(Duration::from_hours(1));
         Some((oldest + longest).max(now + Duration::from_millis(100)))
     }
 }

@@ -41,7 +41,7 @@ pub use lease::{Lease, Upgraded};
 
 /// How long a request waits for a connection where neither route nor try has
 /// a timeout.
-pub const PENDING_TIMEOUT: Duration = Duration::from_secs(60);
+pub const PENDING_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What an upstream byte stream must offer.
 pub trait Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static {}

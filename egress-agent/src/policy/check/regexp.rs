@@ -68,7 +68,7 @@ struct Translator<'t> {
     repeated: bool,
 }
 
-impl<'t> Translator<'t> {
+impl Translator<'_> {
     fn take(&mut self) -> Option<char> {
         let c = self.rest.chars().next()?;
         self.rest = &self.rest[c.len_utf8()..];

@@ -33,97 +33,48 @@ impl Default for Limits {
     }
 }
 
-/// One document of a file.
-#[derive(Debug)]
-pub struct Parsed {
-    /// The tree.
-    pub root: Node,
-    /// Line of its first line, from 1.
-    pub line: u32,
-    /// Bytes of the source that it was read from.
-    pub text: std::ops::Range<usize>,
-}
-
-/// Bytes as a source, or why they cannot be one: too many, or not UTF-8.
-pub fn source_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<Arc<Source>, Diagnostic> {
-    let without_text = || {
-        Arc::new(Source {
-            name: name.into(),
-            text: Box::default(),
-        })
-    };
+/// Bytes as text, or why they cannot be: too many, or not UTF-8.
+pub fn text_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<String, Diagnostic> {
     if bytes.len() > limits.bytes {
-        let message = format!(
-            "the file has {} bytes; at most {} are read",
-            bytes.len(),
-            limits.bytes
-        );
+        let message = format!("the file has more than {} bytes", limits.bytes);
         return Err(Diagnostic::new(Severity::Error, "file-size", message)
             .help("split it into several files")
-            .at(&without_text(), Span::default()));
+            .at(&Source::nameless(name), Span::default()));
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Arc::new(Source {
-            name: name.into(),
-            text: text.into(),
-        })),
-        Err(error) => {
-            let valid = error.utf8_error().valid_up_to();
-            let head = error.as_bytes().get(..valid).unwrap_or_default();
-            let line = head.iter().filter(|b| **b == b'\n').count() + 1;
-            let start = head.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
-            let column = String::from_utf8_lossy(&head[start..]).chars().count() + 1;
-            let span = Span {
-                line: number(line),
-                column: number(column),
-                end_line: number(line),
-                end_column: number(column + 1),
-            };
-            Err(
-                Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
-                    .help("save it as UTF-8")
-                    .at(&without_text(), span),
-            )
-        }
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let head = error.as_bytes().get(..valid).unwrap_or_default();
+        let line = head.iter().filter(|b| **b == b'\n').count() + 1;
+        let start = head.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
+        let tail = head.get(start..).unwrap_or_default();
+        let column = String::from_utf8_lossy(tail).chars().count() + 1;
+        let span = Span::new(line, column, line, column + 1);
+        Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
+            .help("save it as UTF-8")
+            .at(&Source::nameless(name), span)
+    })
 }
 
-/// Reads every document of a source. One that cannot be read gives an error
-/// and costs the others nothing: documents are told apart by lines that start
-/// with `---`, as kubectl does.
-///
-/// They are handed over one by one, so that a file of ten thousand documents
-/// is never held as trees at once.
-pub fn parse(
-    source: &Arc<Source>,
-    limits: &Limits,
-    each: &mut dyn FnMut(Result<Parsed, Diagnostic>),
-) {
-    for (range, line) in split(&source.text) {
-        let text = &source.text[range.clone()];
-        if is_blank(text) {
-            continue;
-        }
-        let mut reader = Reader {
-            source,
-            limits,
-            offset: line,
-            nodes: 0,
-            alias_bytes: 0,
-        };
-        match reader.read(text) {
-            Ok(roots) => {
-                for root in roots {
-                    each(Ok(Parsed {
-                        line: first_line(text, line),
-                        root,
-                        text: range.clone(),
-                    }));
-                }
-            }
-            Err(error) => each(Err(*error)),
-        }
-    }
+/// The parts of a file that hold a document, each with the number of lines
+/// before it. Documents are told apart by lines that start with `---`, as
+/// kubectl does, so that one that cannot be read costs the others nothing.
+pub fn parts(text: &str) -> Vec<(&str, u32)> {
+    split(text)
+        .into_iter()
+        .map(|(range, line)| (&text[range], line))
+        .filter(|(part, _)| !is_blank(part))
+        .collect()
+}
+
+/// Reads a part of a file: one document, or more where `...` ends one.
+pub fn parse(source: &Arc<Source>, limits: &Limits) -> Result<Vec<Node>, Diagnostic> {
+    let mut reader = Reader {
+        source,
+        limits,
+        nodes: 0,
+        alias_bytes: 0,
+    };
+    reader.read(&source.text).map_err(|error| *error)
 }
 
 /// Ranges of text between separator lines, each with the number of lines
@@ -155,21 +106,6 @@ fn is_blank(text: &str) -> bool {
     })
 }
 
-fn first_line(text: &str, before: u32) -> u32 {
-    let skipped = text
-        .lines()
-        .take_while(|line| {
-            let line = line.strip_prefix("---").unwrap_or(line).trim();
-            line.is_empty() || line.starts_with('#')
-        })
-        .count();
-    before + number(skipped) + 1
-}
-
-fn number(value: usize) -> u32 {
-    u32::try_from(value).unwrap_or(u32::MAX)
-}
-
 /// What is open while events come in.
 enum Open {
     Sequence(Vec<Node>),
@@ -192,8 +128,6 @@ type Failure = Box<Diagnostic>;
 struct Reader<'a> {
     source: &'a Arc<Source>,
     limits: &'a Limits,
-    /// Lines of the file before this text.
-    offset: u32,
     nodes: usize,
     alias_bytes: usize,
 }
@@ -207,7 +141,8 @@ impl Reader<'_> {
         while let Some(event) = parser.next_event() {
             let (event, span) = event.map_err(|error| {
                 let at = self.span(*error.marker(), *error.marker());
-                self.fail("yaml-syntax", at, format!("not YAML: {}", error.info()))
+                let failure = self.fail("yaml-syntax", at, format!("not YAML: {}", error.info()));
+                Box::new(failure.help("look at indentation, quotes and brackets up to this place"))
             })?;
             let span = self.span(span.start, span.end);
             let (node, anchor) = match event {
@@ -286,8 +221,11 @@ impl Reader<'_> {
 
     fn close(&self, frame: Frame, end: Span) -> Result<(Node, usize), Failure> {
         let span = Span {
-            end_line: end.end_line,
-            end_column: end.end_column,
+            end: if end.line == frame.start.line {
+                end.end
+            } else {
+                0
+            },
             ..frame.start
         };
         let value = match frame.open {
@@ -478,15 +416,17 @@ impl Reader<'_> {
     }
 
     fn span(&self, start: Marker, end: Marker) -> Span {
-        Span {
-            line: number(start.line()) + self.offset,
-            column: number(start.col()) + 1,
-            end_line: number(end.line()) + self.offset,
-            end_column: number(end.col()) + 1,
-        }
+        Span::new(start.line(), start.col() + 1, end.line(), end.col() + 1)
     }
 
     fn fail(&self, rule: &'static str, span: Span, message: impl Into<Box<str>>) -> Failure {
-        Box::new(Diagnostic::new(Severity::Error, rule, message).at(self.source, span))
+        let help = match rule {
+            "yaml-depth" | "yaml-size" => "no document needs that much",
+            "yaml-merge" => "merge an object, or leave `<<` out",
+            "yaml-key" => "write a plain word before the colon",
+            _ => "correct it as YAML",
+        };
+        let failure = Diagnostic::new(Severity::Error, rule, message);
+        Box::new(failure.help(help).at(self.source, span))
     }
 }

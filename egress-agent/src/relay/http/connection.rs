@@ -14,10 +14,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::client::{Bound, Caller, Client};
-use super::guarded::{Guarded, State, Upgrade};
+use super::guarded::{Guarded, State, Upgrade, read_some};
 use super::{Log, ServiceStream, Settings, Worker, exchange};
 use crate::connect::pool::LocalExec;
 use crate::policy::snapshot::Service;
@@ -33,6 +33,10 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// way.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1024 * 1024;
+
+/// A connection without a request for so long is taken apart until the next
+/// one: hyper keeps 16 KiB of buffers for each.
+const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// How a client connection ended.
 #[derive(Debug)]
@@ -57,6 +61,9 @@ impl fmt::Display for End {
 
 /// Serves HTTP/1 and HTTP/2 (with prior knowledge) on `stream`, which speaks to
 /// `caller` for `service`. `log` takes its requests as they end.
+///
+/// A connection that rests is taken apart down to its stream and put together
+/// again when something comes, so the future is small and so is what it holds.
 pub async fn serve<D: Transport + 'static, S: ServiceStream>(
     worker: Rc<Worker<S>>,
     caller: Caller,
@@ -69,62 +76,78 @@ pub async fn serve<D: Transport + 'static, S: ServiceStream>(
     let Some(bound) = Bound::new(live, service, host, &caller.client) else {
         return End::NoPolicy;
     };
-    let settings = worker.settings.clone();
     let client = Client::new(worker, caller, Box::new(log), bound);
-    let first = match first_bytes(&mut stream, &settings).await {
-        Ok(Some(first)) => first,
-        Ok(None) => return End::Closed,
-        Err(error) => return End::Client(error.to_string().into()),
-    };
-    if first.starts_with(b"PRI") {
-        serve_http2(client, &settings, Prefixed { first, stream }).await
-    } else {
-        serve_http1(client, &settings, stream, &first).await
+    loop {
+        let first = match first_bytes(&mut stream, &client).await {
+            Ok(Some(first)) => first,
+            Ok(None) => return End::Closed,
+            Err(error) => return End::Client(error.to_string().into()),
+        };
+        if client.state.is_new() && first.starts_with(b"PRI") {
+            let first = Bytes::from(first);
+            return Box::pin(serve_http2(client, Prefixed { first, stream })).await;
+        }
+        match Box::pin(serve_http1(&client, stream, first)).await {
+            Rest::Resting(rested) => stream = rested,
+            Rest::Ended(end) => return end,
+        }
     }
 }
 
-/// Reads enough to tell HTTP/2 from HTTP/1: no HTTP/1 method that anybody
-/// uses starts with `PRI`. `None`: the client closed, or kept silent too long.
-async fn first_bytes<D: Transport + 'static>(
+/// Waits for a request, and reads enough to tell HTTP/2 from HTTP/1: no HTTP/1
+/// method that anybody uses starts with `PRI`. `None`: the client closed or
+/// kept silent for too long, or the agent drains.
+async fn first_bytes<D: Transport, S: ServiceStream>(
     stream: &mut D,
-    settings: &Settings,
-) -> io::Result<Option<Bytes>> {
-    let mut first = Vec::with_capacity(512);
+    client: &Client<S>,
+) -> io::Result<Option<Vec<u8>>> {
+    let settings = &client.worker.settings;
+    let mut draining = client.worker.draining.clone();
+    let mut first = Vec::new();
     let mut wait = settings.idle_timeout;
     loop {
-        match timeout(wait, stream.read_buf(&mut first)).await {
-            Err(_) => return Ok((!first.is_empty()).then(|| first.into())),
-            Ok(read) => {
-                if read? == 0 {
-                    return Ok((!first.is_empty()).then(|| first.into()));
-                }
-            }
+        let read = tokio::select! {
+            biased;
+            read = read_some(stream) => read?,
+            () = sleep(wait) => None,
+            _ = draining.wait_for(|draining| *draining), if first.is_empty() => None,
+        };
+        match read {
+            None => return Ok((!first.is_empty()).then_some(first)),
+            Some(read) if first.is_empty() => first = read,
+            Some(read) => first.extend_from_slice(&read),
         }
         if first.len() >= 3 || !b"PRI".starts_with(&first) {
-            return Ok(Some(first.into()));
+            return Ok(Some(first));
         }
         wait = settings.head_timeout;
     }
 }
 
+/// What became of a run of HTTP/1 requests.
+enum Rest<D> {
+    /// Nothing is under way; the connection stays.
+    Resting(D),
+    /// It has ended.
+    Ended(End),
+}
+
 async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
-    client: Rc<Client<S>>,
-    settings: &Settings,
+    client: &Rc<Client<S>>,
     stream: D,
-    first: &[u8],
-) -> End {
+    first: Vec<u8>,
+) -> Rest<D> {
     let state = Rc::clone(&client.state);
+    state.last.set(Instant::now());
     let io = Guarded::new(stream, Rc::clone(&state), first);
-    let handler = Rc::clone(&client);
-    // Boxed, so that an idle connection does not hold the room of a request.
-    let service =
-        service_fn(move |request| Box::pin(exchange::handle(Rc::clone(&handler), request)));
+    let handler = Rc::clone(client);
+    let service = service_fn(move |request| exchange::handle(&handler, request));
     let mut connection = http1::Builder::new()
         .max_buf_size(BUFFER_LIMIT)
         .serve_connection(io, service);
-    let mut watch = Watch::new(settings);
-    let mut draining = client.worker.draining.clone();
     let end = {
+        let mut watch = Watch::new(&client.worker.settings, REST_AFTER);
+        let mut draining = client.worker.draining.clone();
         let mut drain = pin!(draining.wait_for(|draining| *draining));
         let mut drained = false;
         poll_fn(|cx| {
@@ -139,7 +162,7 @@ async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
                     end = connection.poll_without_shutdown(cx);
                 }
                 if let Poll::Ready(end) = end {
-                    return Poll::Ready(end.map_err(|error| error.to_string()));
+                    return Poll::Ready(Some(end.map_err(|error| error.to_string())));
                 }
                 if !drained && drain.as_mut().poll(cx).is_ready() {
                     drained = true;
@@ -149,10 +172,12 @@ async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
                 match watch.poll(&state, cx) {
                     None => return Poll::Pending,
                     Some(Expired::Head) => state.expired.set(true),
-                    Some(Expired::Idle) => Pin::new(&mut connection).graceful_shutdown(),
+                    Some(Expired::Idle) if state.rests() => return Poll::Ready(None),
+                    // Not idle after all, but slow to take its response.
+                    Some(Expired::Idle) => {}
                     Some(Expired::Body) => {
                         let error = "the request's body stood still for too long";
-                        return Poll::Ready(Err(error.to_owned()));
+                        return Poll::Ready(Some(Err(error.to_owned())));
                     }
                 }
             }
@@ -161,15 +186,22 @@ async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
     };
     let parts = connection.into_parts();
     let (mut stream, rest) = parts.io.into_parts();
+    let Some(end) = end else {
+        if parts.read_buf.is_empty() && rest.is_empty() {
+            return Rest::Resting(stream);
+        }
+        // hyper reads no further than it understands, so this cannot be.
+        return Rest::Ended(End::Client("bytes left between requests".into()));
+    };
     if state.upgrade.get() == Upgrade::Accepted
         && let Some(tunnel) = client.tunnel.take()
     {
         let mut read = Vec::from(parts.read_buf);
         read.extend_from_slice(&rest);
-        tunnel.run(&client, stream, read.into()).await;
-        return End::Closed;
+        Box::pin(tunnel.run(client, stream, read.into())).await;
+        return Rest::Ended(End::Closed);
     }
-    match end {
+    Rest::Ended(match end {
         Ok(()) => {
             if state.refused() || state.in_body.get() {
                 linger(&mut stream).await;
@@ -185,26 +217,28 @@ async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
             End::Closed
         }
         Err(error) => End::Client(error.into()),
-    }
+    })
 }
 
 async fn serve_http2<D: Transport + 'static, S: ServiceStream>(
     client: Rc<Client<S>>,
-    settings: &Settings,
     stream: Prefixed<D>,
 ) -> End {
+    let settings = &client.worker.settings;
     let state = Rc::clone(&client.state);
+    state.last.set(Instant::now());
     let handler = Rc::clone(&client);
-    let service = service_fn(move |request| exchange::handle(Rc::clone(&handler), request));
+    let service = service_fn(move |request| exchange::handle(&handler, request));
     let mut connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(BUFFER_LIMIT)
+        .enable_connect_protocol()
         .max_header_list_size(u32::try_from(super::guard::HEAD_LIMIT).unwrap_or(u32::MAX))
         .serve_connection(TokioIo::new(stream), service);
-    let mut watch = Watch::new(settings);
+    let mut watch = Watch::new(settings, settings.idle_timeout);
     let mut draining = client.worker.draining.clone();
     let mut drain = pin!(draining.wait_for(|draining| *draining));
     let mut drained = false;
@@ -270,11 +304,11 @@ struct Watch {
 }
 
 impl Watch {
-    const fn new(settings: &Settings) -> Self {
+    const fn new(settings: &Settings, idle: Duration) -> Self {
         Self {
             head: settings.head_timeout,
             body: settings.body_timeout,
-            idle: settings.idle_timeout,
+            idle,
             sleep: None,
             close: false,
         }

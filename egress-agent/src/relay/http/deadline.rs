@@ -1,7 +1,6 @@
 //! `timeout` and `perTryTimeout`.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -39,15 +38,5 @@ impl Deadline {
             .get_or_insert_with(|| Box::pin(sleep(after)))
             .as_mut()
             .poll(cx)
-    }
-
-    /// Runs `work` until the deadline; `None` when that comes first.
-    pub(super) async fn limit<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        let mut work = pin!(work);
-        poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending => self.poll(cx).map(|()| None),
-        })
-        .await
     }
 }

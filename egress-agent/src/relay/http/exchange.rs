@@ -1,8 +1,10 @@
 //! What one request gets: an answer of our own, or the service's.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, USER_AGENT};
@@ -13,9 +15,9 @@ use hyper::body::Incoming;
 
 use super::ServiceStream;
 use super::client::{Client, Found, Open};
-use super::forward;
+use super::extended;
+use super::forward::{self, Sending};
 use super::guard;
-use super::guarded::Upgrade;
 use super::local::{self, Local};
 use super::outgoing::Call;
 use super::record::Record;
@@ -34,78 +36,112 @@ pub(super) struct Exchange<S: ServiceStream> {
     pub(super) grpc: bool,
 }
 
-/// Answers one request. Never fails: what goes wrong is an answer.
-pub(super) async fn handle<S: ServiceStream>(
-    client: Rc<Client<S>>,
-    request: Request<Incoming>,
-) -> Result<Response<ResponseBody<S>>, Infallible> {
-    let state = Rc::clone(&client.state);
-    let response = answer(client, request).await;
-    if state.upgrade.get() == Upgrade::Asked {
-        state.upgrade.set(Upgrade::Refused);
-    }
-    Ok(response)
+/// The answering of one request. What can be answered at once is not boxed.
+pub(super) enum Handling<S: ServiceStream> {
+    Done(Option<Response<ResponseBody<S>>>),
+    Forwarding(
+        Rc<Client<S>>,
+        Pin<Box<dyn Future<Output = Response<ResponseBody<S>>>>>,
+    ),
 }
 
-async fn answer<S: ServiceStream>(
-    client: Rc<Client<S>>,
+impl<S: ServiceStream> Future for Handling<S> {
+    /// Never fails: what goes wrong is an answer.
+    type Output = Result<Response<ResponseBody<S>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Done(response) => match response.take() {
+                Some(response) => Poll::Ready(Ok(response)),
+                // Polled again after its end, which hyper does not do.
+                None => Poll::Pending,
+            },
+            Self::Forwarding(client, forwarding) => {
+                let response = ready!(forwarding.as_mut().poll(cx));
+                client.state.answer_upgrade();
+                Poll::Ready(Ok(response))
+            }
+        }
+    }
+}
+
+/// Answers one request.
+pub(super) fn handle<S: ServiceStream>(
+    client: &Rc<Client<S>>,
     request: Request<Incoming>,
-) -> Response<ResponseBody<S>> {
+) -> Handling<S> {
+    match answer(client, request) {
+        Ok(sending) => Handling::Forwarding(Rc::clone(client), Box::pin(forward::run(sending))),
+        Err(response) => {
+            client.state.answer_upgrade();
+            Handling::Done(Some(response))
+        }
+    }
+}
+
+/// Decides what a request gets: to be sent on, or, as the error, an answer of
+/// our own.
+#[expect(
+    clippy::result_large_err,
+    reason = "both ways are common, and a box would cost one of them"
+)]
+fn answer<S: ServiceStream>(
+    client: &Rc<Client<S>>,
+    mut request: Request<Incoming>,
+) -> Result<Box<Sending<S>>, Response<ResponseBody<S>>> {
     let refusal = client.state.begin();
+    let extended = extended::take(&mut request);
     let (head, body) = request.into_parts();
-    let record = record(&head, client.logs_headers());
     let mut exchange = Exchange {
         grpc: local::is_grpc(&head.headers),
-        open: Open::new(client, record),
+        open: Open::new(Rc::clone(client), record(&head, client.logs_headers())),
     };
     if let Some(refusal) = refusal {
-        return exchange.refuse(refusal.status, refusal.reason);
+        return Err(exchange.refuse(refusal.status, refusal.reason));
     }
     let authority = match authority(&head) {
         Ok(authority) => authority,
-        Err(reason) => return exchange.refuse(StatusCode::BAD_REQUEST, reason),
+        Err(reason) => return Err(exchange.refuse(StatusCode::BAD_REQUEST, reason)),
     };
     exchange.open.record.authority = Some(authority.clone());
     if head.method == Method::CONNECT {
         // As Envoy does where no CONNECT upgrade is configured.
-        return exchange.refuse(StatusCode::FORBIDDEN, "CONNECT is not proxied");
+        return Err(exchange.refuse(StatusCode::FORBIDDEN, "CONNECT is not proxied"));
     }
     // Checked when it was read, so it is text.
     let name = authority.to_str().unwrap_or_default();
-    let bound = match exchange.open.client.service(name) {
+    let bound = match client.service(name) {
         Found::Bound(bound) => bound,
         Found::Misdirected => {
             let reason = "the host of this request is not registered; connect to it anew";
-            return exchange.refuse(StatusCode::MISDIRECTED_REQUEST, reason);
+            return Err(exchange.refuse(StatusCode::MISDIRECTED_REQUEST, reason));
         }
     };
-    let decision = {
-        let facts = RequestFacts {
-            method: &head.method,
-            path: head.uri.path(),
-            query: head.uri.query(),
-            scheme: "http",
-            authority: name,
-            headers: &head.headers,
-            port: exchange.open.client.caller.original.port(),
-            client: &exchange.open.client.caller.client,
-        };
-        decision(bound.view(), &facts)
+    let facts = RequestFacts {
+        method: &head.method,
+        path: head.uri.path(),
+        query: head.uri.query(),
+        scheme: "http",
+        authority: name,
+        headers: &head.headers,
+        port: client.caller.original.port(),
+        client: &client.caller.client,
     };
-    match decision {
+    match decision(bound.view(), &facts) {
         Ok(Decision::Forward(plan, path)) => {
             let call = Call {
                 head,
                 body,
                 authority,
                 path,
+                extended,
             };
-            forward::forward(exchange, &bound, plan, call).await
+            Sending::new(exchange, &bound, &plan, call)
         }
         Ok(Decision::Answer(local, route, details)) => {
             exchange.open.record.route = Some(route);
             exchange.open.record.details = details.into();
-            exchange.local(local)
+            Err(exchange.local(local))
         }
         Err(error) => {
             let local = match error {
@@ -116,7 +152,7 @@ async fn answer<S: ServiceStream>(
             };
             exchange.open.record.details = error.to_string().into();
             exchange.open.record.flag(error.flag());
-            exchange.local(local)
+            Err(exchange.local(local))
         }
     }
 }

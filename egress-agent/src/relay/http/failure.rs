@@ -79,13 +79,13 @@ impl Failure {
         }
     }
 
-    /// No endpoint.
-    pub(super) fn pick(error: PickError) -> Self {
+    /// No endpoint; `details` in words.
+    pub(super) fn pick(error: PickError, details: String) -> Self {
         let text = match error.flag() {
             Flag::DnsResolutionFailure => "no healthy upstream: DNS resolution failure",
             _ => "no healthy upstream",
         };
-        Self::unavailable(None, error.flag(), text.to_owned(), error.to_string())
+        Self::unavailable(None, error.flag(), text.to_owned(), details)
     }
 
     /// No connection.
@@ -137,7 +137,7 @@ impl Failure {
     pub(super) fn local(&self, host: &str) -> Local {
         let mut body = self.text.clone();
         if let Some(flag) = self.flag.filter(|_| !self.details.is_empty()) {
-            body.push_str("\n");
+            body.push('\n');
             body.push_str(flag.code());
             body.push_str(": ");
             body.push_str(host);

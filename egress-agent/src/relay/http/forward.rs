@@ -7,21 +7,27 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{CONNECTION, SET_COOKIE, UPGRADE};
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 
 use super::ServiceStream;
+use super::affinity::{Affinity, affinity};
 use super::client::Bound;
 use super::deadline::Deadline;
 use super::exchange::{self, Exchange};
+use super::extended::Tunnelled;
 use super::failure::Failure;
 use super::guarded::Upgrade;
 use super::mirror;
-use super::outgoing::{Call, Saved, prepare, variables};
+use super::outgoing::{Call, Outgoing, Prepared, Saved, prepare, variables};
 use super::request;
 use super::response::{Ending, ResponseBody, Stream};
 use super::retry;
@@ -31,50 +37,111 @@ use super::upload::Upload;
 use crate::endpoint::Permit;
 use crate::endpoint::resolved::Destination;
 use crate::flag::Flag;
+use crate::policy::routes::Abort;
 use crate::relay::Limits;
 use crate::route::headers::{self as ops, Variables};
-use crate::route::http::{Forward, draw_fault};
+use crate::route::http::{Forward, Place, draw_fault};
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
+/// A request on its way to a service.
+pub(super) struct Sending<S: ServiceStream> {
+    exchange: Exchange<S>,
+    bound: Rc<Bound>,
+    place: Place,
+    /// `fault` as drawn for this request.
+    fault: (Option<Duration>, Option<Abort>),
+    outgoing: Outgoing,
+    saved: Saved,
+    affinity: Affinity,
+    body: Option<Incoming>,
+    /// The client's stream, if it is to carry another protocol.
+    extended: Option<OnUpgrade>,
+}
+
+impl<S: ServiceStream> Sending<S> {
+    /// Makes what leaves out of what came.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the response is what the caller returns in its turn"
+    )]
+    pub(super) fn new(
+        mut exchange: Exchange<S>,
+        bound: &Rc<Bound>,
+        plan: &Forward<'_>,
+        call: Call,
+    ) -> Result<Box<Self>, Response<ResponseBody<S>>> {
+        exchange.open.record.route = Some(plan.name());
+        exchange.open.record.cluster = Some(Arc::clone(plan.cluster));
+        if bound.set(plan.cluster.index).is_none() {
+            return Err(fail(exchange, &Failure::no_cluster()));
+        }
+        let fault = plan
+            .chosen
+            .and_then(|chosen| chosen.route.fault.as_ref())
+            .map_or((None, None), draw_fault);
+        let affinity = affinity(
+            &plan.cluster.policy,
+            &call.head.headers,
+            call.head.uri.query(),
+            exchange.open.client.caller.peer.ip(),
+        );
+        let asked = exchange.open.client.state.upgrade.get() == Upgrade::Asked;
+        let Prepared {
+            outgoing,
+            saved,
+            body,
+            extended,
+        } = prepare(&exchange, plan, call, asked);
+        Ok(Box::new(Self {
+            exchange,
+            bound: Rc::clone(bound),
+            place: plan.place(),
+            fault,
+            outgoing,
+            saved,
+            affinity,
+            body: body.filter(|body| !body.is_end_stream()),
+            extended,
+        }))
+    }
+}
+
 /// Sends a request on, as often as the plan allows, and answers with what
 /// comes of it.
-pub(super) async fn forward<S: ServiceStream>(
-    mut exchange: Exchange<S>,
-    bound: &Rc<Bound>,
-    plan: Forward<'_>,
-    call: Call,
+pub(super) async fn run<S: ServiceStream>(
+    mut sending: Box<Sending<S>>,
 ) -> Response<ResponseBody<S>> {
-    exchange.open.record.route = Some(plan.name());
-    exchange.open.record.cluster = Some(Arc::clone(plan.cluster));
-    let Some(set) = bound.set(plan.cluster.index) else {
-        return fail(exchange, &Failure::no_cluster());
+    let bound = Rc::clone(&sending.bound);
+    let plan = Forward::at(bound.view(), sending.place);
+    let set = plan.and_then(|plan| bound.set(plan.cluster.index));
+    let (Some(plan), Some(set)) = (plan, set) else {
+        return fail(sending.exchange, &Failure::no_cluster());
     };
-    if let Some(fault) = plan.chosen.and_then(|chosen| chosen.route.fault.as_ref()) {
-        let (delay, abort) = draw_fault(fault);
-        if let Some(delay) = delay {
-            exchange.open.record.flag(Flag::DelayInjected);
-            Box::pin(sleep(delay)).await;
-        }
-        if let Some(abort) = abort {
-            return fail(exchange, &Failure::injected(abort));
-        }
+    let (delay, abort) = sending.fault;
+    if let Some(delay) = delay {
+        sending.exchange.open.record.flag(Flag::DelayInjected);
+        Box::pin(sleep(delay)).await;
+    }
+    if let Some(abort) = abort {
+        return fail(sending.exchange, &Failure::injected(abort));
     }
     let permit = match set.request_permit() {
         Ok(permit) => permit,
-        Err(overflow) => return fail(exchange, &Failure::overflow(overflow.to_string())),
+        Err(overflow) => {
+            return fail(sending.exchange, &Failure::overflow(overflow.to_string()));
+        }
     };
-    let asked = exchange.open.client.state.upgrade.get() == Upgrade::Asked;
-    let (outgoing, saved, body) = prepare(&exchange, &plan, call, asked);
     let mirrors = mirror::drawn(plan.mirrors());
-    let upload = (!body.is_end_stream()).then(|| {
+    let upload = sending.body.take().map(|body| {
         let keep = retry::may_replay(plan.retries)
-            || retry::idempotent(&outgoing.method)
+            || retry::idempotent(&sending.outgoing.method)
             || !mirrors.is_empty();
         Upload::new(body, keep)
     });
     if !mirrors.is_empty() {
-        mirror::send(&exchange, bound, &mirrors, &outgoing, upload.as_ref());
+        let (exchange, outgoing) = (&sending.exchange, &sending.outgoing);
+        mirror::send(exchange, &bound, &mirrors, outgoing, upload.as_ref());
     }
     let mut deadline = plan
         .timeout
@@ -82,15 +149,16 @@ pub(super) async fn forward<S: ServiceStream>(
     let timed_out = (plan.timeout.is_some() || plan.per_try_timeout().is_some())
         .then(|| Rc::new(Cell::new(false)));
     let end = {
+        let sending = &mut *sending;
         let mut tries = Tries {
-            exchange: &mut exchange,
-            bound,
+            exchange: &mut sending.exchange,
+            bound: &bound,
             plan: &plan,
             set,
-            outgoing: &outgoing,
+            outgoing: &sending.outgoing,
             upload: upload.as_ref(),
             timed_out: timed_out.clone(),
-            hash: None,
+            hash: sending.affinity.hash,
         };
         let mut run = pin!(tries.run());
         poll_fn(|cx| {
@@ -117,9 +185,10 @@ pub(super) async fn forward<S: ServiceStream>(
                 deadline,
                 permit,
             };
-            respond(exchange, &plan, &saved, answer, held)
+            respond(sending, &plan, answer, held)
         }
         Err(failure) => {
+            let mut exchange = sending.exchange;
             if let Some(upload) = &upload {
                 exchange.open.record.received = upload.received();
             }
@@ -168,12 +237,18 @@ fn limits(plan: &Forward<'_>) -> Limits {
 
 /// Passes a response on.
 fn respond<S: ServiceStream>(
-    mut exchange: Exchange<S>,
+    sending: Box<Sending<S>>,
     plan: &Forward<'_>,
-    saved: &Saved<'_>,
     answer: Answer<S>,
     held: Held,
 ) -> Response<ResponseBody<S>> {
+    let Sending {
+        mut exchange,
+        saved,
+        affinity,
+        extended,
+        ..
+    } = *sending;
     let Answer {
         mut head,
         lease,
@@ -191,6 +266,9 @@ fn respond<S: ServiceStream>(
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(SERVICE_TIME, HeaderValue::from(time));
     }
+    if let Some(cookie) = affinity.cookie {
+        head.headers.append(SET_COOKIE, cookie);
+    }
     if plan.header_ops().any(|list| !ops::is_empty(&list.response)) {
         let upstream = match &exchange.open.record.upstream {
             Some(Destination::Tcp(address)) => Some(*address),
@@ -198,7 +276,7 @@ fn respond<S: ServiceStream>(
         };
         let variables = Variables {
             upstream,
-            saved,
+            saved: &saved,
             status: Some(head.status),
             ..variables(&exchange, plan)
         };
@@ -217,21 +295,34 @@ fn respond<S: ServiceStream>(
     let open = exchange.open;
     let orphaned = open.client.orphaned.get();
     let client = &open.client;
-    if changes && client.state.upgrade.get() == Upgrade::Asked {
-        client.state.upgrade.set(Upgrade::Accepted);
-        head.headers
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(protocol) = protocol {
-            head.headers.insert(UPGRADE, protocol);
-        }
-        let tunnels = Rc::clone(client);
-        tunnels.tunnel.replace(Some(Tunnel {
+    let asked = client.state.upgrade.get() == Upgrade::Asked;
+    if changes && (asked || extended.is_some()) {
+        let client = Rc::clone(client);
+        let tunnel = Tunnel {
             upstream: lease,
             limits: limits(plan),
             open,
             _picked: picked,
             _permit: held.permit,
-        }));
+        };
+        if let Some(stream) = extended {
+            // RFC 8441: success, and the stream is open.
+            head.status = StatusCode::OK;
+            spawn_local(async move {
+                if let Ok(stream) = stream.await {
+                    let stream = Tunnelled::new(stream);
+                    tunnel.run(&client, stream, Bytes::new()).await;
+                }
+            });
+        } else {
+            client.state.upgrade.set(Upgrade::Accepted);
+            head.headers
+                .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            if let Some(protocol) = protocol {
+                head.headers.insert(UPGRADE, protocol);
+            }
+            client.tunnel.replace(Some(tunnel));
+        }
         return Response::from_parts(head, ResponseBody::full(Bytes::new()));
     }
     let ending = Ending {

@@ -95,13 +95,15 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) const fn new() -> Self {
+    /// For a connection on which `heads` were let through already, at the start
+    /// of a request.
+    pub(super) const fn after(heads: u32) -> Self {
         Self {
             state: State::Head,
             chunk: 0,
             line: 0,
             searched: 0,
-            heads: 0,
+            heads,
         }
     }
 
@@ -214,9 +216,8 @@ impl Guard {
 
     /// Looks at a head. `Ok(None)`: not complete yet.
     fn head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
-        let skipped = match empty_lines(bytes)? {
-            Some(skipped) => skipped,
-            None => return Ok(None),
+        let Some(skipped) = empty_lines(bytes)? else {
+            return Ok(None);
         };
         let bytes_from = &bytes[skipped..];
         let Some(&first) = bytes_from.first() else {
@@ -230,7 +231,7 @@ impl Guard {
         let from = self.searched.saturating_sub(3).min(bytes_from.len());
         let end = memmem::find(&bytes_from[from..], b"\r\n\r\n").map(|at| from + at + 4);
         if end.unwrap_or(bytes_from.len()) > HEAD_LIMIT {
-            return Err(self.too_large(bytes_from));
+            return Err(too_large(bytes_from));
         }
         let Some(end) = end else {
             if has_bare_lf(bytes_from, from) {
@@ -252,14 +253,15 @@ impl Guard {
         };
         Ok(Some(skipped + end))
     }
+}
 
-    fn too_large(&self, bytes: &[u8]) -> Refusal {
-        let line = memchr(b'\n', bytes).unwrap_or(bytes.len());
-        if line > TARGET_LIMIT {
-            URI_TOO_LONG
-        } else {
-            HEAD_TOO_LARGE
-        }
+/// What of a head is too large.
+fn too_large(bytes: &[u8]) -> Refusal {
+    let line = memchr(b'\n', bytes).unwrap_or(bytes.len());
+    if line > TARGET_LIMIT {
+        URI_TOO_LONG
+    } else {
+        HEAD_TOO_LARGE
     }
 }
 

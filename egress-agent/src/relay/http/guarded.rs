@@ -1,6 +1,7 @@
 //! The client's stream as hyper sees it: read through the [`Guard`].
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -18,6 +19,20 @@ const SCRATCH: usize = 64 * 1024;
 /// What hyper gets in place of a refused request. The service recognises it by
 /// its number and answers with the refusal.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
+
+/// Reads what there is and gives a copy of it; `None` at the end. Nothing is
+/// allocated before something comes.
+pub(super) async fn read_some<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<Vec<u8>>> {
+    poll_fn(|cx| {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
+            let read = read.filled();
+            Poll::Ready(Ok((!read.is_empty()).then(|| read.to_vec())))
+        })
+    })
+    .await
+}
 
 thread_local! {
     /// One buffer for all connections of the worker: bytes stay in it only
@@ -59,6 +74,8 @@ pub(super) struct State {
     /// The last thing read was inside a body.
     pub(super) in_body: Cell<bool>,
     pub(super) upgrade: Cell<Upgrade>,
+    /// The client does not take what is written.
+    write_blocked: Cell<bool>,
     /// A response broke off: the connection must not end as if all were well.
     pub(super) broken: Cell<bool>,
 }
@@ -75,8 +92,14 @@ impl State {
             expired: Cell::new(false),
             in_body: Cell::new(false),
             upgrade: Cell::new(Upgrade::No),
+            write_blocked: Cell::new(false),
             broken: Cell::new(false),
         })
+    }
+
+    /// Whether no request has come yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.served.get() == 0
     }
 
     /// A request arrives at the service: why it is refused, if it is.
@@ -86,6 +109,24 @@ impl State {
         self.refusal
             .get()
             .and_then(|(refused, refusal)| (refused == number).then_some(refusal))
+    }
+
+    /// The request under way has its answer: an upgrade that was asked for and
+    /// not accepted is refused.
+    pub(super) fn answer_upgrade(&self) {
+        if self.upgrade.get() == Upgrade::Asked {
+            self.upgrade.set(Upgrade::Refused);
+        }
+    }
+
+    /// Whether nothing is under way in either direction.
+    pub(super) fn rests(&self) -> bool {
+        self.active.get() == 0
+            && self.head_since.get().is_none()
+            && !self.in_body.get()
+            && !self.write_blocked.get()
+            && !self.refused()
+            && self.upgrade.get() == Upgrade::No
     }
 
     /// Why the body of the request under way is refused, if it is.
@@ -113,18 +154,15 @@ pub(super) struct Guarded<S> {
 
 impl<S> Guarded<S> {
     /// `first`: bytes that were read from the stream already.
-    pub(super) fn new(stream: S, state: Rc<State>, first: &[u8]) -> Self {
+    pub(super) fn new(stream: S, state: Rc<State>, first: Vec<u8>) -> Self {
         let mut guarded = Self {
             stream,
-            guard: Guard::new(),
+            guard: Guard::after(state.served.get()),
             state,
             ready: Bytes::new(),
-            held: Vec::new(),
+            held: first,
         };
-        if !first.is_empty() {
-            guarded.held.extend_from_slice(first);
-            guarded.sift();
-        }
+        guarded.sift();
         guarded
     }
 
@@ -135,16 +173,12 @@ impl<S> Guarded<S> {
         (self.stream, rest.into())
     }
 
-    pub(super) const fn stream(&self) -> &S {
-        &self.stream
-    }
-
     /// Moves what may be passed on from `held` to `ready`.
     fn sift(&mut self) {
         let (pass, next) = self.guard.follow(&self.held);
         if pass > 0 {
-            self.ready = Bytes::copy_from_slice(&self.held[..pass]);
-            self.held.drain(..pass);
+            let rest = self.held.split_off(pass);
+            self.ready = std::mem::replace(&mut self.held, rest).into();
             self.state.head_since.set(None);
         }
         self.note(next);
@@ -282,7 +316,9 @@ impl<S: AsyncWrite + Unpin> Write for Guarded<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.state.write_blocked.set(written.is_pending());
+        written
     }
 
     fn poll_write_vectored(
@@ -290,7 +326,9 @@ impl<S: AsyncWrite + Unpin> Write for Guarded<S> {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.state.write_blocked.set(written.is_pending());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

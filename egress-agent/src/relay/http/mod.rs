@@ -19,10 +19,12 @@ use super::{Buffers, Transport};
 use crate::connect::pool::{Io, Pool};
 use crate::endpoint::Live;
 
+mod affinity;
 mod client;
 mod connection;
 mod deadline;
 mod exchange;
+mod extended;
 mod failure;
 mod forward;
 mod guard;
@@ -77,8 +79,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             head_timeout: Duration::from_secs(30),
-            body_timeout: Duration::from_secs(300),
-            idle_timeout: Duration::from_secs(3600),
+            body_timeout: Duration::from_mins(5),
+            idle_timeout: Duration::from_hours(1),
             max_streams: 1024,
             request_id: true,
             forwarded_proto: true,

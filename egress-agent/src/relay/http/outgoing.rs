@@ -6,9 +6,11 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 
 use super::ServiceStream;
 use super::exchange::Exchange;
+use super::extended::Extended;
 use super::request;
 use crate::connect::pool::RequestHead;
 use crate::route::headers::{self as ops, Variables};
@@ -22,6 +24,8 @@ pub(super) struct Call {
     pub(super) authority: HeaderValue,
     /// The path that the route rewrote it to.
     pub(super) path: Option<PathAndQuery>,
+    /// It is an extended CONNECT.
+    pub(super) extended: Option<Extended>,
 }
 
 /// A request as it leaves. Tries only look at it, so that it can be sent again.
@@ -37,22 +41,32 @@ pub(super) struct Outgoing {
     pub(super) upgrade: Option<HeaderValue>,
 }
 
+/// A request taken apart for its way.
+pub(super) struct Prepared {
+    pub(super) outgoing: Outgoing,
+    pub(super) saved: Saved,
+    pub(super) body: Option<Incoming>,
+    /// The client's stream, if it is to carry another protocol.
+    pub(super) extended: Option<OnUpgrade>,
+}
+
 /// Request headers that templates of the response speak of.
-pub(super) type Saved<'r> = Vec<(&'r str, Option<HeaderValue>)>;
+pub(super) type Saved = Vec<(Box<str>, Option<HeaderValue>)>;
 
 /// Makes what leaves out of what came: rewrites, header operations, and
 /// without what concerned only the client's connection.
-pub(super) fn prepare<'r, S: ServiceStream>(
+pub(super) fn prepare<S: ServiceStream>(
     exchange: &Exchange<S>,
-    plan: &Forward<'r>,
+    plan: &Forward<'_>,
     call: Call,
     upgrade_asked: bool,
-) -> (Outgoing, Saved<'r>, Incoming) {
+) -> Prepared {
     let Call {
         head,
         body,
         authority,
         path,
+        extended,
     } = call;
     let Parts {
         method,
@@ -61,9 +75,11 @@ pub(super) fn prepare<'r, S: ServiceStream>(
         mut headers,
         ..
     } = head;
-    let upgrade = upgrade_asked
-        .then(|| request::upgrade_of(&headers))
-        .flatten();
+    let upgrade = match &extended {
+        Some(extended) => Some(extended.protocol.clone()),
+        None if upgrade_asked => request::upgrade_of(&headers),
+        None => None,
+    };
     request::strip_hop_by_hop(&mut headers);
     let mut saved = Saved::new();
     let mut given = rewrite::authority(plan.rewrite).cloned();
@@ -97,7 +113,13 @@ pub(super) fn prepare<'r, S: ServiceStream>(
         version,
         upgrade,
     };
-    (outgoing, saved, body)
+    Prepared {
+        outgoing,
+        saved,
+        // The stream of an extended CONNECT is no body.
+        body: extended.is_none().then_some(body),
+        extended: extended.map(|extended| extended.stream),
+    }
 }
 
 fn has_operations(plan: &Forward<'_>) -> bool {

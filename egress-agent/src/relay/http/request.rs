@@ -18,12 +18,21 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// kind. `te: trailers` stays, because gRPC asks for it; the framing headers
 /// are made anew by the connection to the service.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none, and looking is cheaper than removing.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.get_all(CONNECTION).iter().nth(1).is_some() {
         let all: Vec<_> = headers.get_all(CONNECTION).iter().cloned().collect();
         headers.remove(CONNECTION);
-        all.iter().for_each(|one| strip_named(headers, one));
+        for one in &all {
+            strip_named(headers, one);
+        }
     } else if let Some(connection) = headers.remove(CONNECTION) {
         strip_named(headers, &connection);
+        if !headers.keys().any(is_hop_by_hop) {
+            return;
+        }
     }
     let trailers = headers.get(TE).is_some_and(|te| {
         te.as_bytes()
@@ -36,6 +45,11 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(*name, CONNECTION | TE | TRANSFER_ENCODING | UPGRADE)
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
 
 /// Removes the headers that a `Connection` header names. Some names would
@@ -78,14 +92,16 @@ pub(super) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Adds what Envoy adds, where neither the client nor the policy has it.
 pub(super) fn add_defaults(headers: &mut HeaderMap, settings: &Settings) {
-    if settings.request_id && !headers.contains_key(REQUEST_ID) {
-        headers.insert(REQUEST_ID, request_id());
+    if settings.request_id {
+        headers.entry(REQUEST_ID).or_insert_with(request_id);
     }
-    if settings.forwarded_proto && !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if settings.forwarded_proto {
+        let entry = headers.entry(FORWARDED_PROTO);
+        entry.or_insert(HeaderValue::from_static("http"));
     }
-    if settings.trace_context && !headers.contains_key(TRACEPARENT) {
-        headers.insert(TRACEPARENT, traceparent(settings.trace_sampling));
+    if settings.trace_context {
+        let entry = headers.entry(TRACEPARENT);
+        entry.or_insert_with(|| traceparent(settings.trace_sampling));
     }
 }
 

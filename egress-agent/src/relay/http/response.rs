@@ -19,7 +19,7 @@ use crate::endpoint::Permit;
 use crate::flag::Flag;
 
 /// The body of a response.
-pub struct ResponseBody<S: ServiceStream>(Kind<S>);
+pub(super) struct ResponseBody<S: ServiceStream>(Kind<S>);
 
 enum Kind<S: ServiceStream> {
     Full(Bytes),

@@ -109,13 +109,11 @@ impl<S: ServiceStream> Tries<'_, S> {
             if !self.can_repeat() {
                 return result;
             }
-            match self.set.retry_permit() {
-                Ok(granted) => permit = Some(granted),
-                Err(_) => {
-                    self.exchange.open.record.flag(Flag::UpstreamOverflow);
-                    return result;
-                }
-            }
+            let Ok(granted) = self.set.retry_permit() else {
+                self.exchange.open.record.flag(Flag::UpstreamOverflow);
+                return result;
+            };
+            permit = Some(granted);
             if let Ok(answer) = result {
                 discard(answer);
             }
@@ -254,15 +252,15 @@ impl<S: ServiceStream> Tries<'_, S> {
             tried,
             remote_localities: self.plan.retries.remote_localities,
         };
-        match self.set.pick(&context) {
-            Ok(picked) => Ok(picked),
+        let picked = match self.set.pick(&context) {
             Err(PickError::Unresolved) => {
                 let most = self.plan.cluster.policy.connection_pool.connect_timeout;
                 let _ = timeout(most, Box::pin(self.set.resolved())).await;
-                self.set.pick(&context).map_err(Failure::pick)
+                self.set.pick(&context)
             }
-            Err(error) => Err(Failure::pick(error)),
-        }
+            picked => picked,
+        };
+        picked.map_err(|error| Failure::pick(error, self.set.explain(error)))
     }
 
     /// The host of the request as it leaves.

@@ -67,26 +67,11 @@ impl Upload {
         self.received.get()
     }
 
-    /// The client has sent all of it.
-    pub(super) fn is_complete(&self) -> bool {
-        self.complete.get()
-    }
-
-    /// The client broke off.
-    pub(super) fn failed(&self) -> bool {
-        self.inner.borrow().failed
-    }
-
     /// Whether it can be sent (again): nothing was taken from the client yet,
     /// or all that was taken is still here.
     pub(super) fn can_send(&self) -> bool {
         let inner = self.inner.borrow();
         !inner.failed && (self.received.get() == 0 || inner.kept.is_some())
-    }
-
-    /// Drops what was kept, because no further try will come.
-    pub(super) fn forget(&self) {
-        self.inner.borrow_mut().kept = None;
     }
 
     /// Ready when the client has sent all of it, or has failed. Several may
@@ -280,7 +265,7 @@ impl Body for RequestBody {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Upload { upload, .. } => upload.inner.borrow().hint.clone(),
+            Kind::Upload { upload, .. } => upload.inner.borrow().hint,
         }
     }
 }

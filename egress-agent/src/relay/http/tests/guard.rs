@@ -8,7 +8,7 @@ use crate::relay::http::guard::{Guard, HEAD_LIMIT, Next};
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 fn verdict(bytes: &[u8]) -> Result<usize, u16> {
-    match Guard::new().follow(bytes) {
+    match Guard::after(0).follow(bytes) {
         (pass, Next::All | Next::Partial) => Ok(pass),
         (_, Next::Refuse(refusal)) => Err(refusal.status.as_u16()),
     }
@@ -272,8 +272,8 @@ proptest! {
             None => format!("{GET}\r\n{GET}"),
         };
         let bytes = message.as_bytes();
-        let whole = Guard::new().follow(bytes);
-        let mut guard = Guard::new();
+        let whole = Guard::after(0).follow(bytes);
+        let mut guard = Guard::after(0);
         let mut held: Vec<u8> = Vec::new();
         let mut passed = 0;
         let mut refused = None;
@@ -304,7 +304,7 @@ proptest! {
     /// No input makes the guard panic or pass more than it was given.
     #[test]
     fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let (pass, _) = Guard::new().follow(&bytes);
+        let (pass, _) = Guard::after(0).follow(&bytes);
         prop_assert!(pass <= bytes.len());
     }
 }

@@ -528,3 +528,63 @@ fn backpressure_reaches_the_service() {
         drop(answer);
     });
 }
+
+#[test]
+fn a_websocket_over_http2_reaches_an_http1_service() {
+    paused(async {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let rig = Rig::new(plain(), None);
+        *rig.world.special.borrow_mut() = Some(Box::new(|mut stream: DuplexStream| {
+            spawn_local(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    stream.read_buf(&mut head).await.unwrap();
+                }
+                let head = String::from_utf8(head).unwrap();
+                assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
+                assert!(head.contains("upgrade: websocket\r\n"), "{head}");
+                assert!(head.contains("sec-websocket-key: "), "{head}");
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                               upgrade: websocket\r\n\r\nhi";
+                stream.write_all(answer).await.unwrap();
+                let mut said = [0; 3];
+                stream.read_exact(&mut said).await.unwrap();
+                stream.write_all(&said).await.unwrap();
+            });
+        }));
+        let mut sender = client(&rig).await.ready().await.unwrap();
+        // The relay says that it takes extended CONNECT.
+        sleep(Duration::from_secs(1)).await;
+        assert!(sender.is_extended_connect_protocol_enabled());
+        let connect = Request::connect(format!("http://{HOST}/chat"))
+            .extension(h2::ext::Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13")
+            .body(())
+            .unwrap();
+        let (answer, mut up) = sender.send_request(connect, false).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let mut down = answer.into_body();
+        up.send_data("hey".into(), false).unwrap();
+        let mut got = Vec::new();
+        while got.len() < 5 {
+            got.extend_from_slice(&down.data().await.unwrap().unwrap());
+        }
+        assert_eq!(got, b"hihey");
+        up.send_data(Bytes::new(), true).unwrap();
+        while down.data().await.is_some() {}
+        sleep(Duration::from_secs(1)).await;
+        let record = rig.record();
+        assert_eq!((record.received, record.sent), (3, 5));
+        // A plain CONNECT is still refused.
+        let connect = Request::connect("http://a.com:443").body(()).unwrap();
+        let (answer, _) = sender
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(connect, true)
+            .unwrap();
+        assert_eq!(answer.await.unwrap().status(), StatusCode::FORBIDDEN);
+    });
+}

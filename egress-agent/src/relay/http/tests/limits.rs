@@ -35,7 +35,7 @@ fn one_request_a_connection_means_no_keep_alive() {
 fn idle_connections_close_after_their_time() {
     paused(async {
         let rig = rig(
-            |p| p.connection_pool.http_idle_timeout = Some(Duration::from_secs(60)),
+            |p| p.connection_pool.http_idle_timeout = Some(Duration::from_mins(1)),
             1,
         );
         assert_eq!(rig.get("/").await.0, 200);

@@ -37,7 +37,7 @@ fn run(test: impl Future<Output = ()>) {
         .build_local(tokio::runtime::LocalOptions::default())
         .unwrap()
         .block_on(async {
-            tokio::time::timeout(std::time::Duration::from_secs(60), test)
+            tokio::time::timeout(std::time::Duration::from_mins(1), test)
                 .await
                 .expect("the test ends in time");
         });

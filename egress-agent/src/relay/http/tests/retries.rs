@@ -297,7 +297,7 @@ fn retries_in_flight_are_limited() {
         rig.script(&[
             Do::Say(BUSY),
             // Its retry waits long, and with it the only place.
-            Do::SayAfter(Duration::from_secs(60), OK),
+            Do::SayAfter(Duration::from_mins(1), OK),
             Do::Say(BUSY),
         ]);
         let (mut first, _) = rig.connect();

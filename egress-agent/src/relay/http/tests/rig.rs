@@ -490,7 +490,7 @@ pub(super) async fn ask(stream: &mut DuplexStream, request: &str) -> Reply {
 /// Reads until the end, or until nothing has come for a day.
 pub(super) async fn read_all(stream: &mut DuplexStream) -> String {
     let mut all = Vec::new();
-    let day = Duration::from_secs(24 * 3600);
+    let day = Duration::from_hours(24);
     while let Ok(Ok(read)) = tokio::time::timeout(day, stream.read_buf(&mut all)).await {
         if read == 0 {
             break;

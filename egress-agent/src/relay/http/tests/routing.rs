@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::rig::{Do, HOST, OK, Rig, ask, paused, plain, request};
@@ -359,7 +360,6 @@ fn the_clock_of_a_timeout_starts_when_the_request_is_complete() {
         rig.script(&[Do::SayAfter(Duration::from_secs(4), OK)]);
         let (mut stream, _) = rig.connect();
         let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\na");
-        use tokio::io::AsyncWriteExt;
         stream.write_all(head.as_bytes()).await.unwrap();
         tokio::time::sleep(Duration::from_secs(20)).await;
         assert_eq!(ask(&mut stream, "b").await.status(), 200);
@@ -396,5 +396,52 @@ fn another_name_on_a_shared_address_is_sent_away() {
         let answer = rig.raw(stranger).await;
         assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
         assert_eq!(rig.seen().len(), 2);
+    });
+}
+
+#[test]
+fn a_key_of_the_request_keeps_its_endpoint() {
+    use crate::policy::model::{Algorithm, HashKey, HashTable};
+    let rig = |key| {
+        let mut policy = testing::traffic_policy();
+        policy.load_balancer.algorithm = Algorithm::Hash {
+            key,
+            table: HashTable::Ring(1024),
+        };
+        Rig::new(super::rig::cluster(policy, Protocol::Http, 5), None)
+    };
+    paused(async move {
+        let by_header = rig(HashKey::Header("x-user".into()));
+        let (mut stream, _) = by_header.connect();
+        for user in ["ann", "bob", "cid", "dan", "eve", "fay"].repeat(5) {
+            let get = format!("GET /{user} HTTP/1.1\r\nHost: {HOST}\r\nX-User: {user}\r\n\r\n");
+            assert_eq!(ask(&mut stream, &get).await.status(), 200);
+        }
+        let mut places = std::collections::BTreeMap::new();
+        for seen in by_header.seen() {
+            let place = places.entry(seen.line().to_owned()).or_insert(seen.address);
+            assert_eq!(*place, seen.address);
+        }
+        let distinct: std::collections::BTreeSet<_> = places.values().collect();
+        assert!(distinct.len() > 1, "{places:?}");
+
+        let by_cookie = rig(HashKey::Cookie {
+            name: "stick".into(),
+            path: Some("/".into()),
+            ttl: Some(Duration::from_mins(1)),
+            attributes: vec![("SameSite".into(), "Lax".into())],
+        });
+        let (mut stream, _) = by_cookie.connect();
+        let answer = ask(&mut stream, &request("/")).await;
+        let cookie = answer.header("set-cookie").unwrap().to_owned();
+        let (pair, rest) = cookie.split_once("; ").unwrap();
+        assert!(pair.starts_with("stick=\""), "{cookie}");
+        assert_eq!(rest, "Max-Age=60; Path=/; SameSite=Lax; HttpOnly");
+        for _ in 0..10 {
+            let get = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nCookie: a=b; {pair}\r\n\r\n");
+            assert_eq!(ask(&mut stream, &get).await.header("set-cookie"), None);
+        }
+        let seen = by_cookie.seen();
+        assert!(seen.iter().all(|one| one.address == seen[0].address));
     });
 }

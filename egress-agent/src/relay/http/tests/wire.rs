@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 
 use super::rig::{Do, HOST, OK, Rig, ask, paused, plain, read_all, request};
 use crate::relay::http::Settings;
@@ -294,7 +295,7 @@ fn a_refused_upgrade_goes_on_with_http() {
             .unwrap();
         let answer = ask(&mut stream, "").await;
         assert_eq!(answer.status(), 200);
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         assert_eq!(rig.seen().last().unwrap().line(), "GET /ahead HTTP/1.1");
     });
 }
@@ -335,11 +336,11 @@ fn a_client_that_goes_away_is_recorded_and_its_request_dropped() {
         rig.script(&[Do::Silence]);
         let (mut stream, end) = rig.connect();
         stream.write_all(request("/").as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         assert_eq!(rig.world.open.get(), 1);
         drop(stream);
         end.await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         let record = rig.record();
         assert_eq!((record.status, record.flags), (None, vec!["DC"]));
         assert_eq!(rig.world.open.get(), 0, "the try is given up");
@@ -362,7 +363,7 @@ fn a_slow_head_gets_408_and_an_idle_client_is_closed() {
         let started = tokio::time::Instant::now();
         assert_eq!(read_all(&mut stream).await, "");
         let waited = started.elapsed();
-        assert!(waited >= Duration::from_secs(3600), "{waited:?}");
+        assert!(waited >= Duration::from_hours(1), "{waited:?}");
         assert!(waited < Duration::from_secs(7300), "{waited:?}");
     });
 }
@@ -375,7 +376,7 @@ fn a_body_that_stands_still_ends_the_connection() {
         let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 9\r\n\r\nabc");
         rig.raw(head).await;
         let waited = started.elapsed();
-        assert!(waited >= Duration::from_secs(300), "{waited:?}");
+        assert!(waited >= Duration::from_mins(5), "{waited:?}");
         assert!(waited < Duration::from_secs(700), "{waited:?}");
     });
 }
@@ -388,7 +389,7 @@ fn draining_ends_connections_after_their_request() {
         let (mut busy, _) = rig.connect();
         let (mut idle, _) = rig.connect();
         busy.write_all(request("/").as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         rig.drain.send(true).unwrap();
         assert_eq!(read_all(&mut idle).await, "");
         let answer = read_all(&mut busy).await;
@@ -434,5 +435,59 @@ fn an_early_answer_reaches_a_client_that_is_still_sending() {
         let head = format!("PUT / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1000\r\n\r\nabc");
         let answer = ask(&mut stream, &head).await;
         assert_eq!((answer.status(), answer.body.as_str()), (413, "big"));
+    });
+}
+
+/// Size of what `make` returns, without running it.
+fn size_of_output<A, F: FnOnce(A) -> R, R>(_: F) -> usize {
+    size_of::<R>()
+}
+
+#[test]
+fn a_request_under_way_stays_small() {
+    use crate::connect::Stream;
+    use crate::relay::http::{exchange, forward};
+    let handling = size_of::<exchange::Handling<Stream>>();
+    assert!(handling <= 256, "{handling} bytes in each connection");
+    let forwarding = size_of_output(forward::run::<Stream>);
+    assert!(
+        forwarding <= 2 * 1024,
+        "{forwarding} bytes for each request"
+    );
+}
+
+#[test]
+fn a_connection_that_rested_goes_on_as_before() {
+    paused(async {
+        let rig = Rig::new(plain(), None);
+        let (mut stream, _) = rig.connect();
+        for n in 0..3 {
+            assert_eq!(
+                ask(&mut stream, &request(&format!("/{n}"))).await.status(),
+                200
+            );
+            sleep(Duration::from_secs(10)).await;
+        }
+        // A response that is slow to be taken does not rest.
+        rig.script(&[Do::SayAfter(Duration::from_secs(20), OK)]);
+        assert_eq!(ask(&mut stream, &request("/slow")).await.status(), 200);
+        sleep(Duration::from_secs(10)).await;
+        // Numbers of requests go on: this one, and no other, is refused.
+        let (good, bad) = (request("/good"), "GET /bad HTTP/1.1\r\n\r\n");
+        stream.write_all((good + bad).as_bytes()).await.unwrap();
+        let answer = read_all(&mut stream).await;
+        assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 400").count(), 1, "{answer}");
+        assert_eq!(rig.seen().len(), 5);
+
+        // The head of a request that follows a rest has its deadline, too.
+        let (mut stream, _) = rig.connect();
+        ask(&mut stream, &request("/")).await;
+        sleep(Duration::from_secs(10)).await;
+        stream.write_all(b"GET / HT").await.unwrap();
+        let started = tokio::time::Instant::now();
+        let answer = read_all(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(started.elapsed() < Duration::from_secs(40));
     });
 }
