@@ -304,6 +304,7 @@ fn a_refused_client_certificate_is_explained_when_it_shows() {
         let config = server_config(&rig.authority.issue(HOST), Some(&clients));
         let told = |connected: Result<Connected, ConnectError>| async {
             let mut stream = connected.unwrap().stream;
+
             stream.read(&mut [0; 8]).await.unwrap_err()
         };
         let (connected, server) = rig.meet(&config).await;

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 /// `SIOCOUTQ` (include/uapi/linux/sockios.h), the same number as `TIOCOUTQ`.
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "ioctl numbers have 32 bits; the type differs among C libraries"
+    reason = "numbers of ioctls have 32 bits"
 )]
 const SIOCOUTQ: Opcode = libc::TIOCOUTQ as Opcode;
 

@@ -147,6 +147,6 @@ async fn unacknowledged_bytes_are_seen() {
         .await
         .unwrap();
     assert_eq!(socket::unacknowledged(&client).unwrap(), 0);
-    while client.try_write(&[0; 8192]).is_ok() {}
+    while client.try_write(&[0; 65536]).is_ok() {}
     assert!(socket::unacknowledged(&client).unwrap() > 0);
 }

@@ -6,17 +6,18 @@
 )]
 
 use std::cell::Cell;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::accept::socket::reset;
-use crate::flag::Flag;
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -118,7 +119,7 @@ async fn a_reset_of_the_service_is_a_reset_to_the_application() {
     })
     .await;
     assert!(matches!(end, End::Upstream(_)), "{end}");
-    assert_eq!(end.flag().map(Flag::code), Some("UC"));
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("UC"));
 }
 
 #[tokio::test]
@@ -130,7 +131,7 @@ async fn a_reset_of_the_application_is_a_reset_to_the_service() {
     })
     .await;
     assert!(matches!(end, End::Client(_)), "{end}");
-    assert_eq!(end.flag().map(Flag::code), Some("DC"));
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("DC"));
 }
 
 #[tokio::test]
@@ -230,7 +231,7 @@ async fn idle_means_no_byte_either_way() {
     let (end, ()) = tokio::join!(relay, talk);
     assert!(matches!(end, End::Idle(_)), "{end}");
     assert_eq!(start.elapsed(), Duration::from_secs(5 * 50 + 60));
-    assert_eq!(end.flag().map(Flag::code), Some("SI"));
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("SI"));
     // An idle connection holds no buffer.
     assert_eq!(buffers.spare_count(), 1);
 }
@@ -280,7 +281,7 @@ async fn a_reset_behind_full_buffers_is_found() {
         // Until nothing moves any more.
         let mut stuck = 0;
         while stuck < 3 {
-            match client.try_write(&[0; 8_192]) {
+            match client.try_write(&[0; 65_536]) {
                 Ok(_) => stuck = 0,
                 Err(_) => stuck += 1,
             }
@@ -307,4 +308,122 @@ async fn a_reset_after_a_half_close_is_found() {
     })
     .await;
     assert!(matches!(end, End::Client(_)), "{end}");
+}
+
+/// A stream whose end is unsigned: TCP ends without `close_notify`, which
+/// rustls reports in this way.
+struct Unsigned(TcpStream);
+
+impl AsyncRead for Unsigned {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(context, buffer))?;
+        if buffer.filled().len() == before {
+            return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Unsigned {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+impl Transport for Unsigned {
+    fn abort(&self) {
+        self.0.abort();
+    }
+}
+
+async fn relayed_unsigned(test: impl AsyncFnOnce(TcpStream, TcpStream)) -> End {
+    let (client, mut near) = pair().await;
+    let (server, far) = pair().await;
+    let relay = async move {
+        let mut far = Unsigned(far);
+        let traffic = Traffic::default();
+        let limits = Limits::default();
+        bytes(&mut near, &mut far, limits, &Buffers::default(), &traffic).await
+    };
+    let (end, ()) = tokio::join!(relay, test(client, server));
+    end
+}
+
+#[tokio::test]
+async fn an_unsigned_end_is_a_reset_to_an_application_that_listens() {
+    let end = relayed_unsigned(async |mut client, mut server| {
+        server.write_all(b"half an ans").await.unwrap();
+        drop(server);
+        let mut got = Vec::new();
+        let error = client.read_to_end(&mut got).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(got, b"half an ans");
+    })
+    .await;
+    assert!(matches!(end, End::Truncated), "{end}");
+    assert_eq!(end.flag().map(super::super::flag::Flag::code), Some("UC"));
+}
+
+#[tokio::test]
+async fn an_unsigned_end_in_the_middle_of_an_answer_after_a_half_close_is_one_too() {
+    let end = relayed_unsigned(async |mut client, mut server| {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut text = String::new();
+        server.read_to_string(&mut text).await.unwrap();
+        server.write_all(b"half an ans").await.unwrap();
+        drop(server);
+        let mut got = Vec::new();
+        let error = client.read_to_end(&mut got).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    })
+    .await;
+    assert!(matches!(end, End::Truncated), "{end}");
+}
+
+#[tokio::test]
+async fn an_unsigned_end_after_an_application_that_has_finished_is_no_failure() {
+    let end = relayed_unsigned(async |mut client, mut server| {
+        server.write_all(b"an answer").await.unwrap();
+        let mut got = [0; 9];
+        client.read_exact(&mut got).await.unwrap();
+        drop(client);
+        assert_eq!(server.read(&mut got).await.unwrap(), 0);
+        drop(server);
+    })
+    .await;
+    assert!(matches!(end, End::Unsigned), "{end}");
+    assert_eq!(end.flag(), None);
+}
+
+#[tokio::test]
+async fn an_unsigned_end_instead_of_an_answer_is_a_reset_to_a_half_closed_application() {
+    let end = relayed_unsigned(async |mut client, mut server| {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut text = String::new();
+        server.read_to_string(&mut text).await.unwrap();
+        drop(server);
+        let error = client.read_to_string(&mut text).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    })
+    .await;
+    assert!(matches!(end, End::Unsigned), "{end}");
 }

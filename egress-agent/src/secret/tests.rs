@@ -163,7 +163,7 @@ fn inner_key(key: &KeyPair) -> Vec<u8> {
     element(&element(key.serialized_der(), 0), 2)
 }
 
-type Write<'a> = &'a dyn Fn(&KeyPair) -> String;
+type Encode<'a> = &'a dyn Fn(&KeyPair) -> String;
 
 #[test]
 fn every_form_of_key_is_taken() {
@@ -174,7 +174,8 @@ fn every_form_of_key_is_taken() {
     let as_is = |key: &KeyPair| key.serialize_pem();
     let pkcs1 = |key: &KeyPair| pem("RSA PRIVATE KEY", &inner_key(key));
     let sec1 = |key: &KeyPair| pem("EC PRIVATE KEY", &inner_key(key));
-    let cases: [(&str, KeyPair, Write<'_>); 5] = [
+
+    let cases: [(&str, KeyPair, Encode<'_>); 5] = [
         ("RSA PKCS#8", rsa(), &as_is),
         ("RSA PKCS#1", rsa(), &pkcs1),
         ("ECDSA PKCS#8", ecdsa(), &as_is),
