@@ -233,3 +233,13 @@ fn known_documents_get_the_known_verdict() {
     assert!(failed.is_empty(), "{failed}");
     println!("{} files", rows.len());
 }
+
+#[test]
+fn the_examples_are_valid_without_a_warning() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/examples");
+    let out = validate(&[examples, "-o", "json"]);
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(out.status.code(), Some(0), "{report:#}");
+    assert_eq!(report["warnings"], 0, "{report:#}");
+    assert_eq!(report["documents"], 8, "{report:#}");
+}

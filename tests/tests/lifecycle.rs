@@ -17,7 +17,7 @@ fn sigterm_drains_open_connections() -> Result<()> {
     let _server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
     let agent = lab
         .agent()
-        .policy("echo", &policy::tcp("echo.example.com", 7000))?
+        .policy("echo", &policy::tcp_proxied("echo.example.com", 7000))?
         .start()?;
     let script = r#"
 import socket, sys, time
@@ -56,7 +56,7 @@ fn a_connection_that_does_not_end_is_cut_at_the_drain_deadline() -> Result<()> {
     let _server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
     let agent = lab
         .agent()
-        .policy("echo", &policy::tcp("echo.example.com", 7000))?
+        .policy("echo", &policy::tcp_proxied("echo.example.com", 7000))?
         .setting("--drain-deadline", "1s")
         .start()?;
     let script = r#"

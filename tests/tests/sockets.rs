@@ -26,22 +26,7 @@ fn service(behaviour: Behaviour) -> Result<Service> {
 /// The agent carries it, since the kernel cannot enforce an idle limit; only
 /// the agent sees which side reset a connection.
 fn proxied(behaviour: Behaviour) -> Result<Service> {
-    let rule = format!(
-        "apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata:
-  name: echo
-  namespace: default
-spec:
-  host: {HOST}
-  trafficPolicy:
-    connectionPool:
-      tcp:
-        idleTimeout: 60s
-"
-    );
-    let document = policy::join(&[&policy::tcp(HOST, 7000), &rule]);
-    with_policy(behaviour, &document)
+    with_policy(behaviour, &policy::tcp_proxied(HOST, 7000))
 }
 
 fn with_policy(behaviour: Behaviour, document: &str) -> Result<Service> {

@@ -637,9 +637,14 @@ fn balance_follows_the_slots() {
         let ones = random.iter().filter(|pick| **pick == 1).count();
         assert!((35..=80).contains(&ones), "{ones}");
         // Slots favour the first two to one, open connections even it out.
-        let least = picks(&mut direct, DirectBalance::LeastConnections);
-        let ones = least.iter().filter(|pick| **pick == 1).count();
-        assert!((43..=50).contains(&ones), "{ones}");
+        // Summed over five runs, since the two slots compared are random.
+        let ones: usize = (0..5)
+            .map(|_| {
+                let least = picks(&mut direct, DirectBalance::LeastConnections);
+                least.iter().filter(|pick| **pick == 1).count()
+            })
+            .sum();
+        assert!((205..=255).contains(&ones), "{ones} of 450");
     });
 }
 
