@@ -12,9 +12,11 @@ mod support;
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use egress_agent::endpoint::resolved::{Destination, ResolvedEndpoint};
+use egress_agent::flow::{Context, serve};
 use egress_agent::policy::model::{Labels, Locality, Protocol};
 use rustls::ProtocolVersion;
 use serde_json::Value;
@@ -517,5 +519,22 @@ fn a_dead_address_family_costs_a_moment() {
             assert_eq!(text(&record, "endpoint"), alive.to_string());
             assert_eq!(text(&record, "response_flags"), "-");
         }
+    });
+}
+
+/// Every open connection holds one of these; it must not grow unseen.
+#[test]
+fn the_task_of_a_connection_stays_small() {
+    run(async {
+        let agent = Agent::start(
+            tempdir().unwrap(),
+            snapshot(HOST, Protocol::Tcp, policy(None), &[]),
+        );
+        let task = serve(
+            Rc::new(Context::new(agent.shared.clone())),
+            agent.accepted().await,
+        );
+        let size = size_of_val(&task);
+        assert!(size <= 2048, "{size}");
     });
 }

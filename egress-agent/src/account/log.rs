@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -149,10 +149,9 @@ impl Writer {
             // The first line of a batch is waited for, the others taken as
             // they are there.
             let line = if count == 0 {
-                match lines.recv_timeout(Duration::from_secs(1)) {
+                match lines.recv() {
                     Ok(line) => line,
-                    Err(RecvTimeoutError::Timeout) => continue,
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(_) => return,
                 }
             } else if let Ok(line) = lines.try_recv() {
                 line

@@ -198,7 +198,7 @@ pub struct TlsFailure {
 impl TlsFailure {
     /// Explains the error of a handshake that wanted `name`.
     pub(super) fn explain(
-        error: io::Error,
+        error: &io::Error,
         refused: Option<RefusedChain>,
         name: &str,
         mutual: bool,
@@ -207,7 +207,7 @@ impl TlsFailure {
             chain: Vec::new(),
             wanted: vec![name.to_owned()],
         });
-        let (rule, advice) = match tls_error(&error) {
+        let (rule, advice) = match tls_error(error) {
             Some(TlsError::InvalidCertificate(error)) => certificate_rule(error, &chain, &wanted),
             Some(error) => protocol_rule(error, mutual),
             None if error.kind() == io::ErrorKind::UnexpectedEof => (

@@ -127,7 +127,7 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     })
     .await;
     let stream = done.map_err(|error| {
-        let failure = TlsFailure::explain(error, refused, &name.to_str(), config.mutual);
+        let failure = TlsFailure::explain(&error, refused, &name.to_str(), config.mutual);
         ConnectError::Tls {
             to: destination.clone(),
             failure: Box::new(failure),

@@ -19,7 +19,7 @@ use crate::endpoint::Live;
 use crate::identify::{Callers, HostNames, Identified, Workload};
 use crate::lifecycle::drain::{Drain, DrainGuard};
 use crate::policy::model::{ConnectionPool, LoadBalancer, TrafficPolicy};
-use crate::relay::{Buffers, Limits, http};
+use crate::relay::{Buffers, http};
 use crate::secret::Secrets;
 
 /// Settings of the data path.
@@ -168,13 +168,6 @@ impl Context {
             health_check: None,
         });
         &DEFAULT
-    }
-
-    pub(super) fn default_limits(&self) -> Limits {
-        Limits {
-            idle: self.default_policy().connection_pool.idle_timeout,
-            deadline: None,
-        }
     }
 
     /// Tells a failure in the log, once a minute for each service and cause.

@@ -71,9 +71,7 @@ pub(super) async fn hear(
                 tokio::select! {
                     biased;
                     heard = &mut sniffing => Some(heard),
-                    // The end of the service, or an error, shows again when
-                    // the relay reads.
-                    _ = upstream.connected.stream.speaks() => None,
+                    () = upstream.speaks() => None,
                 }
             };
             let first = match idle {

@@ -1,5 +1,7 @@
 //! From a route to an open connection, and the relay over it.
 
+use std::future::pending;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,12 +26,21 @@ use crate::policy::snapshot::Cluster;
 use crate::relay::{self, End, Limits, Traffic};
 use crate::route::opaque::{self, ConnectionFacts};
 
-/// An open connection to an endpoint, and its places under the limits.
+/// An open connection to a service, and its places under the limits.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) connected: Connected,
-    cluster: Arc<Cluster>,
+    connected: Connected,
+    idle: Option<Duration>,
+    longest: Option<Duration>,
+    /// `None` for connections that no policy is about.
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
     picked: Picked,
+    /// Connections to addresses that vanished from DNS drain.
+    drains: bool,
     _permit: Permit,
     _open: ConnectionGuard,
 }
@@ -108,12 +119,17 @@ pub(super) async fn connect(
         let dialled = eyeballs::dial(&dial_context, picked, company, &mut tried, record);
         let error = match dialled.await {
             Ok((connected, picked)) => {
+                let pool = &cluster.policy.connection_pool;
                 return Ok(Upstream {
                     connected,
-                    cluster: cluster.clone(),
-                    _permit: permit,
-                    _open: picked.endpoint.open_connection(),
-                    picked,
+                    idle: pool.idle_timeout,
+                    longest: pool.max_connection_duration,
+                    held: Some(Held {
+                        drains: cluster.target.resolution == Resolution::Dns,
+                        _permit: permit,
+                        _open: picked.endpoint.open_connection(),
+                        picked,
+                    }),
                 });
             }
             Err(error) => error,
@@ -173,7 +189,7 @@ pub(super) async fn connect_untouched(
     captured: &Captured,
     netns: &NetNs,
     record: &mut ConnectionRecord,
-) -> Result<Connected, FlowError> {
+) -> Result<Upstream, FlowError> {
     let destination = Destination::Tcp(captured.original);
     record.trying(&destination);
     let dial_context = DialContext {
@@ -187,37 +203,53 @@ pub(super) async fn connect_untouched(
         alpn: Alpn::None,
         source: captured.peer,
     };
-    Ok(dial(&dial_context, &destination).await?)
+    Ok(Upstream {
+        connected: dial(&dial_context, &destination).await?,
+        idle: context.default_policy().connection_pool.idle_timeout,
+        longest: None,
+        held: None,
+    })
 }
 
 impl Upstream {
+    pub(super) const fn connected(&self) -> &Connected {
+        &self.connected
+    }
+
+    /// Completes when the service says something, or ends.
+    pub(super) async fn speaks(&mut self) {
+        // An error, like the end, shows again when the relay reads.
+        let _ = self.connected.stream.speaks().await;
+    }
+
     /// Relays until the end, or until the endpoint has vanished from DNS and
     /// its grace time is over.
     pub(super) async fn relay(
-        mut self,
+        &mut self,
         context: &Context,
         client: &mut TcpStream,
         traffic: &Traffic,
     ) -> End {
-        let pool = &self.cluster.policy.connection_pool;
         let limits = Limits {
-            idle: pool.idle_timeout,
-            deadline: pool.max_connection_duration.map(|max| Instant::now() + max),
+            idle: self.idle,
+            deadline: self.longest.map(|longest| Instant::now() + longest),
         };
         let mutual = self.connected.tls.as_ref().is_some_and(|tls| tls.mutual);
         let stream = &mut self.connected.stream;
         let copy = relay::bytes(client, stream, limits, &context.buffers, traffic);
-        let end = if self.cluster.target.resolution == Resolution::Dns {
-            tokio::select! {
-                end = copy => end,
-                () = self.picked.endpoint.drained() => End::Drained,
+        let drained = async {
+            match &self.held {
+                Some(held) if held.drains => held.picked.endpoint.drained().await,
+                _ => pending().await,
             }
-        } else {
-            copy.await
+        };
+        let end = tokio::select! {
+            end = copy => end,
+            () = drained => End::Drained,
         };
         match end {
             End::Upstream(error) => match connect::explain_broken(&error, mutual) {
-                Some(text) => End::Upstream(std::io::Error::new(error.kind(), text)),
+                Some(text) => End::Upstream(io::Error::new(error.kind(), text)),
                 None => End::Upstream(error),
             },
             end => end,

@@ -169,10 +169,7 @@ pub(super) fn tell(bytes: &[u8], question: Question) -> Option<Heard> {
         (Look::TlsOrHttp, false) => (Spoken::Http, Name::Unseen),
         (Look::Any | Look::TlsOrHttp, _) => match http_head(bytes) {
             Head::Partial => return None,
-            Head::Http1 if host => {
-                let name = http1_host(bytes)?.map_or(Name::Missing, Name::Told);
-                (Spoken::Http, name)
-            }
+            Head::Http1 if host => (Spoken::Http, http1_host(bytes)?),
             Head::Http1 | Head::Http2 => (Spoken::Http, Name::Unseen),
             Head::No if look == Look::TlsOrHttp => (Spoken::Http, Name::Missing),
             Head::No => (Spoken::Opaque, Name::Missing),

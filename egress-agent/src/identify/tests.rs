@@ -173,7 +173,7 @@ fn request_lines_are_told_from_their_look_alikes() {
 #[test]
 fn the_host_of_a_request_is_found() {
     let host = |text: &str| http1_host(text.as_bytes());
-    let told = |name: &str| Some(Some(Arc::from(name)));
+    let told = |name: &str| Some(Name::Told(name.into()));
     assert_eq!(
         host("GET / HTTP/1.1\r\nA: b\r\nhOST:  Api.Example.com:8080 \r\n\r\n"),
         told("api.example.com")
@@ -186,7 +186,7 @@ fn the_host_of_a_request_is_found() {
         host("GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n"),
         told("2001:db8::1")
     );
-    assert_eq!(host("GET / HTTP/1.0\r\nA: b\r\n\r\n"), Some(None));
+    assert_eq!(host("GET / HTTP/1.0\r\nA: b\r\n\r\n"), Some(Name::Missing));
     assert_eq!(host("GET / HTTP/1.1\r\nHost: a\r\n"), None);
 }
 

@@ -102,6 +102,7 @@ impl Agent {
         let metrics = Metrics::new();
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
+        secrets.register(registry);
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),

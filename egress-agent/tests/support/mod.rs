@@ -2,17 +2,21 @@
 //! certificates of their own authority. No kernel program takes part: a client
 //! registers where it "was going" before it connects to the listener.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test program uses its own part"
+)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use egress_agent::accept::{Listening, Origins, Ports};
+use egress_agent::accept::{Accepted, Admission, Listening, Origins, Ports};
 use egress_agent::account::{AccessLog, LogTarget, Metrics};
 use egress_agent::capture::sockets::{NetNs, Sockets};
 use egress_agent::capture::{Caller, Captured, Comm};
@@ -393,25 +397,27 @@ impl Agent {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let peer = socket.local_addr().unwrap();
-        let mut comm = [0; 16];
-        comm[..4].copy_from_slice(b"curl");
-        let mut captured = Captured {
-            peer,
-            original: "240.240.0.1:80".parse().unwrap(),
-            service: ServiceId(1),
-            name_decides: false,
-            caller: Caller {
-                cgroup: 11,
-                netns: 12,
-                pid: 13,
-                uid: 14,
-                comm: Comm(comm),
-            },
-        };
+        let mut captured = captured(peer);
         change(&mut captured);
         self.origins.0.lock().unwrap().insert(peer, captured);
         let to = SocketAddr::from(([127, 0, 0, 1], self.ports.v4));
         socket.connect(to).await.unwrap()
+    }
+
+    /// A connection as the accept loop hands it on.
+    pub async fn accepted(&self) -> Accepted {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (_, accepted) = tokio::join!(client, listener.accept());
+        let (stream, peer) = accepted.unwrap();
+        Accepted {
+            captured: captured(peer),
+            stream,
+            netns: NetNs::current().unwrap(),
+            started: tokio::time::Instant::now(),
+            started_at: SystemTime::now(),
+            admitted: Admission::new(1).admit().unwrap(),
+        }
     }
 
     /// The records written so far, when there are `count` of them.
@@ -439,6 +445,25 @@ impl Agent {
         let mut records = self.records(1).await;
         assert_eq!(records.len(), 1, "{records:?}");
         records.remove(0)
+    }
+}
+
+/// A connection of `curl` to service 1.
+fn captured(peer: SocketAddr) -> Captured {
+    let mut comm = [0; 16];
+    comm[..4].copy_from_slice(b"curl");
+    Captured {
+        peer,
+        original: "240.240.0.1:80".parse().unwrap(),
+        service: ServiceId(1),
+        name_decides: false,
+        caller: Caller {
+            cgroup: 11,
+            netns: 12,
+            pid: 13,
+            uid: 14,
+            comm: Comm(comm),
+        },
     }
 }
 
