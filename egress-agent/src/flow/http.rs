@@ -54,7 +54,7 @@ pub(super) fn carry(context: &Context, identified: Identified, mut record: Conne
 struct Requests(ConnectionRecord);
 
 impl Log for Requests {
-    fn wants_headers(&self) -> bool {
+    fn wants_details(&self) -> bool {
         self.0.is_logged()
     }
 
