@@ -35,7 +35,7 @@ struct OneService {
 }
 
 impl Origins for OneService {
-    fn take(&self, _: u64, peer: SocketAddr) -> io::Result<Option<Captured>> {
+    fn take(&self, _: u64, peer: SocketAddr, _: u16) -> io::Result<Option<Captured>> {
         Ok(Some(Captured {
             peer,
             original: self.original,
@@ -148,6 +148,7 @@ fn main() {
         metrics,
         log,
         intake: Arc::default(),
+        drain: egress_agent::lifecycle::drain::Drain::new(),
         settings: Settings::default(),
     });
     let netns = NetNs::current().unwrap();

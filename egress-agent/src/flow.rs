@@ -5,16 +5,20 @@
 //! when it is dropped, whatever happens.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
-use crate::accept::Accepted;
+use tokio::net::TcpStream;
+
 use crate::accept::socket::reset;
+use crate::accept::{Accepted, Admitted};
 use crate::account::ConnectionRecord;
 use crate::endpoint::Live;
 use crate::identify::{Identified, IdentifyContext, Identity, PassOn, Spoken, identify};
+use crate::policy::snapshot::Client;
 
+mod complaints;
 mod context;
 mod error;
+mod eyeballs;
 mod first_bytes;
 mod http;
 mod upstream;
@@ -28,121 +32,137 @@ pub use worker::{Command, run_worker};
 
 /// Carries one connection from its hand-over to its end.
 pub async fn serve(context: Rc<Context>, accepted: Accepted) {
+    let open = context.open();
     let workload = context.workload_of(&accepted.captured.caller);
     let client = workload.client.clone();
     let mut record = context.account.begin(&accepted, workload);
+    // In a box of its own, so that what is needed only until the service is
+    // reached is freed then: most open connections are idle relays.
+    match Box::pin(reach(&context, accepted, client, &mut record)).await {
+        Reached::Bytes(connection) => relay(&context, connection, &mut record).await,
+        Reached::Http(identified) => http::carry(&context, *identified, record, open),
+        Reached::Nobody => {}
+    }
+}
+
+/// How far a connection came.
+enum Reached {
+    /// The service is connected; what follows are bytes.
+    Bytes(Box<Connection>),
+    /// The application speaks HTTP in the clear: each request goes its own way.
+    Http(Box<Identified>),
+    /// The connection is over, and its record says why.
+    Nobody,
+}
+
+/// An application and its service, connected.
+struct Connection {
+    client: TcpStream,
+    upstream: Upstream,
+    /// Its place among the open connections.
+    _admitted: Admitted,
+}
+
+/// Identified, routed, picked, connected.
+async fn reach(
+    context: &Context,
+    accepted: Accepted,
+    client: Client,
+    record: &mut ConnectionRecord,
+) -> Reached {
     let live = context.live();
-    let identified = identify(
-        accepted,
-        client,
-        &IdentifyContext {
-            snapshot: &live.snapshot,
-            names: context.names(),
-            sniff_timeout: context.settings().sniff_timeout,
+    let identifying = IdentifyContext {
+        snapshot: &live.snapshot,
+        names: context.names(),
+        sniff_timeout: context.settings().sniff_timeout,
+    };
+    let identified = match identify(accepted, client, &identifying).await {
+        Ok(Identity::Service(identified)) => identified,
+        Ok(Identity::PassOn(connection)) => return pass_on(context, connection, record).await,
+        Err(error) => {
+            record.failed(error.flag(), error.to_string());
+            return Reached::Nobody;
+        }
+    };
+    record.identified(&identified.service, &identified.host, &identified.spoken);
+    let connected = match identified.spoken {
+        Spoken::Http => return Reached::Http(Box::new(identified)),
+        Spoken::Tls { .. } | Spoken::Opaque => {
+            connect(context, &live, &identified, &identified.spoken, record).await
+        }
+        Spoken::Unheard => match first_bytes::hear(context, &live, &identified, record).await {
+            Ok(Heard::Connected(upstream)) => Ok(*upstream),
+            Ok(Heard::Spoken(Spoken::Http)) => {
+                record.heard(&Spoken::Http);
+                let spoken = Spoken::Http;
+                let identified = Identified {
+                    spoken,
+                    ..identified
+                };
+                return Reached::Http(Box::new(identified));
+            }
+            Ok(Heard::Spoken(spoken)) => {
+                record.heard(&spoken);
+                connect(context, &live, &identified, &spoken, record).await
+            }
+            Err(error) => Err(error),
         },
-    )
-    .await;
-    match identified {
-        Ok(Identity::Service(identified)) => {
-            record.identified(&identified.service, &identified.host, &identified.spoken);
-            match identified.spoken {
-                Spoken::Http => http::carry(&context, identified, record),
-                Spoken::Unheard => unheard(context, live, identified, record).await,
-                Spoken::Tls { .. } | Spoken::Opaque => {
-                    opaque(&context, &live, identified, &mut record).await;
-                }
-            }
+    };
+    match connected {
+        Ok(upstream) => Reached::Bytes(Box::new(Connection {
+            client: identified.stream,
+            upstream,
+            _admitted: identified.admitted,
+        })),
+        Err(error) => {
+            fail(context, identified, &error, record);
+            Reached::Nobody
         }
-        Ok(Identity::PassOn(connection)) => pass_on(&context, connection, &mut record).await,
-        Err(error) => record.failed(error.flag(), error.to_string()),
     }
 }
 
-/// A port where the server may speak first: the service is dialled at once, as
-/// its policy says, and the client's first bytes are watched meanwhile. As long
-/// as no byte of the service has been relayed, they can still change the way:
-/// a client that speaks TLS itself gets a connection in which its bytes pass
-/// untouched, one that speaks HTTP is routed by request.
-async fn unheard(
-    context: Rc<Context>,
-    live: Arc<Live>,
-    mut identified: Identified,
-    mut record: ConnectionRecord,
-) {
-    match first_bytes::hear(&context, &live, &identified, &mut record).await {
-        Ok(Heard::Connected(upstream)) => {
-            relay(&context, identified, *upstream, &mut record).await;
-        }
-        Ok(Heard::Spoken(spoken)) => {
-            record.heard(&spoken);
-            let is_http = spoken == Spoken::Http;
-            identified.spoken = spoken;
-            if is_http {
-                http::carry(&context, identified, record);
-            } else {
-                opaque(&context, &live, identified, &mut record).await;
-            }
-        }
-        Err(error) => fail(&context, identified, &error, &mut record),
-    }
-}
-
-/// Bytes that are not looked into: routed, connected and relayed as they are.
-async fn opaque(
+/// Bytes that are not looked into: routed, then connected.
+async fn connect(
     context: &Context,
     live: &Live,
-    identified: Identified,
+    identified: &Identified,
+    spoken: &Spoken,
     record: &mut ConnectionRecord,
-) {
-    match upstream::connect(context, live, &identified, &identified.spoken, record).await {
-        Ok(upstream) => relay(context, identified, upstream, record).await,
-        Err(error) => fail(context, identified, &error, record),
-    }
+) -> Result<Upstream, FlowError> {
+    let cluster = upstream::route(identified, spoken)?;
+    upstream::connect(context, live, identified, &cluster, spoken, record).await
 }
 
 /// A connection that only shares its address with a registered host: to that
 /// address, untouched.
-async fn pass_on(context: &Context, connection: PassOn, record: &mut ConnectionRecord) {
+async fn pass_on(context: &Context, connection: PassOn, record: &mut ConnectionRecord) -> Reached {
     context.account.metrics().passed_on();
-    record.note("passed on: SNI or Host names another host than the one registered");
+    record.note("passed on: SNI or Host names no registered host at this address");
+    record.heard(&connection.spoken);
     let PassOn {
-        captured,
-        mut stream,
-        netns,
-        admitted: _admitted,
-        ..
-    } = connection;
-    match upstream::connect_untouched(context, &captured, &netns, record).await {
-        Ok(mut connected) => {
-            record.connected(&connected);
-            let limits = context.default_limits();
-            let end = crate::relay::bytes(
-                &mut stream,
-                &mut connected.stream,
-                limits,
-                &context.buffers,
-                record.traffic(),
-            )
-            .await;
-            record.ended(&end);
-        }
+        captured, netns, ..
+    } = &connection;
+    match upstream::connect_untouched(context, captured, netns, record).await {
+        Ok(upstream) => Reached::Bytes(Box::new(Connection {
+            client: connection.stream,
+            upstream,
+            _admitted: connection.admitted,
+        })),
         Err(error) => {
             record.failed(error.flag(), error.to_string());
-            reset(stream);
+            reset(connection.stream);
+            Reached::Nobody
         }
     }
 }
 
 /// Moves bytes until the end.
-async fn relay(
-    context: &Context,
-    identified: Identified,
-    upstream: Upstream,
-    record: &mut ConnectionRecord,
-) {
-    record.connected(&upstream.connected);
-    let mut stream = identified.stream;
-    let end = upstream.relay(context, &mut stream, record.traffic()).await;
+async fn relay(context: &Context, mut connection: Box<Connection>, record: &mut ConnectionRecord) {
+    record.connected(connection.upstream.connected());
+    let Connection {
+        client, upstream, ..
+    } = &mut *connection;
+    let end = upstream.relay(context, client, record.traffic()).await;
     record.ended(&end);
 }
 

@@ -9,6 +9,8 @@
 
 mod kernel_lab;
 
+#[path = "kernel_tests/direct.rs"]
+mod direct;
 #[path = "kernel_tests/dns.rs"]
 mod dns;
 #[path = "kernel_tests/lifecycle.rs"]

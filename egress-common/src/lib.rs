@@ -10,6 +10,8 @@
 //! same entries as an IPv4 socket.
 #![no_std]
 
+pub mod direct;
+
 /// Version of the layouts below and of the maps that hold them.
 pub const LAYOUT_VERSION: u32 = 1;
 
@@ -337,6 +339,12 @@ pub mod counter {
     pub const LOST: u32 = 8;
     /// Connections let through because the agent is down and policy says open.
     pub const OPENED_AGENT_DOWN: u32 = 9;
+    /// Direct connections refused: no place under `maxConnections`.
+    pub const REFUSED_OVERFLOW: u32 = 10;
+    /// Direct connections refused: no endpoint may be used.
+    pub const REFUSED_NO_ENDPOINT: u32 = 11;
+    /// Reports on direct connections that found the ring buffer full.
+    pub const EVENTS_LOST: u32 = 12;
     /// Number of counters.
     pub const COUNT: u32 = 16;
 }

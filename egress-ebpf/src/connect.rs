@@ -7,19 +7,20 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_log_ebpf::debug;
 use egress_common::{
-    Config, FAILURE_OPEN, OUTBOUND_REGISTRY_ONLY, SERVICE_DNS, SOCKET_BYPASS, SOCKET_DNS,
-    SOCKET_NONE, SOCKET_REDIRECTED, ServiceValue, VERDICT_PASS, VERDICT_REFUSE, counter,
+    Config, FAILURE_OPEN, OUTBOUND_REGISTRY_ONLY, SERVICE_DNS, SOCKET_BYPASS, SOCKET_DIRECT,
+    SOCKET_DNS, SOCKET_NONE, SOCKET_REDIRECTED, ServiceValue, VERDICT_DIRECT, VERDICT_PASS,
+    VERDICT_REFUSE, counter,
 };
 
 use crate::maps::count;
 use crate::socket::{ALLOW, Ip, SockAddr, Transport};
-use crate::{dns, lookup};
+use crate::{direct, dns, lookup};
 
 /// What the record of a redirected connection says.
-struct Record {
-    service: u32,
-    flags: u8,
-    kind: u8,
+pub struct Record {
+    pub service: u32,
+    pub flags: u8,
+    pub kind: u8,
 }
 
 #[inline(always)]
@@ -33,6 +34,9 @@ pub fn connect(address: &SockAddr<'_>) -> i32 {
             return ALLOW;
         }
         // The socket is connected anew: what it was before is over.
+        if state.kind == SOCKET_DIRECT {
+            direct::abandoned(address);
+        }
         state.kind = SOCKET_NONE;
     }
     let Some(config) = lookup::config() else {
@@ -107,6 +111,11 @@ fn registered(
         }
         return address.refuse(Transport::Tcp);
     }
+    if found.verdict == VERDICT_DIRECT
+        && let Some(answer) = direct::connect(address, found, ip, port)
+    {
+        return answer;
+    }
     let netns = address.netns();
     if let Some(listeners) = lookup::listeners(config, netns) {
         let (to, to_port) = if ip.is_v4() {
@@ -131,16 +140,31 @@ fn registered(
             return ALLOW;
         }
     }
-    agent_down(address, config, found, ip)
+    agent_down(address, config, found, ip, port)
 }
 
 /// What the entry says for the time when the agent cannot take a connection.
 #[inline(always)]
-fn agent_down(address: &SockAddr<'_>, config: &Config, found: ServiceValue, ip: Ip) -> i32 {
-    // A virtual address leads nowhere, so there is nothing to open.
-    if found.on_failure == FAILURE_OPEN && !ip.is_virtual() {
-        count(counter::OPENED_AGENT_DOWN);
-        return ALLOW;
+fn agent_down(
+    address: &SockAddr<'_>,
+    config: &Config,
+    found: ServiceValue,
+    ip: Ip,
+    port: u16,
+) -> i32 {
+    if found.on_failure == FAILURE_OPEN {
+        // A direct service was tried before.
+        if found.verdict != VERDICT_DIRECT
+            && let Some(answer) = direct::connect(address, found, ip, port)
+        {
+            count(counter::OPENED_AGENT_DOWN);
+            return answer;
+        }
+        // A virtual address leads nowhere, so there is nothing to open.
+        if !ip.is_virtual() {
+            count(counter::OPENED_AGENT_DOWN);
+            return ALLOW;
+        }
     }
     count(counter::REFUSED_AGENT_DOWN);
     if config.log != 0 {
@@ -188,7 +212,7 @@ pub fn unregistered(
 
 /// Keeps what was dialled, and by whom, on the socket. False without memory.
 #[inline(always)]
-fn remember(address: &SockAddr<'_>, record: &Record, netns: u64, ip: Ip, port: u16) -> bool {
+pub fn remember(address: &SockAddr<'_>, record: &Record, netns: u64, ip: Ip, port: u16) -> bool {
     let Some(state) = address.state_or_new() else {
         count(counter::LOST);
         return false;

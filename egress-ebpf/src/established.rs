@@ -1,11 +1,16 @@
 //! The `sock_ops` program: publishes the record of a redirected connection once
-//! its source port is known, and takes it back when the connection fails.
+//! its source port is known, and takes it back when the connection fails; and
+//! follows direct connections.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2, BPF_TCP_SYN_SENT,
 };
-use egress_common::{OriginKey, SOCKET_PUBLISHED, SOCKET_REDIRECTED, SocketState, counter};
+use egress_common::{
+    OriginKey, SOCKET_DIRECT, SOCKET_PUBLISHED, SOCKET_REDIRECTED, SocketState, counter,
+};
 
+use crate::direct;
 use crate::maps::{ORIGINS, count};
 use crate::socket::SockOps;
 
@@ -14,24 +19,36 @@ pub fn socket_event(socket: &SockOps<'_>) {
     match socket.op() {
         // `tcp_connect`: source address and port are chosen, no packet is out.
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if let Some(state) = socket.state() {
-                if state.kind == SOCKET_REDIRECTED {
-                    publish(socket, state);
-                }
+            let Some(state) = socket.state() else { return };
+            match state.kind {
+                SOCKET_REDIRECTED => publish(socket, state),
+                SOCKET_DIRECT => direct::connecting(socket),
+                _ => {}
+            }
+        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            let Some(state) = socket.state() else { return };
+            if state.kind == SOCKET_DIRECT {
+                direct::established(socket, state);
             }
         }
         BPF_SOCK_OPS_STATE_CB => {
             let (old, new) = socket.transition();
-            // Only a connection that never was can be taken back: one that was
-            // established may wait in the agent's accept queue, even when its
-            // client has gone.
-            if old == BPF_TCP_SYN_SENT && new == BPF_TCP_CLOSE {
-                if let Some(state) = socket.state() {
-                    if state.kind == SOCKET_PUBLISHED {
-                        state.kind = SOCKET_REDIRECTED;
-                        let _ = ORIGINS.remove(key(socket, state));
-                    }
-                }
+            if new == BPF_TCP_FIN_WAIT2 {
+                direct::half_closed(socket);
+            }
+            if new != BPF_TCP_CLOSE {
+                return;
+            }
+            let Some(state) = socket.state() else { return };
+            if state.kind == SOCKET_DIRECT {
+                direct::closed(socket, state, old);
+            } else if state.kind == SOCKET_PUBLISHED && old == BPF_TCP_SYN_SENT {
+                // Only a connection that never was can be taken back: one that
+                // was established may wait in the agent's accept queue, even
+                // when its client has gone.
+                state.kind = SOCKET_REDIRECTED;
+                let _ = ORIGINS.remove(key(socket, state));
             }
         }
         _ => {}

@@ -7,13 +7,14 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext};
 
-use crate::socket::{Family, SockAddr, SockOps};
+use crate::socket::{Family, Released, SockAddr, SockOps};
 
 mod atomic;
 mod connect;
+mod direct;
 mod dns;
 mod established;
 mod lookup;
@@ -65,6 +66,12 @@ pub fn egress_peername6(context: SockAddrContext) -> i32 {
 #[sock_ops]
 pub fn egress_sock_ops(context: SockOpsContext) -> u32 {
     established::socket_event(&SockOps::new(&context));
+    1
+}
+
+#[cgroup_sock(sock_release)]
+pub fn egress_release(context: SockContext) -> i32 {
+    direct::released(&Released::new(&context));
     1
 }
 

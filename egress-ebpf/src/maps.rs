@@ -3,11 +3,12 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
+use egress_common::direct::{DirectEvent, DirectService, DirectSocket, Places, Slot, SlotKey};
 use egress_common::{
-    Config, ExactKey, Listeners, NetworkKey, Origin, OriginKey, RESOLVER_SLOTS as SLOTS, Resolver,
-    Resolvers6, ServiceValue, SocketState, counter,
+    Config, ExactKey, Listeners, NetworkKey, Origin, OriginKey, RESOLVER_SLOTS as RESOLVER_COUNT,
+    Resolver, Resolvers6, ServiceValue, SocketState, counter,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -46,10 +47,11 @@ pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 pub static ORIGINS: HashMap<OriginKey, Origin, 131072, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
-pub static RESOLVERS: Array<Resolver, { SLOTS as usize }> = Array::new();
+pub static RESOLVERS: Array<Resolver, { RESOLVER_COUNT as usize }> = Array::new();
 
 #[btf_map]
-pub static RESOLVER_SLOTS: HashMap<Resolver, u32, { SLOTS as usize }, ON_DEMAND> = HashMap::new();
+pub static RESOLVER_SLOTS: HashMap<Resolver, u32, { RESOLVER_COUNT as usize }, ON_DEMAND> =
+    HashMap::new();
 
 /// The next slot of `RESOLVERS` to give out, modulo its size.
 #[btf_map]
@@ -60,6 +62,27 @@ pub static RESOLVERS6: Array<Resolvers6, 1> = Array::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+
+/// Service number to how the kernel serves it.
+#[btf_map]
+pub static DIRECT: HashMap<u32, DirectService, 65536, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+pub static SLOTS: HashMap<SlotKey, Slot, 524288, ON_DEMAND> = HashMap::new();
+
+/// Service number to its connections. Made by the agent, changed here alone.
+#[btf_map]
+pub static PLACES: HashMap<u32, Places, 65536, ON_DEMAND> = HashMap::new();
+
+/// Endpoint number to its connections. Made by the agent, changed here alone.
+#[btf_map]
+pub static ENDPOINTS: HashMap<u64, u64, 262144, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+pub static DIRECT_SOCKETS: SkStorage<DirectSocket> = SkStorage::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<DirectEvent, { 1 << 20 }> = RingBuf::new();
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

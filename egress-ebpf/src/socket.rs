@@ -7,12 +7,14 @@ use core::mem::offset_of;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_addr, bpf_sock_ops};
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_set_retval, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+    bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval, bpf_setsockopt, bpf_sk_storage_get,
+    bpf_sock_ops_cb_flags_set,
 };
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext};
+use egress_common::direct::DirectSocket;
 use egress_common::{Address, SocketState};
 
-use crate::maps::{HAS_SET_RETVAL, SOCKETS};
+use crate::maps::{DIRECT_SOCKETS, HAS_SET_RETVAL, SOCKETS};
 
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
@@ -40,6 +42,20 @@ macro_rules! load {
             options(readonly, nostack, preserves_flags),
         );
         value as u32
+    }};
+}
+
+macro_rules! load64 {
+    ($base:expr, $type:ty, $field:tt) => {{
+        let value: u64;
+        asm!(
+            "{value} = *(u64 *)({base} + {offset})",
+            value = out(reg) value,
+            base = in(reg) $base,
+            offset = const offset_of!($type, $field),
+            options(readonly, nostack, preserves_flags),
+        );
+        value
     }};
 }
 
@@ -244,6 +260,43 @@ impl<'a> SockAddr<'a> {
         unsafe { SOCKETS.get_or_insert_ptr_mut(self.context, None).as_mut() }
     }
 
+    /// State of the socket's direct connection, if it ever had one.
+    #[inline(always)]
+    pub fn direct(&self) -> Option<*mut DirectSocket> {
+        // SAFETY: as in `state`; null means none.
+        present(unsafe { DIRECT_SOCKETS.get_ptr_mut(self.context) })
+    }
+
+    /// The same, made when there is none; `None` without memory.
+    #[inline(always)]
+    pub fn direct_or_new(&self) -> Option<*mut DirectSocket> {
+        // SAFETY: as in `state`.
+        present(unsafe { DIRECT_SOCKETS.get_or_insert_ptr_mut(self.context, None) })
+    }
+
+    /// `setsockopt` of an integer.
+    #[inline(always)]
+    pub fn set_option(&self, level: u32, option: u32, value: u32) {
+        set_option(self.context.as_ptr(), level, option, value);
+    }
+
+    /// `getsockopt` of an integer; 0 where the kernel does not tell.
+    #[inline(always)]
+    pub fn option(&self, level: u32, option: u32) -> u32 {
+        let mut value = 0_u32;
+        // SAFETY: the kernel writes four bytes.
+        let result = unsafe {
+            bpf_getsockopt(
+                self.context.as_ptr(),
+                level as i32,
+                option as i32,
+                (&raw mut value).cast(),
+                4,
+            )
+        };
+        if result == 0 { value } else { 0 }
+    }
+
     /// Fails the system call with ECONNREFUSED. Before 5.18 a program cannot
     /// choose the errno (it is EPERM), so there a TCP connection goes to port 0
     /// of loopback, where nobody can listen.
@@ -351,6 +404,39 @@ impl<'a> SockOps<'a> {
         }
     }
 
+    /// State of the socket's direct connection, if it ever had one.
+    #[inline(always)]
+    pub fn direct(&self) -> Option<*mut DirectSocket> {
+        // SAFETY: as in `state`.
+        unsafe {
+            let socket: *mut bpf_sock =
+                (&raw const (*self.raw()).__bindgen_anon_2.sk).read_volatile();
+            if socket.is_null() {
+                return None;
+            }
+            let map = (&raw const DIRECT_SOCKETS).cast_mut().cast();
+            present(bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0).cast())
+        }
+    }
+
+    /// `setsockopt` of an integer.
+    #[inline(always)]
+    pub fn set_option(&self, level: u32, option: u32, value: u32) {
+        set_option(self.raw().cast(), level, option, value);
+    }
+
+    /// Bytes received and bytes acknowledged, SYN and FIN counted as one each.
+    #[inline(always)]
+    pub fn bytes(&self) -> (u64, u64) {
+        // SAFETY: as above.
+        unsafe {
+            (
+                load64!(self.raw(), bpf_sock_ops, bytes_received),
+                load64!(self.raw(), bpf_sock_ops, bytes_acked),
+            )
+        }
+    }
+
     /// Asks for `BPF_SOCK_OPS_STATE_CB` on this connection.
     #[inline(always)]
     pub fn watch_state(&self) {
@@ -360,4 +446,70 @@ impl<'a> SockOps<'a> {
             bpf_sock_ops_cb_flags_set(self.raw(), (flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
         }
     }
+}
+
+/// `struct bpf_sock` of the release hook.
+pub struct Released<'a> {
+    context: &'a SockContext,
+}
+
+impl<'a> Released<'a> {
+    #[inline(always)]
+    pub const fn new(context: &'a SockContext) -> Self {
+        Self { context }
+    }
+
+    /// TCP state.
+    #[inline(always)]
+    pub fn tcp_state(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { load!(self.context.sock, bpf_sock, state) }
+    }
+
+    /// State of the socket's direct connection, if it ever had one.
+    #[inline(always)]
+    pub fn direct(&self) -> Option<*mut DirectSocket> {
+        present(
+            self.storage((&raw const DIRECT_SOCKETS).cast_mut().cast())
+                .cast(),
+        )
+    }
+
+    /// The socket's state, if it has any.
+    #[inline(always)]
+    pub fn state(&self) -> Option<&'a mut SocketState> {
+        let state = self.storage((&raw const SOCKETS).cast_mut().cast());
+        // SAFETY: as in `SockAddr::state`; this is the socket's last user.
+        unsafe { state.cast::<SocketState>().as_mut() }
+    }
+
+    #[inline(always)]
+    fn storage(&self, map: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
+        // SAFETY: the helper takes the context as the socket here.
+        unsafe { bpf_sk_storage_get(map, self.context.as_ptr(), core::ptr::null_mut(), 0) }
+    }
+}
+
+#[inline(always)]
+fn present<T>(pointer: *mut T) -> Option<*mut T> {
+    if pointer.is_null() {
+        None
+    } else {
+        Some(pointer)
+    }
+}
+
+#[inline(always)]
+fn set_option(context: *mut core::ffi::c_void, level: u32, option: u32, value: u32) {
+    let mut value = value;
+    // SAFETY: the kernel reads four bytes.
+    unsafe {
+        bpf_setsockopt(
+            context,
+            level as i32,
+            option as i32,
+            (&raw mut value).cast(),
+            4,
+        )
+    };
 }

@@ -104,6 +104,12 @@ impl Builder<'_> {
         Ok(self)
     }
 
+    /// Logs by this filter, rather than by `EGRESS_LOG`.
+    pub fn log_filter(mut self, filter: &str) -> Self {
+        filter.clone_into(&mut self.log);
+        self
+    }
+
     /// Adds a flag and its value.
     pub fn setting(mut self, flag: &str, value: impl Into<String>) -> Self {
         self.arguments.push(flag.to_owned());

@@ -8,7 +8,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{Context, Result, ensure};
+use crate::process::Process;
+use crate::{Context, Lab, Result, ensure};
 
 fn bpftool(arguments: &[&str]) -> Result<Value> {
     let output = Command::new("bpftool")
@@ -47,15 +48,19 @@ pub fn attached(cgroup: &Path) -> Result<Vec<(String, u64)>> {
         .collect())
 }
 
-/// Ids of the maps that the programs attached to a cgroup use, by name. Names
-/// are cut to fifteen characters by the kernel.
+/// Ids of the hash maps that the programs attached to a cgroup use, by name.
+/// Names are cut to fifteen characters by the kernel. Entries of other kinds
+/// of map come neither nor go (arrays), or go with their socket.
 pub fn maps(cgroup: &Path) -> Result<BTreeMap<String, u64>> {
     let mut maps = BTreeMap::new();
     for (_, program) in attached(cgroup)? {
         let info = bpftool(&["prog", "show", "id", &program.to_string()])?;
         for id in list(&info["map_ids"]).iter().filter_map(Value::as_u64) {
             let map = bpftool(&["map", "show", "id", &id.to_string()])?;
-            if let Some(name) = map["name"].as_str() {
+            let is_hash = map["type"]
+                .as_str()
+                .is_some_and(|kind| kind.contains("hash"));
+            if let Some(name) = map["name"].as_str().filter(|_| is_hash) {
                 maps.insert(name.to_owned(), id);
             }
         }
@@ -75,3 +80,50 @@ pub fn descriptors(pid: u32) -> Result<usize> {
         .with_context(|| folder.clone())?
         .count())
 }
+
+/// A program of somebody else on the clients' cgroup, which allows every
+/// connect; gone when dropped.
+pub struct Neutral {
+    _holder: Process,
+}
+
+impl Neutral {
+    /// Attaches it behind those that are there.
+    pub fn attach(lab: &Lab) -> Result<Self> {
+        let mut holder = lab
+            .outsider("/usr/bin/python3")
+            .args(["-I", "-u", "-c", NEUTRAL])
+            .arg(lab.client_cgroup())
+            .interactive()
+            .start()?;
+        holder.expect_line("attached")?;
+        Ok(Self { _holder: holder })
+    }
+}
+
+/// Loads `r0 = 1; exit` as a program of the hook connect4, links it to the
+/// cgroup, and holds the link until its input ends (`union bpf_attr` of
+/// linux/bpf.h).
+const NEUTRAL: &str = r#"
+import ctypes, os, platform, struct, sys
+number = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+libc = ctypes.CDLL(None, use_errno=True)
+
+def bpf(command, attributes):
+    buffer = ctypes.create_string_buffer(attributes, 128)
+    result = libc.syscall(number, command, buffer, len(buffer))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "bpf command %d" % command)
+    return result
+
+code = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xb7, 0, 0, 1, 0x95, 0, 0, 0))
+licence = ctypes.create_string_buffer(b"GPL")
+SOCK_ADDR, CONNECT4 = 18, 10
+program = bpf(5, struct.pack(
+    "=IIQQIIQII16sII", SOCK_ADDR, 2, ctypes.addressof(code), ctypes.addressof(licence),
+    0, 0, 0, 0, 0, b"neutral", 0, CONNECT4))
+cgroup = os.open(sys.argv[1], os.O_RDONLY)
+link = bpf(28, struct.pack("=IIII", program, cgroup, CONNECT4, 0))
+print("attached")
+sys.stdin.read()
+"#;

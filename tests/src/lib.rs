@@ -52,6 +52,13 @@ pub const CLIENT: &str = "192.0.2.2";
 /// The client's IPv6 address.
 pub const CLIENT6: &str = "2001:db8::2";
 
+/// Whether soak and load tests run at their full length
+/// (`cargo xtask test --long`), not at the short one of every run.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("EGRESS_LONG").is_some_and(|value| value == "1")
+}
+
 /// Where a process of the lab stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Group {

@@ -67,6 +67,26 @@ spec:
     )
 }
 
+/// The same, carried by the agent: the kernel cannot enforce an idle limit.
+pub fn tcp_proxied(host: &str, port: u16) -> String {
+    let rule = format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: {}
+  namespace: default
+spec:
+  host: {host}
+  trafficPolicy:
+    connectionPool:
+      tcp:
+        idleTimeout: 60s
+",
+        host.replace('.', "-")
+    );
+    join(&[&tcp(host, port), &rule])
+}
+
 /// A TCP service on one port with fixed endpoints.
 pub fn tcp_static(host: &str, port: u16, endpoints: &[&str]) -> String {
     let mut text = tcp(host, port).replace("resolution: DNS", "resolution: STATIC");

@@ -28,7 +28,7 @@ impl Record {
 
     /// Name of the calling process.
     pub fn process(&self) -> &str {
-        self.text("process")
+        self.text("comm")
     }
 
     /// Id of the calling process.
@@ -36,9 +36,10 @@ impl Record {
         self.number("pid")
     }
 
-    /// Host of the service.
+    /// Host of the service, without its port.
     pub fn service(&self) -> &str {
-        self.text("service")
+        let service = self.text("service");
+        service.rsplit_once(':').map_or(service, |(host, _)| host)
     }
 
     /// Address and port of the endpoint.
@@ -46,24 +47,36 @@ impl Record {
         self.text("endpoint")
     }
 
-    /// Envoy's response flag; `-` when all went well.
+    /// Envoy's response flags, separated by commas; `-` when all went well.
     pub fn flag(&self) -> &str {
         self.text("response_flags")
     }
 
     /// What went wrong, in words.
     pub fn detail(&self) -> &str {
-        self.text("response_code_details")
+        self.text("cause")
     }
 
-    /// Bytes that the client sent.
+    /// How long it took, in milliseconds.
+    pub fn duration(&self) -> f64 {
+        self.0["duration_ms"].as_f64().unwrap_or_default()
+    }
+
+    /// Bytes that the client sent: what the agent received from it
+    /// (Envoy's `%BYTES_RECEIVED%`). Of an HTTP request, the body.
     pub fn sent(&self) -> u64 {
+        self.number("bytes_received")
+    }
+
+    /// Bytes that the client got: what the agent sent to it (Envoy's
+    /// `%BYTES_SENT%`). Of an HTTP response, the body.
+    pub fn received(&self) -> u64 {
         self.number("bytes_sent")
     }
 
-    /// Bytes that the client got.
-    pub fn received(&self) -> u64 {
-        self.number("bytes_received")
+    /// Whether `flag` is among Envoy's response flags.
+    pub fn has_flag(&self, flag: &str) -> bool {
+        self.flag().split(',').any(|one| one == flag)
     }
 }
 

@@ -106,7 +106,13 @@ fn metrics_have_istios_tcp_names() -> Result<()> {
     let agent = upstream.agent()?.start()?;
     upstream
         .lab
-        .curl(&["--fail", &format!("http://{HOST}/")])
+        // Of HTTP that it sees, the agent counts requests instead.
+        .curl(&[
+            "--fail",
+            "--cacert",
+            &upstream.ca,
+            &format!("https://{HOST}/"),
+        ])
         .text()?;
     agent.wait_records(1)?;
     let metrics = agent.metrics(&upstream.lab)?;

@@ -1,6 +1,7 @@
 //! Nothing is left behind: no map entry, no descriptor, whatever clients do.
 #![allow(clippy::panic, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lab::agent::Agent;
@@ -11,9 +12,25 @@ use lab::{Lab, RESOLVER, Result, kernel, policy};
 
 const HOST: &str = "echo.example.com";
 
+/// An idle limit, which only the agent can enforce: the connections must not
+/// go past it.
+const THROUGH_THE_AGENT: &str = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: echo
+spec:
+  host: echo.example.com
+  trafficPolicy:
+    connectionPool:
+      tcp:
+        idleTimeout: 10m
+";
+
 struct Echo {
     agent: Agent,
     descriptors: usize,
+    /// Hash maps of the kernel programs, each with its entries at rest.
+    entries: BTreeMap<String, usize>,
     _server: Server,
     _dns: NameServer,
     lab: Lab,
@@ -27,10 +44,15 @@ fn echo() -> Result<Echo> {
     let server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
     let agent = lab
         .agent()
-        .policy("echo", &policy::tcp(HOST, 7000))?
+        .policy(
+            "echo",
+            &policy::join(&[&policy::tcp(HOST, 7000), THROUGH_THE_AGENT]),
+        )?
         .start()?;
     lab.python(&script("sequential(50)")).text()?;
+    agent.record("a record of the agent's", |record| record.service() == HOST)?;
     let echo = Echo {
+        entries: entries(&lab)?,
         descriptors: settle(&agent)?,
         agent,
         _server: server,
@@ -38,6 +60,21 @@ fn echo() -> Result<Echo> {
         lab,
     };
     Ok(echo)
+}
+
+/// Entries of each hash map of the kernel programs, which at rest are those
+/// that the agent wrote.
+fn entries(lab: &Lab) -> Result<BTreeMap<String, usize>> {
+    let entries = kernel::maps(&lab.client_cgroup())?
+        .into_iter()
+        .map(|(name, id)| Ok((name, kernel::entries(id)?)))
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    assert_eq!(entries.get("ORIGINS"), Some(&0), "{entries:?}");
+    assert!(
+        entries.get("SERVICES").is_some_and(|count| *count > 0),
+        "{entries:?}"
+    );
+    Ok(entries)
 }
 
 /// Descriptors of the agent once three looks in a row agree.
@@ -57,25 +94,22 @@ impl Echo {
     /// Waits until nothing is left of earlier connections.
     fn is_clean(&self) -> Result<()> {
         let maps = kernel::maps(&self.lab.client_cgroup())?;
-        let origins = maps
-            .iter()
-            .find(|(name, _)| name.starts_with("ORIGINS"))
-            .map(|(_, id)| *id);
-        let Some(origins) = origins else {
-            panic!("no map ORIGINS among {maps:?}");
-        };
         let mut last = String::new();
         wait_for(
             "the agent to let go of everything",
             Duration::from_secs(15),
             || {
-                let entries = kernel::entries(origins)?;
                 let descriptors = kernel::descriptors(self.agent.id())?;
+                let mut entries = BTreeMap::new();
+                for (name, id) in &maps {
+                    entries.insert(name.clone(), kernel::entries(*id)?);
+                }
                 last = format!(
-                    "{entries} origins, {descriptors} descriptors, at first {}",
-                    self.descriptors
+                    "{descriptors} descriptors, at first {}; {entries:?}, at first {:?}",
+                    self.descriptors, self.entries
                 );
-                Ok((entries == 0 && descriptors <= self.descriptors).then_some(()))
+                let clean = entries == self.entries && descriptors <= self.descriptors;
+                Ok(clean.then_some(()))
             },
         )
         .map_err(|error| error.context(last))

@@ -17,7 +17,7 @@ fn sigterm_drains_open_connections() -> Result<()> {
     let _server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
     let agent = lab
         .agent()
-        .policy("echo", &policy::tcp("echo.example.com", 7000))?
+        .policy("echo", &policy::tcp_proxied("echo.example.com", 7000))?
         .start()?;
     let script = r#"
 import socket, sys, time
@@ -56,7 +56,7 @@ fn a_connection_that_does_not_end_is_cut_at_the_drain_deadline() -> Result<()> {
     let _server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
     let agent = lab
         .agent()
-        .policy("echo", &policy::tcp("echo.example.com", 7000))?
+        .policy("echo", &policy::tcp_proxied("echo.example.com", 7000))?
         .setting("--drain-deadline", "1s")
         .start()?;
     let script = r#"
@@ -104,4 +104,23 @@ fn a_start_that_cannot_succeed_says_why() -> Result<()> {
     let finished = lab.agent().setting("--no-such-flag", "1").fail()?;
     assert_eq!(finished.code(), 2, "{finished:?}");
     Ok(())
+}
+
+#[test]
+fn the_kernel_programs_log_when_they_are_told_to() -> Result<()> {
+    let lab = Lab::new()?;
+    let _dns = NameServer::start(&lab, RESOLVER, "203.0.113.20 echo.example.com\n")?;
+    let _server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
+    let agent = lab
+        .agent()
+        .policy("echo", &policy::tcp_proxied("echo.example.com", 7000))?
+        .setting("--kernel-log", "on")
+        .log_filter("debug")
+        .start()?;
+    lab.python("import socket; socket.create_connection(('echo.example.com', 7000), 5).close()")
+        .text()?;
+    lab::process::wait_for("a line of the connect hook", DEADLINE, || {
+        Ok(agent.log()?.contains("to the agent, port").then_some(()))
+    })?;
+    agent.stop()
 }

@@ -18,14 +18,22 @@ struct Service {
     lab: Lab,
 }
 
+/// The kernel alone carries it.
 fn service(behaviour: Behaviour) -> Result<Service> {
+    with_policy(behaviour, &policy::tcp(HOST, 7000))
+}
+
+/// The agent carries it, since the kernel cannot enforce an idle limit; only
+/// the agent sees which side reset a connection.
+fn proxied(behaviour: Behaviour) -> Result<Service> {
+    with_policy(behaviour, &policy::tcp_proxied(HOST, 7000))
+}
+
+fn with_policy(behaviour: Behaviour, document: &str) -> Result<Service> {
     let lab = Lab::new()?;
     let dns = NameServer::start(&lab, RESOLVER, &format!("203.0.113.20 {HOST}\n"))?;
     let server = Server::start(&lab, "203.0.113.20:7000", behaviour)?;
-    let agent = lab
-        .agent()
-        .policy("echo", &policy::tcp(HOST, 7000))?
-        .start()?;
+    let agent = lab.agent().policy("echo", document)?.start()?;
     Ok(Service {
         agent,
         server,
@@ -151,7 +159,7 @@ for number in range(3):
 
 #[test]
 fn half_close_passes_both_ways() -> Result<()> {
-    let service = service(Behaviour::CountAtEnd)?;
+    let service = proxied(Behaviour::CountAtEnd)?;
     run(
         &service,
         r#"
@@ -187,7 +195,7 @@ with socket.create_connection(V4, 5) as s:
 
 #[test]
 fn a_reset_of_the_server_is_a_reset_for_the_client() -> Result<()> {
-    let service = service(Behaviour::ResetAfterRead)?;
+    let service = proxied(Behaviour::ResetAfterRead)?;
     run(
         &service,
         r#"
@@ -207,7 +215,7 @@ with socket.create_connection(V4, 5) as s:
 
 #[test]
 fn a_reset_of_the_client_reaches_the_server_and_the_log() -> Result<()> {
-    let service = service(Behaviour::Echo)?;
+    let service = proxied(Behaviour::Echo)?;
     run(
         &service,
         r#"

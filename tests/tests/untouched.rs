@@ -114,12 +114,12 @@ fn a_workload_cannot_pass_for_the_agent() -> Result<()> {
     // The same user as the agent, and any mark it likes.
     let script = format!(
         r#"
-import socket
+import socket, struct
 SO_MARK = 36
 address = socket.getaddrinfo("{HOST}", 80, socket.AF_INET)[0][4]
 for mark in (1, 0x539, 0xe9, 0x10, 0xffffffff):
     with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        s.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("=I", mark))
         s.settimeout(5)
         s.connect(address)
         s.sendall(b"GET / HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n")
@@ -139,9 +139,15 @@ fn with_the_agent_stopped_nothing_of_ours_is_attached() -> Result<()> {
         .into_iter()
         .map(|(hook, _)| hook)
         .collect();
-    for hook in ["connect4", "connect6", "getpeername4", "sock_ops"] {
+    // As bpftool names them.
+    for hook in [
+        "cgroup_inet4_connect",
+        "cgroup_inet6_connect",
+        "cgroup_inet4_getpeername",
+        "cgroup_sock_ops",
+    ] {
         assert!(
-            hooks.iter().any(|attached| attached.contains(hook)),
+            hooks.iter().any(|attached| attached == hook),
             "{hook} is not among {hooks:?}"
         );
     }
@@ -161,7 +167,32 @@ fn with_the_agent_stopped_nothing_of_ours_is_attached() -> Result<()> {
 
 #[test]
 fn other_programs_on_the_same_cgroup_stay() -> Result<()> {
-    // Two agents stand for two products: each must leave the other's alone.
+    let lab = Lab::new()?;
+    let cgroup = lab.client_cgroup();
+    // One was there before the agent, one came while it ran.
+    let before = kernel::Neutral::attach(&lab)?;
+    let alone = kernel::attached(&cgroup)?;
+    assert_eq!(alone.len(), 1, "{alone:?}");
+    let agent = lab.agent().start()?;
+    let during = kernel::Neutral::attach(&lab)?;
+    let all = kernel::attached(&cgroup)?;
+    assert!(all.len() > 2, "{all:?}");
+    let status = lab.egressctl(&["status", "-o", "json"])?.text()?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let others = status["capture"]["others"].as_array().map_or(0, Vec::len);
+    assert!(others >= 2, "{status}");
+    agent.stop()?;
+    let left = kernel::attached(&cgroup)?;
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.contains(&alone[0]), "{left:?} without {alone:?}");
+    drop((before, during));
+    assert_eq!(kernel::attached(&cgroup)?, []);
+    Ok(())
+}
+
+#[test]
+fn a_second_agent_on_the_same_cgroup_stops_and_says_why() -> Result<()> {
+    // Both would give out the same virtual addresses.
     let lab = Lab::new()?;
     let _dns = NameServer::start(&lab, RESOLVER, &format!("{REAL} {HOST}\n"))?;
     let authority = Authority::new(&lab, "world")?;
@@ -170,11 +201,11 @@ fn other_programs_on_the_same_cgroup_stay() -> Result<()> {
         .policy("api", &policy::tls_origination(HOST, &authority.path()))?
         .start()?;
     let before = kernel::attached(&lab.client_cgroup())?;
-    assert!(!before.is_empty());
-    let second = lab.second_agent()?;
-    let both = kernel::attached(&lab.client_cgroup())?;
-    assert!(both.len() > before.len(), "{both:?}");
-    second.stop()?;
+    let said = match lab.second_agent() {
+        Ok(_) => panic!("it started"),
+        Err(error) => format!("{error:#}"),
+    };
+    assert!(said.contains("another program on the same hooks"), "{said}");
     assert_eq!(kernel::attached(&lab.client_cgroup())?, before);
     first.stop()
 }

@@ -45,17 +45,31 @@ pub struct Intake {
     pub stats: Arc<IntakeStats>,
 }
 
+/// Where a listener is.
+pub(super) struct Place {
+    pub(super) netns: NetNs,
+    pub(super) port: u16,
+}
+
 impl Intake {
     /// Accepts for ever. `hand_on` must not block: it starts a task.
     pub async fn run(self, listener: TcpListener, netns: NetNs, hand_on: impl Fn(Accepted)) {
-        self.accept_from(async || listener.accept().await, &netns, hand_on)
+        let port = match listener.local_addr() {
+            Ok(address) => address.port(),
+            Err(error) => {
+                tracing::error!(%error, "a listener has no address; it is closed");
+                return;
+            }
+        };
+        let place = Place { netns, port };
+        self.accept_from(async || listener.accept().await, &place, hand_on)
             .await;
     }
 
     pub(super) async fn accept_from(
         &self,
         mut accept: impl AsyncFnMut() -> io::Result<(TcpStream, SocketAddr)>,
-        netns: &NetNs,
+        place: &Place,
         hand_on: impl Fn(Accepted),
     ) {
         let mut backoff = Backoff::default();
@@ -63,7 +77,7 @@ impl Intake {
             match accept().await {
                 Ok((stream, peer)) => {
                     backoff.reset();
-                    if let Some(accepted) = self.admit(stream, peer, netns) {
+                    if let Some(accepted) = self.admit(stream, peer, place) {
                         hand_on(accepted);
                     }
                 }
@@ -81,10 +95,10 @@ impl Intake {
         }
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, netns: &NetNs) -> Option<Accepted> {
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, place: &Place) -> Option<Accepted> {
         // The record is taken even when the connection is then turned away:
         // it must not stay in the map.
-        let captured = match self.origins.take(netns.cookie, peer) {
+        let captured = match self.origins.take(place.netns.cookie, peer, place.port) {
             Ok(Some(captured)) => captured,
             Ok(None) => {
                 count(&self.stats.unknown_origin);
@@ -114,7 +128,7 @@ impl Intake {
         Some(Accepted {
             captured,
             stream,
-            netns: netns.clone(),
+            netns: place.netns.clone(),
             started: Instant::now(),
             started_at: SystemTime::now(),
             admitted,

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::capture::Captured;
 use crate::capture::sockets::NetNs;
+use crate::capture::{self, Captured};
 
 mod admission;
 mod backoff;
@@ -43,11 +43,18 @@ pub struct Accepted {
 
 /// What the kernel programs recorded of redirected connections.
 pub trait Origins: Send + Sync {
-    /// Takes the record of the connection that comes from `peer` in the
-    /// namespace with the cookie `netns`; `None` when there is none: somebody
-    /// dialled the listener without having been redirected to it.
+    /// Takes the record of the connection that comes from `peer` to the
+    /// listener on port `listener` in the namespace with the cookie `netns`;
+    /// `None` when there is none: somebody dialled the listener without having
+    /// been redirected to it.
     ///
     /// # Errors
     /// When the map cannot be read.
-    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<Captured>>;
+    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>>;
+}
+
+impl Origins for capture::Origins {
+    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>> {
+        Self::take(self, netns, peer, listener)
+    }
 }

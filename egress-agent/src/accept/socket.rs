@@ -8,6 +8,10 @@ use rustix::ioctl::{self, Getter, Opcode};
 use tokio::net::TcpStream;
 
 /// `SIOCOUTQ` (include/uapi/linux/sockios.h), the same number as `TIOCOUTQ`.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "numbers of ioctls have 32 bits"
+)]
 const SIOCOUTQ: Opcode = libc::TIOCOUTQ as Opcode;
 
 /// Closes with a reset, so that the other side learns that this was no

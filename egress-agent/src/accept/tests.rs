@@ -22,7 +22,7 @@ use crate::policy::snapshot::ServiceId;
 struct Fake(Option<Captured>);
 
 impl Origins for Fake {
-    fn take(&self, _: u64, peer: SocketAddr) -> io::Result<Option<Captured>> {
+    fn take(&self, _: u64, peer: SocketAddr, _: u16) -> io::Result<Option<Captured>> {
         Ok(self.0.clone().map(|captured| Captured { peer, ..captured }))
     }
 }
@@ -51,8 +51,12 @@ fn intake(origin: Option<Captured>, limit: usize) -> Intake {
     }
 }
 
-async fn read_error(mut client: TcpStream) -> io::ErrorKind {
-    client.read(&mut [0; 8]).await.unwrap_err().kind()
+/// Connects and reads; the reset may already end the connecting.
+async fn refusal(address: SocketAddr) -> io::ErrorKind {
+    match TcpStream::connect(address).await {
+        Ok(mut client) => client.read(&mut [0; 8]).await.unwrap_err().kind(),
+        Err(error) => error.kind(),
+    }
 }
 
 #[tokio::test]
@@ -73,14 +77,12 @@ async fn workers_share_one_port_in_each_family() {
 #[tokio::test]
 async fn a_stranger_is_reset_and_counted() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap())
-        .await
-        .unwrap();
+    let address = listener.local_addr().unwrap();
     let intake = intake(None, 9);
     let stats = intake.stats.clone();
     tokio::select! {
         () = intake.run(listener, NetNs::current().unwrap(), |_| panic!("handed on")) => {}
-        kind = read_error(client) => assert_eq!(kind, io::ErrorKind::ConnectionReset),
+        kind = refusal(address) => assert_eq!(kind, io::ErrorKind::ConnectionReset),
     }
     assert_eq!(stats.unknown_origin.load(Ordering::Relaxed), 1);
 }
@@ -98,8 +100,7 @@ async fn the_limit_resets_what_is_too_much_and_frees_places() {
         while held.borrow().is_empty() {
             tokio::task::yield_now().await;
         }
-        let second = TcpStream::connect(address).await.unwrap();
-        assert_eq!(read_error(second).await, io::ErrorKind::ConnectionReset);
+        assert_eq!(refusal(address).await, io::ErrorKind::ConnectionReset);
         assert_eq!(admission.open(), 1);
         held.borrow_mut().clear();
         assert_eq!(admission.open(), 0);
@@ -122,14 +123,17 @@ async fn the_limit_resets_what_is_too_much_and_frees_places() {
 async fn running_out_of_descriptors_does_not_spin() {
     let calls = Cell::new(0_u32);
     let intake = intake(None, 9);
-    let netns = NetNs::current().unwrap();
+    let place = intake::Place {
+        netns: NetNs::current().unwrap(),
+        port: 1,
+    };
     let accept = async || {
         calls.set(calls.get() + 1);
         Err(io::Error::from_raw_os_error(libc::EMFILE))
     };
     let minute = tokio::time::timeout(
-        Duration::from_secs(60),
-        intake.accept_from(accept, &netns, |_| {}),
+        Duration::from_mins(1),
+        intake.accept_from(accept, &place, |_| {}),
     );
     assert!(minute.await.is_err());
     // 5 ms doubling to 1 s: eight steps, then one a second.

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ const QUEUE: usize = 8_192;
 /// Bytes written at once.
 const BATCH: usize = 64 * 1024;
 /// How often problems of the log are told.
-const COMPLAIN: Duration = Duration::from_secs(60);
+const COMPLAIN: Duration = Duration::from_mins(1);
 
 /// Where lines go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -149,19 +149,15 @@ impl Writer {
             // The first line of a batch is waited for, the others taken as
             // they are there.
             let line = if count == 0 {
-                match lines.recv_timeout(Duration::from_secs(1)) {
+                match lines.recv() {
                     Ok(line) => line,
-                    Err(RecvTimeoutError::Timeout) => continue,
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(_) => return,
                 }
+            } else if let Ok(line) = lines.try_recv() {
+                line
             } else {
-                match lines.try_recv() {
-                    Ok(line) => line,
-                    Err(_) => {
-                        self.write(&mut text, &mut count);
-                        continue;
-                    }
-                }
+                self.write(&mut text, &mut count);
+                continue;
             };
             if let Line::Flush(answer) = line {
                 self.write(&mut text, &mut count);

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod direct;
 mod histogram;
 mod log;
 mod metrics;
@@ -21,6 +22,7 @@ mod series;
 #[cfg(test)]
 mod tests;
 
+pub use direct::{DirectConnection, DirectEnd};
 pub use log::{AccessLog, LogTarget};
 pub use metrics::Metrics;
 pub use record::{ConnectionRecord, Origin};

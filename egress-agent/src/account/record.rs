@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::log::Line;
 use super::request::RequestRecord;
-use super::series::FlagSet;
+use super::series::{FlagSet, TcpSeries};
 use super::{Account, OpenTraffic};
 use crate::accept::Accepted;
 use crate::capture::Captured;
@@ -32,6 +32,8 @@ pub struct Origin {
     pub started: Instant,
     /// The same on the wall clock.
     pub started_at: SystemTime,
+    /// The kernel picked the endpoint; no proxy was in the path.
+    pub direct: bool,
 }
 
 /// What a connection's line says beyond its origin.
@@ -76,41 +78,76 @@ impl Account {
     pub fn begin(&self, accepted: &Accepted, workload: Workload) -> ConnectionRecord {
         let number = self.0.next.get();
         self.0.next.set(number + 1);
-        ConnectionRecord {
-            account: self.clone(),
-            number,
-            open: Rc::default(),
-            http: false,
-            ended: false,
-            line: Some(Box::new(ConnectionLine {
-                origin: Arc::new(Origin {
-                    captured: accepted.captured.clone(),
-                    workload,
-                    started: accepted.started,
-                    started_at: accepted.started_at,
-                }),
-                service: None,
-                host: None,
-                spoken: None,
-                cluster: None,
-                endpoint: None,
-                local: None,
-                tls: None,
-                attempts: 0,
-                connect_time: None,
-                tls_time: None,
-                received: 0,
-                sent: 0,
-                duration: Duration::ZERO,
-                flags: FlagSet::default(),
-                cause: None,
-                note: None,
-            })),
+        let line = ConnectionLine::new(Arc::new(Origin {
+            captured: accepted.captured.clone(),
+            workload,
+            started: accepted.started,
+            started_at: accepted.started_at,
+            direct: false,
+        }));
+        ConnectionRecord::of(self.clone(), number, Rc::default(), line)
+    }
+}
+
+impl ConnectionLine {
+    /// Nothing is known but who called, and what.
+    pub(super) fn new(origin: Arc<Origin>) -> Self {
+        Self {
+            origin,
+            service: None,
+            host: None,
+            spoken: None,
+            cluster: None,
+            endpoint: None,
+            local: None,
+            tls: None,
+            attempts: 0,
+            connect_time: None,
+            tls_time: None,
+            received: 0,
+            sent: 0,
+            duration: Duration::ZERO,
+            flags: FlagSet::default(),
+            cause: None,
+            note: None,
         }
     }
 }
 
 impl ConnectionRecord {
+    pub(super) fn of(
+        account: Account,
+        number: u64,
+        open: Rc<OpenTraffic>,
+        line: ConnectionLine,
+    ) -> Self {
+        Self {
+            account,
+            number,
+            open,
+            http: false,
+            ended: false,
+            line: Some(Box::new(line)),
+        }
+    }
+
+    /// It was carried to its end.
+    pub(super) const fn ended_well(&mut self) {
+        self.ended = true;
+    }
+
+    /// The metrics that it counts in.
+    pub(super) fn series(&self) -> Option<Rc<TcpSeries>> {
+        let line = self.line.as_ref()?;
+        let account = &self.account.0;
+        Some(account.series.borrow_mut().tcp(
+            &account.metrics,
+            line.service.as_ref()?,
+            &line.origin.workload,
+            security(line),
+        ))
+    }
+
     fn edit(&mut self, change: impl FnOnce(&mut ConnectionLine)) {
         if let Some(line) = &mut self.line {
             change(line);
@@ -142,6 +179,11 @@ impl ConnectionRecord {
             line.endpoint = Some(endpoint.clone());
             line.attempts += 1;
         });
+    }
+
+    /// Of two endpoints that were tried at a time, this one answered.
+    pub fn reached(&mut self, endpoint: &Destination) {
+        self.edit(|line| line.endpoint = Some(endpoint.clone()));
     }
 
     /// Connected: from here on it counts as open.

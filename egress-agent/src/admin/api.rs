@@ -118,15 +118,13 @@ pub trait AdminApi {
     }
 
     /// Policy documents and their problems; `kind`, `name`, `namespace`.
-    ///
-    /// # Errors
-    /// When there are none to tell.
-    fn documents(&self, _query: &Query) -> Result<Vec<view::Document>, ApiError> {
-        Err(ApiError::NotServed)
+    fn documents(&self, _query: &Query) -> Pending<Vec<view::Document>> {
+        Box::pin(async { Err(ApiError::NotServed) })
     }
 
-    /// The decision on a destination; `target` (URL or HOST:PORT), `from`
-    /// (process id, cgroup path or namespace).
+    /// The decision on a destination, as `policy::explain::Explanation`;
+    /// `target` (URL or HOST:PORT), `from` (process id, cgroup path or
+    /// namespace), `method` and `headers` (one a line) of a request.
     fn explain(&self, _query: &Query) -> Pending<serde_json::Value> {
         Box::pin(async { Err(ApiError::NotServed) })
     }

@@ -2,10 +2,12 @@
 //!
 //! Both run on the control runtime and get what they tell from one
 //! [`AdminApi`], so that they know no other room. [`view`] holds the shapes of
-//! the answers, which `egressctl` reads with the same types.
+//! the answers, which `egressctl` reads with the same types; [`documents`] puts
+//! what the policy's keeper tells into them.
 
 pub mod api;
 mod connection;
+pub mod documents;
 mod error;
 pub mod metrics;
 mod query;

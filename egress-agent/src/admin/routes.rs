@@ -48,7 +48,7 @@ pub(super) async fn answer(api: &dyn AdminApi, asked: Asked) -> Answer {
             Ok(filter) => reply(api.set_log(filter.trim())),
             Err(_) => failure(StatusCode::BAD_REQUEST, "the filter is not UTF-8"),
         },
-        (method, "/v1/documents") if *method == Method::GET => reply(api.documents(&query)),
+        (method, "/v1/documents") if *method == Method::GET => reply(api.documents(&query).await),
         (method, "/v1/documents") => match String::from_utf8(body.to_vec()) {
             Ok(text) if *method == Method::DELETE => reply(api.delete(text, &query).await),
             Ok(text) => reply(api.apply(text, &query).await),
@@ -73,7 +73,11 @@ const ROUTES: &[(&str, &[Method], &[&str])] = &[
         &[Method::GET, Method::POST, Method::DELETE],
         &["kind", "name", "namespace", "dry-run"],
     ),
-    ("/v1/explain", &[Method::GET], &["target", "from"]),
+    (
+        "/v1/explain",
+        &[Method::GET],
+        &["target", "from", "method", "headers"],
+    ),
     ("/v1/stats", &[Method::GET], &[]),
     ("/v1/drain", &[Method::POST], &[]),
     ("/v1/log", &[Method::PUT], &[]),

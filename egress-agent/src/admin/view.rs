@@ -261,12 +261,32 @@ pub struct Document {
     pub accepted: bool,
     /// This version was rejected, and an older one is still in force.
     pub previous_in_force: bool,
+    /// The snapshot with which the version in force came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// `Accepted` and `InForce`.
+    pub conditions: Vec<Condition>,
     /// Seconds since it was read.
     pub age_seconds: u64,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
     /// The document as it was read.
     pub object: serde_json::Value,
+}
+
+/// A condition, as Kubernetes has them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// `Accepted` or `InForce`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True` or `False`.
+    pub status: String,
+    /// One word.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
 }
 
 /// A problem of a document.
@@ -296,6 +316,12 @@ pub struct Change {
     pub outcome: String,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+    /// The version that was in force before; with `dry-run` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<serde_json::Value>,
+    /// The version that would be in force now; with `dry-run` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<serde_json::Value>,
 }
 
 /// `POST /v1/drain`.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use egress_common::{Config, LAYOUT_VERSION, Listeners, RESOLVER_SLOTS, Resolver, ServiceValue};
 
+use super::direct::DirectControl;
 use super::error::CaptureError;
 use super::kernel::Kernel;
 use super::origins;
@@ -34,6 +35,7 @@ pub(super) struct Control {
     pub(super) config: Config,
     pub(super) services: Services,
     pub(super) scopes: HashMap<u64, u32>,
+    pub(super) direct: DirectControl,
 }
 
 impl Control {
@@ -42,6 +44,7 @@ impl Control {
             config: sys::zeroed(),
             services: Services::default(),
             scopes: HashMap::new(),
+            direct: DirectControl::default(),
         }
     }
 }
@@ -233,7 +236,7 @@ impl Kernel {
             .map_err(|error| CaptureError::map("HEARTBEAT", error))
     }
 
-    fn control(&self) -> MutexGuard<'_, Control> {
+    pub(super) fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

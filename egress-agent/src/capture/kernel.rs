@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aya::maps::{Map, MapData};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SockOps};
+use aya::programs::{CgroupAttachMode, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use egress_common::{Config, Listeners, Resolver, Resolvers6};
@@ -15,6 +15,7 @@ use egress_common::{Config, Listeners, Resolver, Resolvers6};
 use super::Captured;
 use super::bypass::Bypass;
 use super::control::Control;
+use super::direct::DirectMaps;
 use super::error::CaptureError;
 use super::origins::Origins;
 use super::services::KernelStore;
@@ -26,7 +27,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 
 /// Our programs by name, in the order in which they are attached: what shows
 /// addresses and answers comes before what changes them.
-pub(super) const PROGRAMS: [&str; 9] = [
+pub(super) const PROGRAMS: [&str; 10] = [
+    "egress_release",
     "egress_sock_ops",
     "egress_peername4",
     "egress_peername6",
@@ -60,6 +62,7 @@ pub struct Kernel {
     pub(super) namespaces: Table<u64, Listeners>,
     pub(super) store: KernelStore,
     pub(super) origins: Origins,
+    pub(super) direct: DirectMaps,
     pub(super) resolvers: Table<u32, Resolver>,
     pub(super) resolver_slots: Table<Resolver, u32>,
     pub(super) resolvers6: Table<u32, Resolvers6>,
@@ -100,6 +103,12 @@ impl Kernel {
                 networks: table(&mut ebpf, "NETWORKS")?,
             },
             origins: Origins::new(table(&mut ebpf, "ORIGINS")?),
+            direct: DirectMaps {
+                services: table(&mut ebpf, "DIRECT")?,
+                slots: table(&mut ebpf, "SLOTS")?,
+                places: table(&mut ebpf, "PLACES")?,
+                endpoints: table(&mut ebpf, "ENDPOINTS")?,
+            },
             resolvers: table(&mut ebpf, "RESOLVERS")?,
             resolver_slots: table(&mut ebpf, "RESOLVER_SLOTS")?,
             resolvers6: table(&mut ebpf, "RESOLVERS6")?,
@@ -175,8 +184,11 @@ impl Kernel {
     /// crate; the caller waits on its descriptor and calls `flush`. `None` when
     /// it was taken before.
     pub fn take_logger(&self) -> Option<EbpfLogger<&'static dyn log::Log>> {
-        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        EbpfLogger::init(&mut ebpf).ok()
+        EbpfLogger::init(&mut self.ebpf()).ok()
+    }
+
+    pub(super) fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
+        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,6 +219,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
 fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -216,14 +229,9 @@ fn attach(program: &mut Program, cgroup: &OwnedFd) -> Result<(), ProgramError> {
     // `Single` means flags 0, which for links allows any number beside it.
     let mode = CgroupAttachMode::Single;
     match program {
-        Program::CgroupSockAddr(program) => {
-            let program: &mut CgroupSockAddr = program;
-            program.attach(cgroup, mode).map(drop)
-        }
-        Program::SockOps(program) => {
-            let program: &mut SockOps = program;
-            program.attach(cgroup, mode).map(drop)
-        }
+        Program::CgroupSockAddr(program) => program.attach(cgroup, mode).map(drop),
+        Program::CgroupSock(program) => program.attach(cgroup, mode).map(drop),
+        Program::SockOps(program) => program.attach(cgroup, mode).map(drop),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

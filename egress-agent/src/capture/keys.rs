@@ -74,6 +74,26 @@ pub fn plan(snapshot: &Snapshot, scopes: &mut Scopes, book: &impl AddressBook) -
     plan
 }
 
+/// Entries of one name below a wildcard host, whose virtual addresses were just
+/// given out; `services` are those that it may belong to, the most specific
+/// host first.
+pub fn derived(
+    services: &[Arc<Service>],
+    scopes: &mut Scopes,
+    (v4, v6): (Ipv4Addr, Ipv6Addr),
+) -> Plan {
+    let mut plan = Plan::new();
+    for service in services {
+        for &scope in &scopes_of(service, scopes) {
+            for ip in [v4.into(), v6.into()] {
+                let key = exact(scope, service.key.port, ip);
+                plan.entry(key).or_insert_with(|| value(service, key));
+            }
+        }
+    }
+    plan
+}
+
 /// The services that resolve to each address, in the snapshot's order.
 fn resolved<'a>(
     snapshot: &'a Snapshot,

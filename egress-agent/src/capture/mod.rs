@@ -9,6 +9,7 @@ use crate::policy::snapshot::ServiceId;
 
 mod bypass;
 mod control;
+mod direct;
 mod error;
 mod kernel;
 pub mod keys;
@@ -22,6 +23,10 @@ mod system;
 
 pub use bypass::Bypass;
 pub use control::KernelSettings;
+pub use direct::{
+    DirectBalance, DirectKeepalive, DirectOutcome, DirectPlan, DirectReport, DirectReports,
+    DirectSlot,
+};
 pub use error::CaptureError;
 pub use kernel::{Kernel, Options};
 pub use origins::{Origins, address, ip};

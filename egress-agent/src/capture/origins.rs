@@ -83,13 +83,17 @@ fn captured(peer: SocketAddr, origin: &Origin) -> Captured {
         original: SocketAddr::new(ip(&origin.original), origin.port),
         service: ServiceId(origin.service),
         name_decides: origin.flags & ENTRY_NAME_DECIDES != 0,
-        caller: Caller {
-            cgroup: origin.caller.cgroup,
-            netns: origin.caller.netns,
-            pid: origin.caller.pid,
-            uid: origin.caller.uid,
-            comm: Comm(origin.caller.comm),
-        },
+        caller: caller(&origin.caller),
+    }
+}
+
+pub(super) const fn caller(caller: &egress_common::Caller) -> Caller {
+    Caller {
+        cgroup: caller.cgroup,
+        netns: caller.netns,
+        pid: caller.pid,
+        uid: caller.uid,
+        comm: Comm(caller.comm),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::PoisonError;
 
 use aya::Pod;
 use aya::programs::{Program, loaded_programs};
@@ -14,7 +13,7 @@ use super::sys::{self, Table};
 
 /// The hooks that our programs are attached to, with the kernel's numbers for
 /// them (`enum bpf_attach_type`).
-const HOOKS: [(&str, u32); 9] = [
+const HOOKS: [(&str, u32); 10] = [
     ("sock_ops", 3),
     ("connect4", 10),
     ("connect6", 11),
@@ -24,6 +23,7 @@ const HOOKS: [(&str, u32); 9] = [
     ("recvmsg6", 20),
     ("getpeername4", 29),
     ("getpeername6", 30),
+    ("sock_release", 34),
 ];
 
 /// A program on one of the hooks that ours are attached to.
@@ -64,6 +64,12 @@ pub struct Counters {
     pub lost: u64,
     /// Connections let through while the agent was down.
     pub opened_agent_down: u64,
+    /// Direct connections refused: no place under `maxConnections`.
+    pub refused_overflow: u64,
+    /// Direct connections refused: no endpoint may be used.
+    pub refused_no_endpoint: u64,
+    /// Reports on direct connections that found the ring buffer full.
+    pub reports_lost: u64,
 }
 
 /// Number of entries in each map that connections can leave something in, and
@@ -82,6 +88,12 @@ pub struct Usage {
     pub cgroups: usize,
     /// `RESOLVER_SLOTS`: IPv4 resolvers that were asked.
     pub resolvers: usize,
+    /// `DIRECT`: services with a plan.
+    pub direct_services: usize,
+    /// `SLOTS`.
+    pub direct_slots: usize,
+    /// `PLACES` and `ENDPOINTS`: counters of direct connections.
+    pub direct_counters: usize,
 }
 
 impl Kernel {
@@ -107,6 +119,9 @@ impl Kernel {
             bypassed: at(counter::BYPASSED),
             lost: at(counter::LOST),
             opened_agent_down: at(counter::OPENED_AGENT_DOWN),
+            refused_overflow: at(counter::REFUSED_OVERFLOW),
+            refused_no_endpoint: at(counter::REFUSED_NO_ENDPOINT),
+            reports_lost: at(counter::EVENTS_LOST),
         })
     }
 
@@ -134,6 +149,10 @@ impl Kernel {
             namespaces: count("NAMESPACES", &self.namespaces)?,
             cgroups: count("CGROUPS", &self.cgroups)?,
             resolvers: count("RESOLVER_SLOTS", &self.resolver_slots)?,
+            direct_services: count("DIRECT", &self.direct.services)?,
+            direct_slots: count("SLOTS", &self.direct.slots)?,
+            direct_counters: count("PLACES", &self.direct.places)?
+                + count("ENDPOINTS", &self.direct.endpoints)?,
         })
     }
 
@@ -187,12 +206,13 @@ impl Kernel {
         &self,
         tell: impl Fn(&'static str, &aya::programs::ProgramInfo) -> T,
     ) -> Vec<T> {
-        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let ebpf = self.ebpf();
         PROGRAMS
             .iter()
             .filter_map(|name| {
                 let info = match ebpf.program(name)? {
                     Program::CgroupSockAddr(program) => program.info(),
+                    Program::CgroupSock(program) => program.info(),
                     Program::SockOps(program) => program.info(),
                     _ => return None,
                 };

@@ -115,7 +115,20 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// Makes or replaces an entry.
     pub(super) fn set(&self, key: &K, value: &V) -> io::Result<()> {
-        let mut attributes = self.attributes(key, address(value), 0);
+        self.update(key, value, 0)
+    }
+
+    /// Makes an entry, unless the key has one.
+    pub(super) fn make(&self, key: &K, value: &V) -> io::Result<()> {
+        const BPF_NOEXIST: u64 = 1;
+        match self.update(key, value, BPF_NOEXIST) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn update(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
+        let mut attributes = self.attributes(key, address(value), flags);
         // SAFETY: the kernel reads a key and a value of the map's sizes.
         unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
     }

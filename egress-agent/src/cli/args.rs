@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::apply::{ApplyArgs, DeleteArgs, FilesArgs};
+use super::explain::ExplainArgs;
+use super::validate::ValidateArgs;
 use crate::settings::value::{AdminSocket, Scalar};
 
 const STYLES: Styles = Styles::styled()
@@ -141,6 +144,9 @@ pub enum Kind {
         alias = "VirtualService"
     )]
     VirtualService,
+    /// What a credentialName names
+    #[value(name = "secret", alias = "secrets", alias = "Secret")]
+    Secret,
 }
 
 impl Kind {
@@ -149,6 +155,7 @@ impl Kind {
             Self::ServiceEntry => "ServiceEntry",
             Self::DestinationRule => "DestinationRule",
             Self::VirtualService => "VirtualService",
+            Self::Secret => "Secret",
         }
     }
 }
@@ -181,6 +188,20 @@ pub enum Program {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Check policy documents without an agent
+    #[command(
+        long_about = "Check policy documents without an agent: each for itself, and whether they fit each other.",
+        after_help = "Exit codes: 0 valid (there may be warnings), 1 not valid, 2 a path cannot be read or holds nothing.\n\nExamples:\n  egressctl validate /etc/egress/policy\n  egressctl validate api.yaml -o json\n  kubectl get se,dr,vs -A -o yaml | egressctl validate -"
+    )]
+    Validate(ValidateArgs),
+
+    /// Say what happens to connections or requests to a destination, and why
+    #[command(
+        long_about = "Say what happens to connections or requests to a destination, and why. Asks the agent; with --policy, reads documents instead and needs no agent.",
+        after_help = "A destination that nothing registers is a plain answer, too: exit code 0.\n\nExamples:\n  egressctl explain https://api.example.com/v1/charges\n  egressctl explain db.example.com:5432 --from $$\n  egressctl explain http://api.example.com --policy ./policy --from payments"
+    )]
+    Explain(ExplainArgs),
+
     /// Show how the agent, its policy and its kernel side are
     #[command(after_help = "Examples:\n  egressctl status\n  egressctl status -o json")]
     Status {
@@ -250,6 +271,24 @@ pub enum Command {
         #[arg(short, long)]
         wait: bool,
     },
+
+    /// Put policy documents in force, and keep them across restarts
+    #[command(
+        after_help = "Exit codes: 0 all accepted, 1 some rejected.\n\nExamples:\n  egressctl apply -f api.yaml\n  egressctl apply -f policy/ --dry-run\n  kubectl get se,dr,vs -A -o yaml | egressctl apply -f -"
+    )]
+    Apply(ApplyArgs),
+
+    /// Show what `apply` would change
+    #[command(
+        after_help = "Exit codes: 0 all would be accepted, 1 some rejected.\n\nExamples:\n  egressctl diff -f api.yaml"
+    )]
+    Diff(FilesArgs),
+
+    /// Remove policy documents that were applied
+    #[command(
+        after_help = "A document that comes from a watched file is removed in that file.\n\nExamples:\n  egressctl delete se payments-api -n payments\n  egressctl delete -f api.yaml"
+    )]
+    Delete(DeleteArgs),
 
     /// Write a completion script for a shell to standard output
     #[command(

@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+pub mod apply;
 pub mod args;
 mod client;
+pub mod explain;
 mod generate;
 mod output;
 mod show;
@@ -17,6 +19,7 @@ mod status;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod validate;
 mod yaml;
 
 use args::{Arguments, Command};
@@ -30,7 +33,10 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             anstream::eprintln!("egressctl: {error}");
-            ExitCode::FAILURE
+            match error {
+                Failure::Usage(_) => ExitCode::from(validate::USAGE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -46,6 +52,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             generate::manual(directory.as_deref())?;
             return done;
         }
+        Command::Validate(args) => return validate::run(args),
+        Command::Explain(args) if args.offline() => return explain::offline(args),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -69,8 +77,12 @@ async fn online(command: &Command, client: &Client) -> Result<ExitCode, Failure>
         }
         Command::Log { filter } => status::log(client, filter.as_deref()).await?,
         Command::Drain { wait } => status::drain(client, *wait).await?,
+        Command::Explain(args) => return explain::online(args, client).await,
+        Command::Apply(args) => return apply::apply(args, client).await,
+        Command::Diff(args) => return apply::diff(args, client).await,
+        Command::Delete(args) => return apply::delete(args, client).await,
         // Answered before an agent is needed.
-        Command::Completion { .. } | Command::Man { .. } => {}
+        Command::Completion { .. } | Command::Man { .. } | Command::Validate(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -84,6 +96,8 @@ enum Failure {
     Output(std::io::Error),
     /// What was asked for does not exist, or a value is wrong.
     Said(String),
+    /// The command line is wrong.
+    Usage(String),
 }
 
 impl std::fmt::Display for Failure {
@@ -91,7 +105,7 @@ impl std::fmt::Display for Failure {
         match self {
             Self::Client(error) => error.fmt(f),
             Self::Output(error) => write!(f, "cannot write: {error}"),
-            Self::Said(text) => f.write_str(text),
+            Self::Said(text) | Self::Usage(text) => f.write_str(text),
         }
     }
 }

@@ -121,6 +121,9 @@ const NAMES: &[Column<view::Name>] = &[
 
 fn document_state(document: &view::Document) -> &'static str {
     match document {
+        document if document.accepted && document.generation.is_none() => {
+            "accepted, another in force"
+        }
         document if document.accepted => "accepted",
         document if document.previous_in_force => "rejected, previous in force",
         _ => "rejected",
@@ -247,29 +250,13 @@ pub(super) async fn documents(
 /// The document with what the agent makes of it, in the shape of a Kubernetes
 /// status.
 fn with_status(document: &view::Document) -> serde_json::Value {
-    let status = |yes: bool| if yes { "True" } else { "False" };
     let mut object = document.object.clone();
-    let conditions = serde_json::json!([
-        {
-            "type": "Accepted",
-            "status": status(document.accepted),
-            "reason": if document.accepted { "Valid" } else { "Invalid" },
-        },
-        {
-            "type": "InForce",
-            "status": status(document.accepted || document.previous_in_force),
-            "reason": match (document.accepted, document.previous_in_force) {
-                (true, _) => "ThisVersion",
-                (false, true) => "PreviousVersion",
-                (false, false) => "NeverAccepted",
-            },
-        },
-    ]);
     if let Some(map) = object.as_object_mut() {
         map.insert(
             "status".to_owned(),
             serde_json::json!({
-                "conditions": conditions,
+                "conditions": document.conditions,
+                "observedGeneration": document.generation,
                 "problems": document.problems,
                 "source": format!("{}:{}", document.source, document.line),
             }),

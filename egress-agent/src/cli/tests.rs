@@ -10,13 +10,15 @@ use std::rc::Rc;
 use clap::{CommandFactory, Parser};
 use tokio::task::LocalSet;
 
+use super::apply::unified;
 use super::args::{Arguments, Command, Kind, Output, ProxyConfig};
 use super::client::{Client, ClientError};
 use super::show::{age, secret_state};
 use super::stats::{Sample, samples};
 use super::{Failure, online, status};
 use crate::admin::socket::AdminListener;
-use crate::admin::{AdminApi, ApiError, Query, view};
+use crate::admin::{AdminApi, ApiError, Pending, Query, documents, view};
+use crate::policy::source::keeper::{Keeper, Places};
 use crate::settings::value::AdminSocket;
 
 fn parse(line: &[&str]) -> Result<Arguments, clap::Error> {
@@ -180,8 +182,8 @@ impl AdminApi for Double {
         assert_eq!(query.get("host"), Some("a&b=c"));
         Ok(vec![view::Service::default()])
     }
-    fn documents(&self, _: &Query) -> Result<Vec<view::Document>, ApiError> {
-        Ok(Vec::new())
+    fn documents(&self, _: &Query) -> Pending<Vec<view::Document>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 }
 
@@ -262,4 +264,133 @@ async fn an_agent_that_is_stopped_does_not_hang_us() {
         .await
         .unwrap_err();
     assert!(matches!(error, ClientError::Silent(_)), "{error}");
+}
+
+/// A double whose policy is real.
+struct WithPolicy(Keeper);
+
+impl AdminApi for WithPolicy {
+    fn status(&self) -> view::Status {
+        view::Status::default()
+    }
+    fn healthy(&self) -> Result<(), String> {
+        Ok(())
+    }
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+    fn metrics(&self) -> Result<String, ApiError> {
+        Err(ApiError::NotServed)
+    }
+    fn drain(&self) -> Result<view::Draining, ApiError> {
+        Err(ApiError::NotServed)
+    }
+    fn set_log(&self, _: &str) -> Result<view::Log, ApiError> {
+        Err(ApiError::NotServed)
+    }
+    fn documents(&self, query: &Query) -> Pending<Vec<view::Document>> {
+        documents::documents(&self.0, query)
+    }
+    fn apply(&self, text: String, query: &Query) -> Pending<Vec<view::Change>> {
+        documents::apply(&self.0, text, query)
+    }
+    fn delete(&self, text: String, query: &Query) -> Pending<Vec<view::Change>> {
+        documents::delete(&self.0, text, query)
+    }
+}
+
+const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a, namespace: shop}\nspec:\n  hosts: [a.example.com]\n  ports: [{number: 443, name: tls, protocol: TLS}]\n  resolution: DNS\n";
+
+#[tokio::test]
+async fn documents_are_applied_listed_and_deleted() {
+    let home = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = home.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = write("good.yaml", ENTRY);
+    let bad = write("bad.yaml", &ENTRY.replace("resolution", "resolutoin"));
+    let keeper = Keeper::start(Places {
+        paths: Vec::new(),
+        state: home.path().join("state"),
+        options: crate::policy::Options::default(),
+    })
+    .await
+    .unwrap();
+    let path = home.path().join("admin.sock");
+    let listener = AdminListener::bind(&path).unwrap();
+    let work = async {
+        tokio::task::spawn_local(listener.serve(Rc::new(WithPolicy(keeper))));
+        let client = Client::new(&AdminSocket(path));
+        let run = async |line: &[&str]| {
+            let command = parse(line).unwrap().command;
+            let code = online(&command, &client).await.unwrap();
+            code == std::process::ExitCode::SUCCESS
+        };
+        let list = async || {
+            let list: Vec<view::Document> = client.get("/v1/documents", &[]).await.unwrap();
+            list
+        };
+        assert!(run(&["apply", "-f", &good, "--dry-run"]).await);
+        assert!(run(&["diff", "-f", &good]).await);
+        assert!(list().await.is_empty());
+        assert!(run(&["apply", "-f", &good]).await);
+        assert!(!run(&["apply", "-f", &good, "-f", &bad]).await);
+        assert!(!run(&["diff", "-f", &bad]).await);
+        let found = list().await;
+        assert_eq!(found.len(), 1);
+        let one = &found[0];
+        assert!(one.accepted && one.generation.is_some());
+        assert_eq!(one.hosts, ["a.example.com"]);
+        let reasons: Vec<&str> = one.conditions.iter().map(|c| c.reason.as_str()).collect();
+        assert_eq!(reasons, ["Valid", "ThisVersion"]);
+        assert!(run(&["get", "se", "a", "-n", "shop", "-o", "yaml"]).await);
+        // Of the default namespace there is none.
+        assert!(!run(&["delete", "se", "a"]).await);
+        assert!(run(&["delete", "se", "a", "-n", "shop", "--dry-run"]).await);
+        assert_eq!(list().await.len(), 1);
+        assert!(run(&["delete", "se", "a", "-n", "shop"]).await);
+        assert!(list().await.is_empty());
+        assert!(!run(&["delete", "-f", &good]).await);
+    };
+    LocalSet::new().run_until(work).await;
+}
+
+#[test]
+fn a_delete_names_documents_or_files() {
+    for wrong in [
+        &["delete"][..],
+        &["delete", "se"],
+        &["delete", "se", "a", "-f", "x"],
+        &["apply"],
+        &["diff"],
+    ] {
+        assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_diff_shows_the_lines_that_change_alone() {
+    let object =
+        |host: &str| serde_json::json!({"kind": "ServiceEntry", "spec": {"hosts": [host]}});
+    let mut change = view::Change {
+        id: view::DocumentName {
+            kind: "ServiceEntry".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "a".to_owned(),
+        },
+        before: Some(object("a.com")),
+        after: Some(object("b.com")),
+        ..view::Change::default()
+    };
+    let plain = |change: &view::Change| anstream::adapter::strip_str(&unified(change)).to_string();
+    assert_eq!(
+        plain(&change),
+        "--- in force/serviceentry/shop/a\n+++ new/serviceentry/shop/a\n@@ -1,4 +1,4 @@\n kind: ServiceEntry\n spec:\n   hosts:\n-  - a.com\n+  - b.com\n"
+    );
+    change.before = None;
+    assert!(plain(&change).starts_with("--- /dev/null\n"));
+    change.before.clone_from(&change.after);
+    assert!(plain(&change).contains("where it comes from"));
 }

@@ -1,5 +1,5 @@
-//! Opens a connection to an endpoint: TCP or Unix, the PROXY header, TLS; all
-//! within `connectTimeout`.
+//! Opens a connection to an endpoint: TCP or Unix, the PROXY header, TLS, a
+//! tunnel; all within `connectTimeout`.
 
 use std::cell::Cell;
 use std::io;
@@ -16,6 +16,7 @@ use super::error::{ConnectError, Phase};
 use super::proxy_protocol;
 use super::stream::Stream;
 use super::tls::{self, Alpn, TlsFacts};
+use super::tunnel;
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::endpoint::resolved::Destination;
 use crate::policy::model::{ClientTls, Keepalive, TrafficPolicy};
@@ -70,6 +71,18 @@ pub async fn dial(
     context: &DialContext<'_>,
     destination: &Destination,
 ) -> Result<Connected, ConnectError> {
+    dial_observed(context, destination, &Cell::new(Phase::Tcp)).await
+}
+
+/// As [`dial`], and tells how far it has come.
+///
+/// # Errors
+/// As [`dial`].
+pub async fn dial_observed(
+    context: &DialContext<'_>,
+    destination: &Destination,
+    phase: &Cell<Phase>,
+) -> Result<Connected, ConnectError> {
     // Before anything is dialled: without its material a connection must not
     // even show the server that somebody wanted to talk.
     let tls = context
@@ -77,8 +90,7 @@ pub async fn dial(
         .map(|tls| tls::prepare(context, tls))
         .transpose()?;
     let limit = context.policy.connection_pool.connect_timeout;
-    let phase = Cell::new(Phase::Tcp);
-    match timeout(limit, dial_in_time(context, destination, tls, &phase)).await {
+    match timeout(limit, dial_in_time(context, destination, tls, phase)).await {
         Ok(connected) => connected,
         Err(_) => Err(ConnectError::TimedOut {
             to: destination.clone(),
@@ -96,61 +108,63 @@ async fn dial_in_time(
 ) -> Result<Connected, ConnectError> {
     let started = Instant::now();
     let failed = |error| ConnectError::from_io(destination, error);
-    match destination {
+    let version = context.policy.proxy_protocol;
+    let connected = match destination {
         Destination::Tcp(address) => {
             let mut stream = dial_tcp(context, *address).await.map_err(failed)?;
             let local = stream.local_addr().ok();
-            if let Some(version) = context.policy.proxy_protocol {
+            if let Some(version) = version {
                 let header = proxy_protocol::header(version, context.source, local, *address);
                 stream.write_all(&header).await.map_err(failed)?;
             }
             let tcp_time = started.elapsed();
-            let Some(tls) = tls else {
-                return Ok(Connected {
-                    stream: Stream::Tcp(stream),
-                    local,
-                    tls: None,
-                    tcp_time,
-                    tls_time: Duration::ZERO,
-                });
+            let (stream, tls) = match tls {
+                None => (Stream::Tcp(stream), None),
+                Some(tls) => {
+                    phase.set(Phase::Tls);
+                    let (stream, facts) =
+                        tls::handshake(tls, context.alpn, stream, destination).await?;
+                    (Stream::Tls(Box::new(stream)), Some(facts))
+                }
             };
-            phase.set(Phase::Tls);
-            let (stream, facts) = tls::handshake(tls, context.alpn, stream, destination).await?;
-            Ok(Connected {
-                stream: Stream::Tls(Box::new(stream)),
-                local,
-                tls: Some(facts),
-                tcp_time,
-                tls_time: started.elapsed() - tcp_time,
-            })
+            (stream, local, tls, tcp_time)
         }
         Destination::Unix(path) => {
             let mut stream = dial_unix(path).await.map_err(failed)?;
-            if let Some(version) = context.policy.proxy_protocol {
+            if let Some(version) = version {
                 let header = proxy_protocol::local_header(version);
                 stream.write_all(&header).await.map_err(failed)?;
             }
             let tcp_time = started.elapsed();
-            let Some(tls) = tls else {
-                return Ok(Connected {
-                    stream: Stream::Unix(stream),
-                    local: None,
-                    tls: None,
-                    tcp_time,
-                    tls_time: Duration::ZERO,
-                });
+            let (stream, tls) = match tls {
+                None => (Stream::Unix(stream), None),
+                Some(tls) => {
+                    phase.set(Phase::Tls);
+                    let (stream, facts) =
+                        tls::handshake(tls, context.alpn, stream, destination).await?;
+                    (Stream::TlsUnix(Box::new(stream)), Some(facts))
+                }
             };
-            phase.set(Phase::Tls);
-            let (stream, facts) = tls::handshake(tls, context.alpn, stream, destination).await?;
-            Ok(Connected {
-                stream: Stream::TlsUnix(Box::new(stream)),
-                local: None,
-                tls: Some(facts),
-                tcp_time,
-                tls_time: started.elapsed() - tcp_time,
-            })
+            (stream, None, tls, tcp_time)
         }
+    };
+    let (mut stream, local, tls, tcp_time) = connected;
+    let tls_time = started.elapsed().saturating_sub(tcp_time);
+    if let Some(tunnel) = &context.policy.tunnel {
+        tunnel::open(&mut stream, tunnel)
+            .await
+            .map_err(|failure| ConnectError::Tunnel {
+                to: destination.clone(),
+                failure,
+            })?;
     }
+    Ok(Connected {
+        stream,
+        local,
+        tls,
+        tcp_time,
+        tls_time,
+    })
 }
 
 async fn dial_tcp(context: &DialContext<'_>, address: SocketAddr) -> io::Result<TcpStream> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
 
+use super::tunnel::TunnelFailure;
 use crate::endpoint::Outcome;
 use crate::endpoint::resolved::Destination;
 use crate::flag::{Flag, Side};
@@ -60,6 +61,13 @@ pub enum ConnectError {
         to: Destination,
         /// What the kernel said.
         error: io::Error,
+    },
+    /// The proxy of a `tunnel` did not open it.
+    Tunnel {
+        /// Endpoint: the proxy.
+        to: Destination,
+        /// How.
+        failure: TunnelFailure,
     },
     /// TLS material cannot be used.
     Secret(SecretError),
@@ -118,7 +126,7 @@ impl ConnectError {
         match self {
             Self::Refused { .. } | Self::Unreachable { .. } => Outcome::ConnectRefused,
             Self::TimedOut { .. } => Outcome::ConnectTimeout,
-            Self::Failed { .. } => Outcome::ConnectFailed,
+            Self::Failed { .. } | Self::Tunnel { .. } => Outcome::ConnectFailed,
             Self::Tls { .. } => Outcome::TlsFailed,
             Self::Local { .. } | Self::Secret(_) => Outcome::Cancelled,
         }
@@ -165,6 +173,7 @@ impl fmt::Display for ConnectError {
             }
             Self::Failed { to, error } => write!(f, "{to}: connecting failed: {error}"),
             Self::Secret(error) => error.fmt(f),
+            Self::Tunnel { to, failure } => write!(f, "{to}: {failure}"),
             Self::Tls { to, failure } => write!(f, "{to}: TLS: {failure}"),
         }
     }
@@ -189,7 +198,7 @@ pub struct TlsFailure {
 impl TlsFailure {
     /// Explains the error of a handshake that wanted `name`.
     pub(super) fn explain(
-        error: io::Error,
+        error: &io::Error,
         refused: Option<RefusedChain>,
         name: &str,
         mutual: bool,
@@ -198,7 +207,7 @@ impl TlsFailure {
             chain: Vec::new(),
             wanted: vec![name.to_owned()],
         });
-        let (rule, advice) = match tls_error(&error) {
+        let (rule, advice) = match tls_error(error) {
             Some(TlsError::InvalidCertificate(error)) => certificate_rule(error, &chain, &wanted),
             Some(error) => protocol_rule(error, mutual),
             None if error.kind() == io::ErrorKind::UnexpectedEof => (

@@ -8,8 +8,10 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tunnel;
 
-pub use dial::{Connected, DialContext, dial};
+pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
+pub use tunnel::TunnelFailure;

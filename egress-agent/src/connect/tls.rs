@@ -16,7 +16,7 @@ use super::dial::DialContext;
 use super::error::{ConnectError, TlsFailure};
 use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
-use crate::policy::model::{ClientTls, Identity, TlsExtra, Trust};
+use crate::policy::model::ClientTls;
 use crate::policy::snapshot::Cluster;
 use crate::secret::{SecretError, TlsConfig, take_refused};
 
@@ -127,7 +127,7 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     })
     .await;
     let stream = done.map_err(|error| {
-        let failure = TlsFailure::explain(error, refused, &name.to_str(), config.mutual);
+        let failure = TlsFailure::explain(&error, refused, &name.to_str(), config.mutual);
         ConnectError::Tls {
             to: destination.clone(),
             failure: Box::new(failure),
@@ -146,20 +146,13 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The TLS that a connection to a cluster starts, given what the application
-/// speaks: never around TLS of its own. An `HTTPS` port is HTTPS on the wire
+/// speaks: never around TLS of its own, unless the TLS is that of a `tunnel`
+/// to a proxy, inside of which the application's bytes pass untouched. An `HTTPS` port is HTTPS on the wire
 /// whatever the application speaks, so without settings of its own it gets
 /// `SIMPLE` with the system's roots.
 pub fn origination<'a>(cluster: &'a Cluster, spoken: &Spoken) -> Option<&'a ClientTls> {
-    static SYSTEM: LazyLock<ClientTls> = LazyLock::new(|| ClientTls {
-        identity: Identity::None,
-        trust: Trust::System { crl: None },
-        sni: None,
-        subject_alt_names: Vec::new(),
-        insecure_skip_verify: false,
-        secret_namespaces: Vec::new(),
-        extra: TlsExtra::default(),
-    });
-    if matches!(spoken, Spoken::Tls { .. }) {
+    static SYSTEM: LazyLock<ClientTls> = LazyLock::new(ClientTls::simple);
+    if matches!(spoken, Spoken::Tls { .. }) && cluster.policy.tunnel.is_none() {
         return None;
     }
     match &cluster.policy.tls {

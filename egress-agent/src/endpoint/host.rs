@@ -17,6 +17,11 @@ use crate::policy::model::{Labels, Locality};
 pub struct EndpointId(u64);
 
 impl EndpointId {
+    /// The number, from 1 up.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
     fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))

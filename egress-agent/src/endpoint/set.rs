@@ -206,6 +206,16 @@ impl EndpointSet {
         let _ = resolved.wait_for(|state| *state != Resolved::Pending).await;
     }
 
+    /// `error` in words; of a name that has not been resolved, with what its
+    /// resolver said.
+    pub fn explain(&self, error: PickError) -> String {
+        let failure = self.resolution().failure.clone();
+        match failure.filter(|_| error == PickError::Unresolved) {
+            Some((_, reason)) => format!("{error}: {reason}"),
+            None => error.to_string(),
+        }
+    }
+
     /// Chooses an endpoint.
     ///
     /// # Errors

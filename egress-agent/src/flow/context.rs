@@ -1,16 +1,14 @@
 //! What a worker needs to carry connections.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
+use super::complaints::Complaints;
 use crate::accept::{IntakeStats, Origins};
 use crate::account::{AccessLog, Account, Metrics};
 use crate::capture::Caller;
@@ -19,14 +17,10 @@ use crate::connect::Stream;
 use crate::connect::pool::{Dialler, Pool};
 use crate::endpoint::Live;
 use crate::identify::{Callers, HostNames, Identified, Workload};
+use crate::lifecycle::drain::{Drain, DrainGuard};
 use crate::policy::model::{ConnectionPool, LoadBalancer, TrafficPolicy};
-use crate::relay::{Buffers, Limits, http};
+use crate::relay::{Buffers, http};
 use crate::secret::Secrets;
-
-/// How often one cause of failure is told in the log.
-const COMPLAIN: Duration = Duration::from_secs(60);
-/// Causes remembered for that.
-const CAUSES: usize = 1_024;
 
 /// Settings of the data path.
 #[derive(Clone, Debug)]
@@ -72,6 +66,8 @@ pub struct Shared {
     pub log: Option<AccessLog>,
     /// Counters of the accept loops.
     pub intake: Arc<IntakeStats>,
+    /// Counts open connections, for the drain of the process.
+    pub drain: Drain,
     /// Settings.
     pub settings: Settings,
 }
@@ -88,7 +84,8 @@ pub struct Context {
     pub http: Rc<http::Worker<Stream>>,
     /// Tells HTTP connections to end after their request.
     draining: watch::Sender<bool>,
-    complaints: RefCell<HashMap<u64, Instant>>,
+    /// Failures told in the log.
+    pub(super) complaints: Complaints,
 }
 
 impl Context {
@@ -112,7 +109,7 @@ impl Context {
             live: RefCell::new(Cache::new(shared.live.clone())),
             account: Account::new(shared.metrics.clone(), shared.log.clone()),
             buffers: Buffers::default(),
-            complaints: RefCell::default(),
+            complaints: Complaints::default(),
             shared,
         }
     }
@@ -120,6 +117,11 @@ impl Context {
     /// The policy in force, which stays the same for what holds on to it.
     pub fn live(&self) -> Arc<Live> {
         self.live.borrow_mut().load().clone()
+    }
+
+    /// Counts a connection as open until the guard is dropped.
+    pub fn open(&self) -> DrainGuard {
+        self.shared.drain.enter()
     }
 
     /// Lets HTTP connections end: idle ones now, busy ones with their
@@ -168,40 +170,14 @@ impl Context {
         &DEFAULT
     }
 
-    pub(super) fn default_limits(&self) -> Limits {
-        Limits {
-            idle: self.default_policy().connection_pool.idle_timeout,
-            deadline: None,
-        }
-    }
-
     /// Tells a failure in the log, once a minute for each service and cause.
     pub(super) fn complain(&self, identified: &Identified, cause: &str) {
-        let mut hasher = DefaultHasher::new();
-        identified.service.id.hash(&mut hasher);
-        cause.hash(&mut hasher);
-        let key = hasher.finish();
-        let now = Instant::now();
-        let mut complaints = self.complaints.borrow_mut();
-        if complaints
-            .get(&key)
-            .is_some_and(|last| now.duration_since(*last) < COMPLAIN)
-        {
-            return;
-        }
-        if complaints.len() >= CAUSES {
-            complaints.retain(|_, last| now.duration_since(*last) < COMPLAIN);
-            if complaints.len() >= CAUSES {
-                return;
-            }
-        }
-        complaints.insert(key, now);
-        tracing::warn!(
-            host = &*identified.host,
-            port = identified.service.key.port,
-            pid = identified.captured.caller.pid,
-            comm = %identified.captured.caller.comm,
-            "{cause}"
-        );
+        let Identified {
+            service,
+            host,
+            captured,
+            ..
+        } = identified;
+        self.complaints.tell(service, host, &captured.caller, cause);
     }
 }

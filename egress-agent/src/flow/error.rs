@@ -6,6 +6,7 @@ use std::io;
 use crate::connect::ConnectError;
 use crate::endpoint::{Overflow, PickError};
 use crate::flag::{Flag, Side};
+use crate::route::RouteError;
 
 /// Why a connection did not reach its service.
 #[derive(Debug)]
@@ -13,8 +14,10 @@ pub enum FlowError {
     /// The service has nothing for this client: the snapshot lacks a view or
     /// an endpoint set.
     NoView,
-    /// No endpoint.
-    Pick(PickError),
+    /// No route, or one that leads nowhere.
+    Route(RouteError),
+    /// No endpoint; why, and the same in words.
+    Pick(PickError, String),
     /// `maxConnections`.
     Overflow(Overflow),
     /// No connection to the endpoint; after several tries, the last one's.
@@ -28,7 +31,8 @@ impl FlowError {
     pub const fn flag(&self) -> Flag {
         match self {
             Self::NoView => Flag::NoClusterFound,
-            Self::Pick(error) => error.flag(),
+            Self::Route(error) => error.flag(),
+            Self::Pick(error, _) => error.flag(),
             Self::Overflow(error) => error.flag(),
             Self::Connect(error) => error.flag(),
             Self::Client(_) => Flag::DownstreamConnectionTermination,
@@ -39,7 +43,8 @@ impl FlowError {
     pub const fn side(&self) -> Side {
         match self {
             Self::NoView => Side::Internal,
-            Self::Pick(error) => error.side(),
+            Self::Route(error) => error.side(),
+            Self::Pick(error, _) => error.side(),
             Self::Overflow(error) => error.side(),
             Self::Connect(error) => error.side(),
             Self::Client(_) => Side::Downstream,
@@ -47,9 +52,9 @@ impl FlowError {
     }
 }
 
-impl From<PickError> for FlowError {
-    fn from(error: PickError) -> Self {
-        Self::Pick(error)
+impl From<RouteError> for FlowError {
+    fn from(error: RouteError) -> Self {
+        Self::Route(error)
     }
 }
 
@@ -69,7 +74,8 @@ impl fmt::Display for FlowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoView => f.write_str("the policy in force has no cluster for this client"),
-            Self::Pick(error) => error.fmt(f),
+            Self::Route(error) => error.fmt(f),
+            Self::Pick(_, text) => f.write_str(text),
             Self::Overflow(error) => error.fmt(f),
             Self::Connect(error) => error.fmt(f),
             Self::Client(error) => write!(f, "the application broke the connection: {error}"),

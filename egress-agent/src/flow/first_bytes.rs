@@ -7,10 +7,10 @@ use tokio::time::timeout;
 
 use super::context::Context;
 use super::error::FlowError;
-use super::upstream::{self, Upstream, cluster_of};
+use super::upstream::{self, Upstream};
 use crate::account::ConnectionRecord;
 use crate::endpoint::Live;
-use crate::identify::{Identified, Look, Patience, Silence, Spoken, sniff};
+use crate::identify::{Identified, Look, Patience, Question, Silence, Spoken, sniff};
 use crate::policy::model::Protocol;
 
 /// What came of it.
@@ -30,21 +30,31 @@ pub(super) async fn hear(
     identified: &Identified,
     record: &mut ConnectionRecord,
 ) -> Result<Heard, FlowError> {
-    let cluster = cluster_of(identified, &Spoken::Unheard)?;
+    let cluster = upstream::route(identified, &Spoken::Unheard)?;
     let look = match identified.service.protocol {
         Protocol::Unset => Look::Any,
         _ => Look::TlsOnly,
     };
     let idle = cluster.policy.connection_pool.idle_timeout;
-    let connecting = upstream::connect(context, live, identified, &Spoken::Unheard, record);
+    let connecting = upstream::connect(
+        context,
+        live,
+        identified,
+        &cluster,
+        &Spoken::Unheard,
+        record,
+    );
     if look == Look::TlsOnly && cluster.policy.tls.is_none() {
         // Whatever the client says, it goes on as it is.
         return connecting.await.map(Heard::connected);
     }
+    // Lets the runtime learn of bytes that came with the connection, so that
+    // nothing is dialled that they make needless.
+    tokio::task::yield_now().await;
     let mut connecting = pin!(connecting);
     let mut sniffing = pin!(sniff(
         &identified.stream,
-        look,
+        Question { look, host: false },
         Patience {
             first: None,
             rest: context.settings().sniff_timeout,
@@ -61,9 +71,7 @@ pub(super) async fn hear(
                 tokio::select! {
                     biased;
                     heard = &mut sniffing => Some(heard),
-                    // The end of the service, or an error, shows again when
-                    // the relay reads.
-                    _ = upstream.connected.stream.speaks() => None,
+                    () = upstream.speaks() => None,
                 }
             };
             let first = match idle {
@@ -72,20 +80,24 @@ pub(super) async fn hear(
                 None => first.await,
             };
             return match first {
-                Some(Ok((spoken @ (Spoken::Tls { .. } | Spoken::Http), _))) => {
-                    Ok(Heard::Spoken(spoken))
+                Some(Ok(heard)) if changes_the_way(&heard.spoken) => {
+                    Ok(Heard::Spoken(heard.spoken))
                 }
                 _ => Ok(Heard::connected(upstream)),
             };
         }
     };
     match heard {
-        Ok((spoken @ (Spoken::Tls { .. } | Spoken::Http), _)) => Ok(Heard::Spoken(spoken)),
+        Ok(heard) if changes_the_way(&heard.spoken) => Ok(Heard::Spoken(heard.spoken)),
         Err(Silence::Gone(Some(error))) => Err(FlowError::Client(error)),
         // Opaque bytes, or a half-close without a byte: a client may want only
         // to hear.
         _ => connecting.await.map(Heard::connected),
     }
+}
+
+fn changes_the_way(spoken: &Spoken) -> bool {
+    matches!(spoken, Spoken::Tls { .. } | Spoken::Http)
 }
 
 impl Heard {

@@ -3,19 +3,37 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::uri::Authority;
 use tokio::task::spawn_local;
 
+use super::complaints::Complaints;
 use super::context::Context;
 use crate::account::ConnectionRecord;
+use crate::capture;
+use crate::flag::Flag;
 use crate::identify::Identified;
+use crate::lifecycle::drain::DrainGuard;
+use crate::policy::snapshot::Service;
 use crate::relay::http::{Caller, End, Log, Record, serve};
 
 /// Carries a connection on which the application speaks HTTP in the clear, in
 /// a task of its own: such connections are many, live long, and do nothing
-/// most of the time, so theirs is the smallest possible.
-pub(super) fn carry(context: &Context, identified: Identified, mut record: ConnectionRecord) {
+/// most of the time, so theirs is the smallest possible. `open` counts it as
+/// open until its end.
+pub(super) fn carry(
+    context: &Context,
+    identified: Identified,
+    mut record: ConnectionRecord,
+    open: DrainGuard,
+) {
+    let complaint = Complaint {
+        complaints: context.complaints.clone(),
+        service: Arc::clone(&identified.service),
+        host: Arc::clone(&identified.host),
+        caller: identified.captured.caller,
+    };
     let Identified {
         captured,
         stream,
@@ -38,7 +56,11 @@ pub(super) fn carry(context: &Context, identified: Identified, mut record: Conne
     let _ = stream.set_nodelay(true);
     let worker = Rc::clone(&context.http);
     let peer: SocketAddr = caller.peer;
-    let serving = serve(worker, caller, service, stream, Requests(record));
+    let log = Requests {
+        connection: record,
+        complaint,
+    };
+    let serving = serve(worker, caller, service, stream, log);
     spawn_local(async move {
         match serving.await {
             End::Closed => {}
@@ -46,20 +68,60 @@ pub(super) fn carry(context: &Context, identified: Identified, mut record: Conne
                 tracing::debug!(%peer, "HTTP connection: {end}");
             }
         }
-        drop(admitted);
+        drop((open, admitted));
     });
 }
 
-/// Writes the records of a connection's requests.
-struct Requests(ConnectionRecord);
+/// Writes the records of a connection's requests, and tells failures in the
+/// log.
+struct Requests {
+    connection: ConnectionRecord,
+    complaint: Complaint,
+}
+
+/// Whose requests fail, for the log.
+struct Complaint {
+    complaints: Complaints,
+    service: Arc<Service>,
+    host: Arc<str>,
+    caller: capture::Caller,
+}
+
+impl Complaint {
+    /// Tells what an operator has to look at: that the service was not
+    /// reached. What it answers, and what clients do, stays in the records.
+    fn tell(&self, record: &Record) {
+        let unreached = record.flags.iter().any(|flag| {
+            matches!(
+                flag,
+                Flag::UpstreamConnectionFailure
+                    | Flag::NoHealthyUpstream
+                    | Flag::DnsResolutionFailure
+                    | Flag::UpstreamOverflow
+                    | Flag::NoClusterFound
+                    | Flag::UpstreamProtocolError
+            )
+        });
+        if unreached && !record.details.is_empty() {
+            let Self {
+                complaints,
+                service,
+                host,
+                caller,
+            } = self;
+            complaints.tell(service, host, caller, &record.details);
+        }
+    }
+}
 
 impl Log for Requests {
     fn wants_details(&self) -> bool {
-        self.0.is_logged()
+        self.connection.is_logged()
     }
 
     fn request(&self, record: &mut Record) {
-        let Some(mut written) = self.0.request(record.started) else {
+        self.complaint.tell(record);
+        let Some(mut written) = self.connection.request(record.started) else {
             return;
         };
         let traffic = written.traffic();

@@ -1,53 +1,74 @@
 //! From a route to an open connection, and the relay over it.
 
+use std::future::pending;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::context::Context;
 use super::error::FlowError;
+use super::eyeballs;
 use crate::account::ConnectionRecord;
 use crate::capture::Captured;
 use crate::capture::sockets::NetNs;
 use crate::connect::{self, Alpn, Connected, DialContext, dial};
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{
-    ConnectionGuard, EndpointSet, Live, Outcome, Permit, PickContext, PickError, Picked,
+    ConnectionGuard, Endpoint, EndpointId, EndpointSet, Live, Outcome, Permit, PickContext,
+    PickError, Picked,
 };
 use crate::identify::{Identified, Spoken};
 use crate::policy::model::Resolution;
-use crate::policy::snapshot::{Cluster, View};
+use crate::policy::snapshot::Cluster;
 use crate::relay::{self, End, Limits, Traffic};
+use crate::route::opaque::{self, ConnectionFacts};
 
-/// An open connection to an endpoint, and its places under the limits.
+/// An open connection to a service, and its places under the limits.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) connected: Connected,
-    cluster: Arc<Cluster>,
+    connected: Connected,
+    idle: Option<Duration>,
+    longest: Option<Duration>,
+    /// `None` for connections that no policy is about.
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
     picked: Picked,
+    /// Connections to addresses that vanished from DNS drain.
+    drains: bool,
     _permit: Permit,
     _open: ConnectionGuard,
 }
 
-/// Which cluster a view sends a connection to.
-fn choose<'a>(view: &'a View, _: &Spoken) -> &'a Arc<Cluster> {
-    &view.cluster
-}
-
-/// The cluster of a connection.
-pub(super) fn cluster_of<'a>(
-    identified: &'a Identified,
-    spoken: &Spoken,
-) -> Result<&'a Arc<Cluster>, FlowError> {
+/// The cluster that the policy sends a connection to.
+pub(super) fn route(identified: &Identified, spoken: &Spoken) -> Result<Arc<Cluster>, FlowError> {
     let view = identified
         .service
         .view(&identified.client)
         .ok_or(FlowError::NoView)?;
-    Ok(choose(view, spoken))
+    let (tls, sni) = match spoken {
+        Spoken::Tls { sni } => (true, sni.as_deref()),
+        _ => (false, None),
+    };
+    let cluster = opaque::decide(
+        view,
+        &ConnectionFacts {
+            sni,
+            tls,
+            address: identified.captured.original.ip(),
+            port: identified.captured.original.port(),
+            client: &identified.client,
+        },
+    )?;
+    Ok(cluster.clone())
 }
 
-/// Routes, picks and dials.
+/// Picks and dials.
 ///
 /// Where connecting fails, the next endpoint is tried, up to
 /// `Settings::connect_attempts` of them, and only while less than one
@@ -58,10 +79,10 @@ pub(super) async fn connect(
     context: &Context,
     live: &Live,
     identified: &Identified,
+    cluster: &Arc<Cluster>,
     spoken: &Spoken,
     record: &mut ConnectionRecord,
 ) -> Result<Upstream, FlowError> {
-    let cluster = cluster_of(identified, spoken)?;
     record.routed(cluster);
     let set = live.sets.get(cluster.index).ok_or(FlowError::NoView)?;
     let permit = set.connection_permit()?;
@@ -86,24 +107,33 @@ pub(super) async fn connect(
     let started = Instant::now();
     let mut tried = Vec::new();
     loop {
-        let picked = pick(set, identified, &tried, limit).await?;
+        let picked = pick(set, identified, &tried, limit)
+            .await
+            .map_err(|error| FlowError::Pick(error, set.explain(error)))?;
         record.trying(&picked.destination);
-        let open = picked.endpoint.open_connection();
-        let error = match dial(&dial_context, &picked.destination).await {
-            Ok(connected) => {
-                picked.report(Outcome::Connected);
+        tried.push(picked.endpoint.id);
+        let company = |endpoint: &Endpoint, tried: &[EndpointId]| {
+            let other = set.pick(&pick_context(identified, tried)).ok()?;
+            eyeballs::are_siblings(endpoint, &other.endpoint).then_some(other)
+        };
+        let dialled = eyeballs::dial(&dial_context, picked, company, &mut tried, record);
+        let error = match dialled.await {
+            Ok((connected, picked)) => {
+                let pool = &cluster.policy.connection_pool;
                 return Ok(Upstream {
                     connected,
-                    cluster: cluster.clone(),
-                    picked,
-                    _permit: permit,
-                    _open: open,
+                    idle: pool.idle_timeout,
+                    longest: pool.max_connection_duration,
+                    held: Some(Held {
+                        drains: cluster.target.resolution == Resolution::Dns,
+                        _permit: permit,
+                        _open: picked.endpoint.open_connection(),
+                        picked,
+                    }),
                 });
             }
             Err(error) => error,
         };
-        picked.report(error.outcome());
-        tried.push(picked.endpoint.id);
         let attempts = u32::try_from(tried.len()).unwrap_or(u32::MAX);
         let more = attempts < context.settings().connect_attempts
             && error.is_of_endpoint()
@@ -115,11 +145,7 @@ pub(super) async fn connect(
 }
 
 /// Whether a pick would give an endpoint that was not tried.
-fn others_left(
-    set: &Arc<EndpointSet>,
-    identified: &Identified,
-    tried: &[crate::endpoint::EndpointId],
-) -> bool {
+fn others_left(set: &Arc<EndpointSet>, identified: &Identified, tried: &[EndpointId]) -> bool {
     set.pick(&pick_context(identified, tried))
         .is_ok_and(|picked| {
             picked.report(Outcome::Cancelled);
@@ -127,10 +153,7 @@ fn others_left(
         })
 }
 
-fn pick_context<'a>(
-    identified: &'a Identified,
-    tried: &'a [crate::endpoint::EndpointId],
-) -> PickContext<'a> {
+fn pick_context<'a>(identified: &'a Identified, tried: &'a [EndpointId]) -> PickContext<'a> {
     PickContext {
         client: &identified.client,
         original: identified.captured.original,
@@ -145,8 +168,8 @@ fn pick_context<'a>(
 async fn pick(
     set: &Arc<EndpointSet>,
     identified: &Identified,
-    tried: &[crate::endpoint::EndpointId],
-    limit: std::time::Duration,
+    tried: &[EndpointId],
+    limit: Duration,
 ) -> Result<Picked, PickError> {
     let context = pick_context(identified, tried);
     match set.pick(&context) {
@@ -166,7 +189,7 @@ pub(super) async fn connect_untouched(
     captured: &Captured,
     netns: &NetNs,
     record: &mut ConnectionRecord,
-) -> Result<Connected, FlowError> {
+) -> Result<Upstream, FlowError> {
     let destination = Destination::Tcp(captured.original);
     record.trying(&destination);
     let dial_context = DialContext {
@@ -180,37 +203,53 @@ pub(super) async fn connect_untouched(
         alpn: Alpn::None,
         source: captured.peer,
     };
-    Ok(dial(&dial_context, &destination).await?)
+    Ok(Upstream {
+        connected: dial(&dial_context, &destination).await?,
+        idle: context.default_policy().connection_pool.idle_timeout,
+        longest: None,
+        held: None,
+    })
 }
 
 impl Upstream {
+    pub(super) const fn connected(&self) -> &Connected {
+        &self.connected
+    }
+
+    /// Completes when the service says something, or ends.
+    pub(super) async fn speaks(&mut self) {
+        // An error, like the end, shows again when the relay reads.
+        let _ = self.connected.stream.speaks().await;
+    }
+
     /// Relays until the end, or until the endpoint has vanished from DNS and
     /// its grace time is over.
     pub(super) async fn relay(
-        mut self,
+        &mut self,
         context: &Context,
         client: &mut TcpStream,
         traffic: &Traffic,
     ) -> End {
-        let pool = &self.cluster.policy.connection_pool;
         let limits = Limits {
-            idle: pool.idle_timeout,
-            deadline: pool.max_connection_duration.map(|max| Instant::now() + max),
+            idle: self.idle,
+            deadline: self.longest.map(|longest| Instant::now() + longest),
         };
         let mutual = self.connected.tls.as_ref().is_some_and(|tls| tls.mutual);
         let stream = &mut self.connected.stream;
         let copy = relay::bytes(client, stream, limits, &context.buffers, traffic);
-        let end = if self.cluster.target.resolution == Resolution::Dns {
-            tokio::select! {
-                end = copy => end,
-                () = self.picked.endpoint.drained() => End::Drained,
+        let drained = async {
+            match &self.held {
+                Some(held) if held.drains => held.picked.endpoint.drained().await,
+                _ => pending().await,
             }
-        } else {
-            copy.await
+        };
+        let end = tokio::select! {
+            end = copy => end,
+            () = drained => End::Drained,
         };
         match end {
             End::Upstream(error) => match connect::explain_broken(&error, mutual) {
-                Some(text) => End::Upstream(std::io::Error::new(error.kind(), text)),
+                Some(text) => End::Upstream(io::Error::new(error.kind(), text)),
                 None => End::Upstream(error),
             },
             end => end,

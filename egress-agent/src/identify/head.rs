@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::sniff::Name;
+
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Longest request line looked at; hyper refuses longer ones anyway.
@@ -75,7 +77,7 @@ fn is_token(byte: u8) -> bool {
 
 /// The host of an HTTP/1 request: of an absolute target, else of the Host
 /// field; lower case, without port. `None` while the head is not complete.
-pub(super) fn http1_host(bytes: &[u8]) -> Option<Option<Arc<str>>> {
+pub(super) fn http1_host(bytes: &[u8]) -> Option<Name> {
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
     let end = memchr::memmem::find(bytes, b"\r\n\r\n")?;
     let mut lines = bytes[..end]
@@ -87,17 +89,21 @@ pub(super) fn http1_host(bytes: &[u8]) -> Option<Option<Arc<str>>> {
         .or_else(|| target.strip_prefix(b"https://"))
     {
         let authority = rest.split(|b| matches!(b, b'/' | b'?')).next()?;
-        return Some(host_of(authority));
+        return Some(name(authority));
     }
     for line in lines {
         let Some(colon) = memchr::memchr(b':', line) else {
             continue;
         };
         if line[..colon].eq_ignore_ascii_case(b"host") {
-            return Some(host_of(line[colon + 1..].trim_ascii()));
+            return Some(name(line[colon + 1..].trim_ascii()));
         }
     }
-    Some(None)
+    Some(Name::Missing)
+}
+
+fn name(authority: &[u8]) -> Name {
+    host_of(authority).map_or(Name::Missing, Name::Told)
 }
 
 fn host_of(authority: &[u8]) -> Option<Arc<str>> {

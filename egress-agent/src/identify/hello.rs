@@ -50,7 +50,7 @@ pub fn client_hello(bytes: &[u8]) -> Hello {
     let length = u32::from_be_bytes([0, a, b, c]) as usize;
     match body.get(..length) {
         // Malformed inside: TLS all the same, for the server to refuse.
-        Some(hello) => Hello::Yes(server_name(hello).unwrap_or_default()),
+        Some(hello) => Hello::Yes(server_name(hello)),
         None if bytes.len() >= LIMIT => Hello::Yes(None),
         None => Hello::Partial,
     }
@@ -108,15 +108,15 @@ fn complete(message: &[u8]) -> Option<bool> {
     Some(body.len() >= u32::from_be_bytes([0, a, b, c]) as usize)
 }
 
-/// The host name in a ClientHello's body; `None` when it is malformed.
-fn server_name(hello: &[u8]) -> Option<Option<Arc<str>>> {
+/// The host name in a ClientHello's body, unless it has none or is malformed.
+fn server_name(hello: &[u8]) -> Option<Arc<str>> {
     // legacy_version and random (RFC 8446 section 4.1.2).
     let mut hello = Reader(hello.get(34..)?);
     hello.vector8()?; // legacy_session_id
     hello.vector16()?; // cipher_suites
     hello.vector8()?; // legacy_compression_methods
     if hello.0.is_empty() {
-        return Some(None); // no extensions at all
+        return None; // no extensions at all
     }
     let mut extensions = Reader(hello.vector16()?);
     while !extensions.0.is_empty() {
@@ -128,12 +128,12 @@ fn server_name(hello: &[u8]) -> Option<Option<Arc<str>>> {
                 let kind = names.u8()?;
                 let name = names.vector16()?;
                 if kind == NAME_HOST {
-                    return Some(host_name(name));
+                    return host_name(name);
                 }
             }
         }
     }
-    Some(None)
+    None
 }
 
 /// A name as policy writes hosts: lower case, without the trailing dot that

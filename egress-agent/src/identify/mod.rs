@@ -26,7 +26,7 @@ mod sniff;
 mod tests;
 
 pub use hello::{Hello, client_hello};
-pub use sniff::{Look, Patience, Silence, sniff};
+pub use sniff::{Heard, Look, Name, Patience, Question, Silence, sniff};
 
 /// Names behind virtual addresses; the DNS room knows them.
 pub trait HostNames: Send + Sync {
@@ -97,9 +97,9 @@ pub enum Spoken {
 pub enum Identity {
     /// A registered service.
     Service(Identified),
-    /// A real address that a registered host shares with another name, and
-    /// SNI or Host says that it is the other one: goes on untouched to the
-    /// address dialled.
+    /// An address that a registered host shares with others, and SNI or Host
+    /// names none that is registered: goes on untouched to the address
+    /// dialled.
     PassOn(PassOn),
 }
 
@@ -112,8 +112,8 @@ pub struct PassOn {
     pub stream: TcpStream,
     /// The application's network namespace.
     pub netns: NetNs,
-    /// The name that SNI or Host gave.
-    pub name: Arc<str>,
+    /// What the client speaks.
+    pub spoken: Spoken,
     /// Its place among the open connections.
     pub admitted: Admitted,
 }
@@ -192,36 +192,14 @@ pub async fn identify(
         reset(accepted.stream);
         return Err(IdentifyError::UnknownService(id));
     };
-    let mut spoken = Spoken::Unheard;
-    let mut named = None;
-    if service.protocol.client_speaks_first() {
-        let look = if service.protocol.is_http() {
-            Look::TlsOrHttp
-        } else {
-            Look::Any
-        };
-        let idle = service
-            .view(&client)
-            .and_then(|view| view.cluster.policy.connection_pool.idle_timeout);
-        let patience = Patience {
-            first: idle,
-            rest: context.sniff_timeout,
-        };
-        let (heard, bytes) = sniff(&accepted.stream, look, patience)
-            .await
-            .map_err(|silence| match silence {
-                Silence::Gone(error) => IdentifyError::ClientGone(error),
-                Silence::TimedOut => IdentifyError::Silent(idle.unwrap_or_default()),
-            })?;
-        named = match &heard {
-            Spoken::Tls { sni } => sni.clone(),
-            // Within HTTP each request has its own host; here it only tells
-            // whose address this is.
-            Spoken::Http if accepted.captured.name_decides => head::http1_host(&bytes).flatten(),
-            _ => None,
-        };
-        spoken = heard;
-    }
+    let heard = if service.protocol.client_speaks_first() {
+        listen(&accepted, service, &client, context.sniff_timeout).await?
+    } else {
+        Heard {
+            spoken: Spoken::Unheard,
+            name: Name::Missing,
+        }
+    };
     let Accepted {
         captured,
         stream,
@@ -230,24 +208,28 @@ pub async fn identify(
         ..
     } = accepted;
     let mut service = service.clone();
-    if captured.name_decides
-        && let Some(name) = &named
-        && !service.key.host.matches(name)
-    {
+    if captured.name_decides {
         let port = captured.original.port();
-        let other = context
-            .snapshot
-            .services_of(name, &client.namespace)
-            .find(|other| other.key.port == port);
-        match other {
-            Some(other) => service = other.clone(),
+        let meant = match &heard.name {
+            // Within HTTP/2 each request names its host; none of it can be
+            // seen from here.
+            Name::Unseen => Some(service),
+            Name::Missing => None,
+            Name::Told(name) if service.key.host.matches(name) => Some(service),
+            Name::Told(name) => context
+                .snapshot
+                .services_of(name, &client.namespace)
+                .find(|other| other.key.port == port)
+                .cloned(),
+        };
+        match meant {
+            Some(meant) => service = meant,
             None => {
-                let name = name.clone();
                 return Ok(Identity::PassOn(PassOn {
                     captured,
                     stream,
                     netns,
-                    name,
+                    spoken: heard.spoken,
                     admitted,
                 }));
             }
@@ -258,7 +240,10 @@ pub async fn identify(
         None => context
             .names
             .host_of(captured.original.ip())
-            .or(named)
+            .or(match heard.name {
+                Name::Told(name) => Some(name),
+                Name::Missing | Name::Unseen => None,
+            })
             .unwrap_or_else(|| captured.original.ip().to_string().into()),
     };
     Ok(Identity::Service(Identified {
@@ -268,7 +253,37 @@ pub async fn identify(
         service,
         host,
         client,
-        spoken,
+        spoken: heard.spoken,
         admitted,
     }))
+}
+
+/// Waits for the first bytes of a client that always speaks first.
+async fn listen(
+    accepted: &Accepted,
+    service: &Service,
+    client: &Client,
+    sniff_timeout: Duration,
+) -> Result<Heard, IdentifyError> {
+    let question = Question {
+        look: if service.protocol.is_http() {
+            Look::TlsOrHttp
+        } else {
+            Look::Any
+        },
+        host: accepted.captured.name_decides,
+    };
+    let idle = service
+        .view(client)
+        .and_then(|view| view.cluster.policy.connection_pool.idle_timeout);
+    let patience = Patience {
+        first: idle,
+        rest: sniff_timeout,
+    };
+    sniff(&accepted.stream, question, patience)
+        .await
+        .map_err(|silence| match silence {
+            Silence::Gone(error) => IdentifyError::ClientGone(error),
+            Silence::TimedOut => IdentifyError::Silent(idle.unwrap_or_default()),
+        })
 }

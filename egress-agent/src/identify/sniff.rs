@@ -2,6 +2,7 @@
 //! (`MSG_PEEK`), until they tell what the client speaks.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{Interest, Ready};
@@ -9,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::Spoken;
-use super::head::{Head, http_head};
+use super::head::{Head, http_head, http1_host};
 use super::hello::{self, Hello, client_hello};
 
 /// A first look; an ordinary ClientHello or request fits.
@@ -27,6 +28,36 @@ pub enum Look {
     Any,
     /// TLS or not: the port says that it is no HTTP.
     TlsOnly,
+}
+
+/// What the first bytes told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Heard {
+    /// What the client speaks.
+    pub spoken: Spoken,
+    /// Whom it wants to speak to.
+    pub name: Name,
+}
+
+/// The name in a client's first bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Name {
+    /// SNI or Host, lower case, without port.
+    Told(Arc<str>),
+    /// There is none.
+    Missing,
+    /// It was not looked for, or stands where a look does not reach (the
+    /// compressed fields of HTTP/2).
+    Unseen,
+}
+
+/// What is asked of the first bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    /// What may be told apart.
+    pub look: Look,
+    /// HTTP/1 is read on until its Host is known.
+    pub host: bool,
 }
 
 /// How long to wait.
@@ -52,9 +83,9 @@ pub enum Silence {
 /// consumed. Safe to cancel.
 pub async fn sniff(
     stream: &TcpStream,
-    look: Look,
+    question: Question,
     patience: Patience,
-) -> Result<(Spoken, Vec<u8>), Silence> {
+) -> Result<Heard, Silence> {
     let first = patience.first.map(|wait| Instant::now() + wait);
     let arrived = async { stream.readable().await.map_err(|e| Silence::Gone(Some(e))) };
     match first {
@@ -73,14 +104,14 @@ pub async fn sniff(
             Ok(Ok(count)) => count,
             Ok(Err(error)) => return Err(Silence::Gone(Some(error))),
             Err(_) if known == 0 => return Err(Silence::TimedOut),
-            Err(_) => return Ok((unclear(look), bytes_of(bytes, known))),
+            Err(_) => return Ok(unclear(question.look)),
         };
-        if let Some(spoken) = tell(&bytes[..count], look) {
-            return Ok((spoken, bytes_of(bytes, count)));
+        if let Some(heard) = tell(&bytes[..count], question) {
+            return Ok(heard);
         }
         if count == bytes.len() {
             if count >= LIMIT {
-                return Ok((unclear(look), bytes_of(bytes, count)));
+                return Ok(unclear(question.look));
             }
             bytes.resize((count * 2).min(LIMIT), 0);
             continue;
@@ -90,19 +121,14 @@ pub async fn sniff(
             Ok(Ok(ready)) if ready.is_read_closed() => {
                 // The last bytes may have come together with the end.
                 let count = stream.peek(&mut bytes).await.unwrap_or(known);
-                let spoken = tell(&bytes[..count], look).unwrap_or(unclear(look));
-                return Ok((spoken, bytes_of(bytes, count)));
+                let heard = tell(&bytes[..count], question);
+                return Ok(heard.unwrap_or_else(|| unclear(question.look)));
             }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(Silence::Gone(Some(error))),
-            Err(_) => return Ok((unclear(look), bytes_of(bytes, known))),
+            Err(_) => return Ok(unclear(question.look)),
         }
     }
-}
-
-fn bytes_of(mut bytes: Vec<u8>, count: usize) -> Vec<u8> {
-    bytes.truncate(count);
-    bytes
 }
 
 /// Waits for bytes beyond those that are there. A peek leaves the socket
@@ -116,27 +142,38 @@ async fn more(stream: &TcpStream) -> io::Result<Ready> {
 }
 
 /// What unclear bytes count as.
-const fn unclear(look: Look) -> Spoken {
-    match look {
-        Look::TlsOrHttp => Spoken::Http,
-        Look::Any | Look::TlsOnly => Spoken::Opaque,
+const fn unclear(look: Look) -> Heard {
+    Heard {
+        spoken: match look {
+            Look::TlsOrHttp => Spoken::Http,
+            Look::Any | Look::TlsOnly => Spoken::Opaque,
+        },
+        name: Name::Missing,
     }
 }
 
 /// `None`: more bytes decide.
-pub(super) fn tell(bytes: &[u8], look: Look) -> Option<Spoken> {
+pub(super) fn tell(bytes: &[u8], question: Question) -> Option<Heard> {
     match client_hello(bytes) {
-        Hello::Yes(sni) => return Some(Spoken::Tls { sni }),
+        Hello::Yes(sni) => {
+            let name = sni.clone().map_or(Name::Missing, Name::Told);
+            let spoken = Spoken::Tls { sni };
+            return Some(Heard { spoken, name });
+        }
         Hello::Partial => return None,
         Hello::No => {}
     }
-    match look {
-        Look::TlsOrHttp => Some(Spoken::Http),
-        Look::TlsOnly => Some(Spoken::Opaque),
-        Look::Any => match http_head(bytes) {
-            Head::Http1 | Head::Http2 => Some(Spoken::Http),
-            Head::Partial => None,
-            Head::No => Some(Spoken::Opaque),
+    let Question { look, host } = question;
+    let (spoken, name) = match (look, host) {
+        (Look::TlsOnly, _) => (Spoken::Opaque, Name::Missing),
+        (Look::TlsOrHttp, false) => (Spoken::Http, Name::Unseen),
+        (Look::Any | Look::TlsOrHttp, _) => match http_head(bytes) {
+            Head::Partial => return None,
+            Head::Http1 if host => (Spoken::Http, http1_host(bytes)?),
+            Head::Http1 | Head::Http2 => (Spoken::Http, Name::Unseen),
+            Head::No if look == Look::TlsOrHttp => (Spoken::Http, Name::Missing),
+            Head::No => (Spoken::Opaque, Name::Missing),
         },
-    }
+    };
+    Some(Heard { spoken, name })
 }

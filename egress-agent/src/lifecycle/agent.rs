@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -11,10 +12,11 @@ use tokio::task::LocalSet;
 use super::api::Process;
 use super::lock::StateLock;
 use super::logging::{self, LogControl};
+use super::running::Agent;
 use super::signals::{NextOrder, Order, Orders};
 use super::supervise::{Exit, Supervised, supervise};
-use super::worker::{self, WorkerContext};
-use super::{StartError, panics, process, systemd};
+use super::worker;
+use super::{StartError, panics, process, serving, systemd};
 use crate::admin::AdminApi;
 use crate::admin::metrics::MetricsListener;
 use crate::admin::socket::AdminListener;
@@ -49,7 +51,9 @@ pub fn run(sources: &Sources, loaded: &Loaded) -> ExitCode {
             what: "the control runtime",
             error,
         })
-        .and_then(|runtime| LocalSet::new().block_on(&runtime, control(sources, loaded, log)));
+        .and_then(|runtime| {
+            LocalSet::new().block_on(&runtime, control(sources, loaded, log, admitted))
+        });
     match ended {
         Ok(exit) => exit.code(),
         Err(error) => {
@@ -89,22 +93,33 @@ fn prepare(settings: &Settings) -> u32 {
 }
 
 /// The control runtime, from the first lock to the last worker.
-async fn control(sources: &Sources, loaded: &Loaded, log: LogControl) -> Result<Exit, StartError> {
+async fn control(
+    sources: &Sources,
+    loaded: &Loaded,
+    log: LogControl,
+    admitted: u32,
+) -> Result<Exit, StartError> {
     let settings = &loaded.settings;
     let (mut orders, order) = Orders::listen().map_err(|error| StartError::Process {
         what: "signal handlers",
         error,
     })?;
     let _lock = StateLock::acquire(&settings.state_dir)?;
-    let process = Rc::new(Process::new(loaded, Registry::default(), log, order));
+    let mut registry = Registry::default();
+    let mut agent = Agent::new(settings, admitted, &mut registry)?;
+    let process = Rc::new(Process::new(loaded, registry, log, order));
     serve_admin(settings, &process).await?;
+    agent.read_policy(loaded).await?;
+    process.views.replace(agent.views().await);
 
     let drain = process.drain.clone();
-    let mut workers = worker::spawn(settings.workers.0.get(), &drain, body).map_err(|error| {
-        StartError::Process {
-            what: "worker threads",
-            error,
-        }
+    let starts = agent.starts(settings, &drain)?;
+    let mut workers = worker::spawn(settings.workers.0.get(), &drain, move |context| {
+        serving::body(context, Arc::clone(&starts))
+    })
+    .map_err(|error| StartError::Process {
+        what: "worker threads",
+        error,
     })?;
     let pulses = workers.pulses();
     process.pulses.replace(Some(pulses.clone()));
@@ -126,25 +141,23 @@ async fn control(sources: &Sources, loaded: &Loaded, log: LogControl) -> Result<
             return Ok(Exit::Drained);
         }
     }
+    agent.begin(settings, &workers.control_vitals()).await?;
     process.ready.set(true);
     workers
         .control_vitals()
         .spawn("watchdog", systemd::watchdog(pulses));
     say_ready(&process);
 
-    let mut parts = Parts { sources, process };
+    let mut parts = Parts {
+        sources,
+        process,
+        agent,
+    };
     let exit = supervise(&mut parts, &mut orders, &mut workers, &drain).await;
     if !workers.all_ended(END_DEADLINE).await {
         tracing::warn!("workers did not end in time");
     }
     Ok(exit)
-}
-
-/// The body of each worker.
-async fn body(context: WorkerContext) -> Result<(), std::convert::Infallible> {
-    context.ready();
-    context.drain.ended().await;
-    Ok(())
 }
 
 async fn serve_admin(settings: &Settings, process: &Rc<Process>) -> Result<(), StartError> {
@@ -184,6 +197,7 @@ fn status_line(process: &Process) -> String {
 struct Parts<'a> {
     sources: &'a Sources,
     process: Rc<Process>,
+    agent: Agent,
 }
 
 impl Supervised for Parts<'_> {
@@ -192,6 +206,8 @@ impl Supervised for Parts<'_> {
         match self.sources.load() {
             Ok(loaded) => {
                 self.process.reload(&loaded.settings);
+                let settings = self.process.settings.borrow().clone();
+                self.agent.reload(&loaded, &settings).await;
             }
             Err(error) => {
                 tracing::error!("settings stay as they were:\n{error}");
@@ -206,6 +222,7 @@ impl Supervised for Parts<'_> {
 
     fn draining(&mut self, deadline: Duration, live: usize) {
         systemd::stopping(&format!("draining {live} connections"), deadline);
+        self.agent.stop_accepting(&self.process.settings.borrow());
     }
 }
 

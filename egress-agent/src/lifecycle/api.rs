@@ -9,10 +9,12 @@ use tokio::sync::mpsc;
 use super::drain::Drain;
 use super::logging::LogControl;
 use super::signals::Order;
+use super::views::Views;
 use super::worker::Pulses;
 use super::{metrics, panics};
-use crate::admin::{AdminApi, ApiError, view};
-use crate::settings::value::{LogFilter, Scalar};
+use crate::admin::{AdminApi, ApiError, Pending, Query, documents, view};
+use crate::policy::source::keeper::Keeper;
+use crate::settings::value::{LogFilter, Outbound, Scalar};
 use crate::settings::{Loaded, Reloaded, Settings};
 
 /// A worker that has not turned for this long is stalled.
@@ -34,6 +36,8 @@ pub struct Process {
     pub pulses: RefCell<Option<Pulses>>,
     /// Capture is proven and connections are taken.
     pub ready: Cell<bool>,
+    /// What the rooms look like; unset until they stand.
+    pub(super) views: RefCell<Option<Views>>,
     orders: mpsc::Sender<Order>,
     settings_file: Option<String>,
     started: Instant,
@@ -57,6 +61,7 @@ impl Process {
             need_restart: RefCell::default(),
             pulses: RefCell::default(),
             ready: Cell::new(false),
+            views: RefCell::default(),
             orders,
             settings_file: loaded.file.as_ref().map(|path| path.display().to_string()),
             started: Instant::now(),
@@ -92,6 +97,18 @@ impl Process {
         outcome
     }
 
+    fn look<T>(&self, tell: impl FnOnce(&Views) -> Result<T, ApiError>) -> Result<T, ApiError> {
+        match &*self.views.borrow() {
+            Some(views) => tell(views),
+            None => Err(ApiError::Unavailable("the agent is starting".to_owned())),
+        }
+    }
+
+    fn keep<T: 'static>(&self, ask: impl FnOnce(&Keeper) -> Pending<T>) -> Pending<T> {
+        self.look(|views| Ok(ask(&views.policy)))
+            .unwrap_or_else(|error| Box::pin(std::future::ready(Err(error))))
+    }
+
     fn stalled(&self) -> Vec<usize> {
         let pulses = self.pulses.borrow();
         pulses
@@ -125,6 +142,14 @@ impl Process {
                 need_restart.join(", ")
             ));
         }
+        let views = self.views.borrow();
+        let policy = views.as_ref().map(Views::policy);
+        let capture = views.as_ref().map(|views| views.capture(&mut warnings));
+        if let Some(refused) = policy.as_ref().map(|p| p.rejected).filter(|n| *n > 0) {
+            warnings.push(format!(
+                "{refused} policy documents were refused; `egressctl get -o wide` says why"
+            ));
+        }
         view::Status {
             agent: view::Agent {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -139,8 +164,8 @@ impl Process {
                 panics,
                 need_restart,
             },
-            policy: None,
-            capture: None,
+            policy,
+            capture,
             warnings,
         }
     }
@@ -192,6 +217,40 @@ impl AdminApi for Process {
         Ok(view::Log {
             filter: self.log.current(),
         })
+    }
+
+    fn services(&self, query: &Query) -> Result<Vec<view::Service>, ApiError> {
+        self.look(|views| Ok(views.services(query)))
+    }
+
+    fn endpoints(&self, query: &Query) -> Result<Vec<view::Endpoint>, ApiError> {
+        self.look(|views| Ok(views.endpoints(query)))
+    }
+
+    fn secrets(&self, query: &Query) -> Result<Vec<view::Secret>, ApiError> {
+        self.look(|views| Ok(views.secrets(query)))
+    }
+
+    fn dns(&self, query: &Query) -> Result<Vec<view::Name>, ApiError> {
+        self.look(|views| Ok(views.dns(query)))
+    }
+
+    fn documents(&self, query: &Query) -> Pending<Vec<view::Document>> {
+        self.keep(|keeper| documents::documents(keeper, query))
+    }
+
+    fn apply(&self, text: String, query: &Query) -> Pending<Vec<view::Change>> {
+        self.keep(|keeper| documents::apply(keeper, text, query))
+    }
+
+    fn delete(&self, text: String, query: &Query) -> Pending<Vec<view::Change>> {
+        self.keep(|keeper| documents::delete(keeper, text, query))
+    }
+
+    fn explain(&self, query: &Query) -> Pending<serde_json::Value> {
+        let registry_only = self.settings.borrow().outbound == Outbound::RegistryOnly;
+        let answer = self.look(|views| views.explain(query, registry_only));
+        Box::pin(std::future::ready(answer))
     }
 }
 

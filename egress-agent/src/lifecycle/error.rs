@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::admin::ListenError;
+use crate::capture::CaptureError;
 use crate::flag::Side;
+use crate::policy::source::keeper::KeeperError;
 
 /// Why the agent cannot start.
 #[derive(Debug)]
@@ -33,6 +35,10 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The kernel programs cannot be loaded, attached or used.
+    Capture(CaptureError),
+    /// Policy documents cannot be kept.
+    Policy(KeeperError),
     /// A worker ended before it was ready.
     Worker(super::worker::WorkerEnd),
 }
@@ -43,6 +49,8 @@ impl StartError {
         match self {
             Self::StateDirectory { .. } | Self::StateInUse { .. } => Side::Policy,
             Self::Listen(error) => error.side(),
+            Self::Capture(error) => error.side(),
+            Self::Policy(error) => error.side(),
             Self::Process { .. } | Self::Worker(_) => Side::Internal,
         }
     }
@@ -68,6 +76,8 @@ impl fmt::Display for StartError {
                 )
             }
             Self::Listen(error) => error.fmt(f),
+            Self::Capture(error) => error.fmt(f),
+            Self::Policy(error) => error.fmt(f),
             Self::Process { what, error } => write!(f, "cannot make {what}: {error}"),
             Self::Worker(end) => write!(f, "{end} before it was ready"),
         }

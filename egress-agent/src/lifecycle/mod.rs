@@ -7,17 +7,25 @@
 
 pub mod agent;
 pub mod api;
+mod bridges;
+mod direct;
 pub mod drain;
 mod error;
+mod feed;
 pub mod heartbeat;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+mod node;
 pub mod panics;
+mod policies;
 pub mod process;
+mod running;
+mod serving;
 pub mod signals;
 pub mod supervise;
 pub mod systemd;
+mod views;
 pub mod worker;
 
 pub use error::StartError;

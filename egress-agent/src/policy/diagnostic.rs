@@ -7,30 +7,74 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
-/// A file, or another text that documents were read from.
+/// A part of a file, or of another text, that holds one document.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Path, or the name of another source.
+    /// Path of the file, or the name of another source.
     pub name: Arc<str>,
     /// Text, to show the line of a problem.
-    pub text: Box<str>,
+    pub text: Arc<str>,
+    /// Lines of the file before the text.
+    pub lines_before: u32,
 }
 
-/// A place in a [`Source`]. Lines and columns count from 1, columns in
-/// characters; all zero means that the place is not known.
+impl Source {
+    /// A source of which nothing but the name is known.
+    pub fn nameless(name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.into(),
+            text: "".into(),
+            lines_before: 0,
+        })
+    }
+}
+
+/// A place in a [`Source`]: one line, or the first line of several. Lines and
+/// columns count from 1, columns in characters; line 0 means that the place is
+/// not known. Lines are those of the source's text, not of its file.
+///
+/// Every value of every document has one, so it is kept small: columns past
+/// 65535 are told as that.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Span {
-    /// First line.
+    /// Line.
     pub line: u32,
     /// First column.
-    pub column: u32,
-    /// Last line.
-    pub end_line: u32,
-    /// Column after the last character.
-    pub end_column: u32,
+    pub column: u16,
+    /// Column after the last character; 0: to the end of the line and further.
+    pub end: u16,
 }
 
 impl Span {
+    /// From a place to another.
+    pub fn new(line: usize, column: usize, end_line: usize, end: usize) -> Self {
+        let small = |column| u16::try_from(column).unwrap_or(u16::MAX);
+        Self {
+            line: u32::try_from(line).unwrap_or(u32::MAX),
+            column: small(column),
+            end: if end_line == line { small(end) } else { 0 },
+        }
+    }
+
+    /// The first column of a line.
+    #[must_use]
+    pub const fn line(line: u32) -> Self {
+        Self {
+            line,
+            column: 1,
+            end: 2,
+        }
+    }
+
+    /// The first character of the place.
+    #[must_use]
+    pub const fn start(self) -> Self {
+        Self {
+            end: self.column.saturating_add(1),
+            ..self
+        }
+    }
+
     /// Whether the place is known.
     pub const fn is_known(self) -> bool {
         self.line != 0
@@ -44,6 +88,17 @@ pub struct Location {
     pub source: Arc<Source>,
     /// The place.
     pub span: Span,
+}
+
+impl Location {
+    /// Line in the file, from 1; 0 when it is not known.
+    pub fn line(&self) -> u32 {
+        if self.span.is_known() {
+            self.span.line + self.source.lines_before
+        } else {
+            0
+        }
+    }
 }
 
 /// How bad it is.
@@ -154,10 +209,10 @@ impl Diagnostic {
 /// `file:line:column: severity[rule]: message`, on one line.
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Location { source, span }) = &self.location {
-            write!(f, "{}:", source.name)?;
-            if span.is_known() {
-                write!(f, "{}:{}:", span.line, span.column)?;
+        if let Some(location) = &self.location {
+            write!(f, "{}:", location.source.name)?;
+            if location.span.is_known() {
+                write!(f, "{}:{}:", location.line(), location.span.column)?;
             }
             f.write_str(" ")?;
         }
@@ -176,20 +231,23 @@ impl Serialize for Diagnostic {
         struct Place<'a> {
             file: &'a str,
             line: u32,
-            column: u32,
-            end_line: u32,
-            end_column: u32,
+            column: u16,
+            #[serde(skip_serializing_if = "is_zero")]
+            end_column: u16,
             #[serde(skip_serializing_if = "Option::is_none")]
             message: Option<&'a str>,
+        }
+        #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes so")]
+        fn is_zero(number: &u16) -> bool {
+            *number == 0
         }
         fn place<'a>(location: &'a Location, message: Option<&'a str>) -> Place<'a> {
             let Location { source, span } = location;
             Place {
                 file: &source.name,
-                line: span.line,
+                line: location.line(),
                 column: span.column,
-                end_line: span.end_line,
-                end_column: span.end_column,
+                end_column: span.end,
                 message,
             }
         }

@@ -16,7 +16,7 @@ use super::schema::secret::Secret;
 use super::schema::service_entry::ServiceEntry;
 use super::schema::virtual_service::VirtualService;
 use super::schema::{annotation, destination_rule, secret, service_entry, virtual_service};
-use super::yaml::{Node, Parsed, Value};
+use super::yaml::{Node, Value};
 
 /// Group of the kinds that we take.
 pub const GROUP: &str = "networking.istio.io";
@@ -58,19 +58,17 @@ pub struct Document {
     pub spec: Spec,
     /// Where it was read from.
     pub source: Arc<Source>,
-    /// Where in the source its text is.
-    pub text: std::ops::Range<usize>,
 }
 
 /// What a document says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Spec {
     /// A ServiceEntry.
-    ServiceEntry(Box<ServiceEntry>),
+    ServiceEntry(Arc<ServiceEntry>),
     /// A DestinationRule.
-    DestinationRule(Box<DestinationRule>),
+    DestinationRule(Arc<DestinationRule>),
     /// A VirtualService.
-    VirtualService(Box<VirtualService>),
+    VirtualService(Arc<VirtualService>),
     /// A Secret.
     Secret(Arc<Secret>),
 }
@@ -84,10 +82,17 @@ impl Document {
         })
     }
 
+    /// The first line of the document in its source.
+    pub fn first_line(&self) -> Span {
+        Span::line(self.reference.line.saturating_sub(self.source.lines_before))
+    }
+
     /// Older first: by creation, then name, then namespace.
     pub fn by_age(&self, other: &Self) -> Ordering {
-        let key = |d: &Self| (d.created, d.id.name.clone(), d.id.namespace.clone());
-        key(self).cmp(&key(other))
+        self.created
+            .cmp(&other.created)
+            .then_with(|| self.id.name.cmp(&other.id.name))
+            .then_with(|| self.id.namespace.cmp(&other.id.namespace))
     }
 
     /// The document as it would be written in JSON. A Secret's data is left
@@ -112,9 +117,9 @@ impl Document {
         out.insert("kind".into(), json!(self.id.kind.name()));
         out.insert("metadata".into(), Json::Object(metadata));
         let spec = match &self.spec {
-            Spec::ServiceEntry(spec) => serde_json::to_value(spec),
-            Spec::DestinationRule(spec) => serde_json::to_value(spec),
-            Spec::VirtualService(spec) => serde_json::to_value(spec),
+            Spec::ServiceEntry(spec) => serde_json::to_value(&**spec),
+            Spec::DestinationRule(spec) => serde_json::to_value(&**spec),
+            Spec::VirtualService(spec) => serde_json::to_value(&**spec),
             Spec::Secret(secret) => {
                 out.insert("type".into(), json!(secret.kind));
                 let keys = secret.data.keys();
@@ -150,53 +155,35 @@ pub enum Outcome {
 pub fn read(
     options: &Options,
     source: &Arc<Source>,
-    parsed: &Parsed,
-    out: &mut Vec<Diagnostic>,
-    each: &mut dyn FnMut(Outcome, &[Diagnostic]),
+    root: &Node,
+    each: &mut dyn FnMut(Outcome, Vec<Diagnostic>),
 ) {
-    let text = |node: &Node, name: &str| node.get(name).and_then(Node::as_str).map(str::to_owned);
-    let kind = text(&parsed.root, "kind").unwrap_or_default();
+    let kind = root.get("kind").and_then(Node::as_str).unwrap_or_default();
     if kind.ends_with("List")
-        && let Some(items) = parsed.root.get("items")
+        && let Some(items) = root.get("items")
         && let Value::Sequence(items) = &items.value
     {
         for item in items {
-            let line = if item.span.is_known() {
-                item.span.line
-            } else {
-                parsed.line
-            };
-            one(options, source, item, line, parsed.text.clone(), out, each);
+            one(options, source, item, each);
         }
-        return;
+    } else {
+        one(options, source, root, each);
     }
-    let range = parsed.text.clone();
-    one(options, source, &parsed.root, parsed.line, range, out, each);
 }
 
 fn one(
     options: &Options,
     source: &Arc<Source>,
     node: &Node,
-    line: u32,
-    text: std::ops::Range<usize>,
-    out: &mut Vec<Diagnostic>,
-    each: &mut dyn FnMut(Outcome, &[Diagnostic]),
+    each: &mut dyn FnMut(Outcome, Vec<Diagnostic>),
 ) {
-    let before = out.len();
-    let outcome = match kind_of(node, source, out) {
-        Some((kind, version)) => document(options, source, node, line, text, kind, version, out),
-        None if out
-            .get(before..)
-            .unwrap_or_default()
-            .iter()
-            .any(Diagnostic::is_error) =>
-        {
-            Outcome::Rejected(None)
-        }
+    let mut out = Vec::new();
+    let outcome = match kind_of(node, source, &mut out) {
+        Some((kind, version)) => document(options, source, node, kind, version, &mut out),
+        None if out.iter().any(Diagnostic::is_error) => Outcome::Rejected(None),
         None => Outcome::Skipped,
     };
-    each(outcome, out.get(before..).unwrap_or_default());
+    each(outcome, out);
 }
 
 /// The kind of a document, if we take it; else a note or an error.
@@ -227,7 +214,7 @@ fn kind_of(
         let value = node.get(name);
         let text = value.and_then(Node::as_str);
         if text.is_none_or(str::is_empty) {
-            let span = value.map_or(start(node.span), |value| value.span);
+            let span = value.map_or(node.span.start(), |value| value.span);
             let message = format!("`{name}` is missing or not a string");
             let example = if name == "kind" {
                 "ServiceEntry"
@@ -301,30 +288,14 @@ fn kind_of(
     Some((known, version.into()))
 }
 
-/// The first character of a place.
-fn start(span: Span) -> Span {
-    Span {
-        end_line: span.line,
-        end_column: span.column + 1,
-        ..span
-    }
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parts of one document, and where problems go"
-)]
 fn document(
     options: &Options,
     source: &Arc<Source>,
     node: &Node,
-    line: u32,
-    text: std::ops::Range<usize>,
     kind: Kind,
     api_version: Box<str>,
     out: &mut Vec<Diagnostic>,
 ) -> Outcome {
-    let before = out.len();
     let plain = |name: &str| {
         let value = node.get("metadata").and_then(|meta| meta.get(name));
         value.and_then(Node::as_str).filter(|text| !text.is_empty())
@@ -344,7 +315,7 @@ fn document(
         f.take("status");
         let at = f
             .peek("metadata")
-            .map_or(start(f.span), |node| start(node.span));
+            .map_or(f.span.start(), |node| node.span.start());
         let meta = r.field(f, "metadata", meta::read).unwrap_or_default();
         r.within("metadata", |r| {
             meta::check_name(r, &meta, at);
@@ -355,27 +326,23 @@ fn document(
             .is_none_or(|(_, value)| !value.eq_ignore_ascii_case("false"));
         r.waypoint = label("istio.io/use-waypoint").is_some_and(|(_, name)| &***name != "none");
         if kind != Kind::Secret && f.peek("spec").is_none() {
-            r.required(start(f.span), "spec");
+            r.required(f.span.start(), "spec");
         }
         let spec = match kind {
             Kind::ServiceEntry => r
                 .field(f, "spec", service_entry::read)
-                .map(|spec| Spec::ServiceEntry(Box::new(spec))),
+                .map(|spec| Spec::ServiceEntry(Arc::new(spec))),
             Kind::DestinationRule => r
                 .field(f, "spec", destination_rule::read)
-                .map(|spec| Spec::DestinationRule(Box::new(spec))),
+                .map(|spec| Spec::DestinationRule(Arc::new(spec))),
             Kind::VirtualService => r
                 .field(f, "spec", virtual_service::read)
-                .map(|spec| Spec::VirtualService(Box::new(spec))),
+                .map(|spec| Spec::VirtualService(Arc::new(spec))),
             Kind::Secret => Some(Spec::Secret(Arc::new(secret::read(r, f)))),
         };
         (meta, spec)
     });
-    let rejected = out
-        .get(before..)
-        .unwrap_or_default()
-        .iter()
-        .any(Diagnostic::is_error);
+    let rejected = out.iter().any(Diagnostic::is_error);
     let Some((meta, spec)) = read else {
         return Outcome::Rejected(None);
     };
@@ -387,7 +354,7 @@ fn document(
                 namespace: Arc::clone(&id.namespace),
                 name: Arc::clone(&id.name),
                 source: Arc::clone(&source.name),
-                line,
+                line: source.lines_before + node.span.line.max(1),
             },
             id,
             api_version,
@@ -404,7 +371,6 @@ fn document(
             created: meta.created,
             spec,
             source: Arc::clone(source),
-            text,
         })),
         (_, _, id) => Outcome::Rejected(id),
     }

@@ -112,10 +112,7 @@ pub fn is_policy_file(path: &Path) -> bool {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Diagnostic {
-    let source = Arc::new(Source {
-        name: path.display().to_string().into(),
-        text: Box::default(),
-    });
+    let source = Source::nameless(&path.display().to_string());
     Diagnostic::new(Severity::Error, "file", format!("cannot be read: {error}"))
         .help("check the path and its permissions")
         .at(&source, Span::default())
@@ -150,89 +147,59 @@ fn read_bytes(
     loaded: &mut Loaded,
     seen: &mut BTreeMap<DocumentId, usize>,
 ) {
-    let mut read = read_text(name, bytes, options);
-    loaded.diagnostics.append(&mut read.diagnostics);
-    for outcome in &read.outcomes {
-        let Outcome::Valid(document) = outcome else {
-            continue;
-        };
-        match seen.get(&document.id) {
-            Some(index) => {
-                if let Some(old) = loaded.documents.list.get_mut(*index) {
-                    loaded.diagnostics.push(replaced(old, document));
-                    *old = Arc::clone(document);
+    let text = match yaml::text_of(name, bytes, &Limits::default()) {
+        Ok(text) => text,
+        Err(error) => return loaded.diagnostics.push(*error),
+    };
+    let name: Arc<str> = name.into();
+    for (part, lines_before) in yaml::parts(&text) {
+        let source = Arc::new(Source {
+            name: Arc::clone(&name),
+            text: part.into(),
+            lines_before,
+        });
+        for (outcome, mut problems) in read_part(&source, options) {
+            loaded.diagnostics.append(&mut problems);
+            if let Outcome::Valid(document) = &outcome {
+                if let Some(index) = seen.get(&document.id) {
+                    if let Some(old) = loaded.documents.list.get_mut(*index) {
+                        loaded.diagnostics.push(replaced(old, document));
+                        *old = Arc::clone(document);
+                    }
+                } else {
+                    seen.insert(document.id.clone(), loaded.documents.list.len());
+                    loaded.documents.list.push(Arc::clone(document));
                 }
             }
-            None => {
-                seen.insert(document.id.clone(), loaded.documents.list.len());
-                loaded.documents.list.push(Arc::clone(document));
-            }
+            loaded.outcomes.push(outcome);
         }
     }
-    loaded.outcomes.append(&mut read.outcomes);
 }
 
 /// A document stands in two places; the last one counts.
 pub(super) fn replaced(old: &Document, new: &Document) -> Diagnostic {
-    let at = |line: u32| Span {
-        line,
-        column: 1,
-        end_line: line,
-        end_column: 2,
-    };
     let message = format!("{} was read before; this one takes its place", new.id);
     Diagnostic::new(Severity::Warning, "same-document", message)
         .help("keep one of them, or rename one")
-        .at(&new.source, at(new.reference.line))
+        .at(&new.source, new.first_line())
         .document(new.id.to_string())
-        .related(&old.source, at(old.reference.line), "read before")
+        .related(&old.source, old.first_line(), "read before")
 }
 
-/// What one file or text holds.
-#[derive(Debug, Default)]
-pub(super) struct ReadText {
-    pub(super) diagnostics: Vec<Diagnostic>,
-    pub(super) outcomes: Vec<Outcome>,
-    /// Of each outcome, where its problems stand in `diagnostics`.
-    pub(super) ranges: Vec<std::ops::Range<usize>>,
-}
-
-pub(super) fn read_text(name: &str, bytes: Vec<u8>, options: &Options) -> ReadText {
-    let limits = Limits::default();
-    let mut read = ReadText::default();
-    let source = match yaml::source_of(name, bytes, &limits) {
-        Ok(source) => source,
-        Err(error) => {
-            read.diagnostics.push(error);
-            return read;
-        }
+/// What a part of a file holds, each with its problems.
+pub(super) fn read_part(
+    source: &Arc<Source>,
+    options: &Options,
+) -> Vec<(Outcome, Vec<Diagnostic>)> {
+    let roots = match yaml::parse(source, &Limits::default()) {
+        Ok(roots) => roots,
+        Err(error) => return vec![(Outcome::Rejected(None), vec![*error])],
     };
-    yaml::parse(&source, &limits, &mut |parsed| match parsed {
-        Ok(parsed) => {
-            let ReadText {
-                diagnostics,
-                outcomes,
-                ranges,
-            } = &mut read;
-            let mut at = diagnostics.len();
-            document::read(
-                options,
-                &source,
-                &parsed,
-                diagnostics,
-                &mut |outcome, mine| {
-                    outcomes.push(outcome);
-                    ranges.push(at..at + mine.len());
-                    at += mine.len();
-                },
-            );
-        }
-        Err(error) => {
-            let at = read.diagnostics.len();
-            read.diagnostics.push(error);
-            read.outcomes.push(Outcome::Rejected(None));
-            read.ranges.push(at..at + 1);
-        }
-    });
-    read
+    let mut out = Vec::with_capacity(roots.len());
+    for root in &roots {
+        document::read(options, source, root, &mut |outcome, problems| {
+            out.push((outcome, problems));
+        });
+    }
+    out
 }

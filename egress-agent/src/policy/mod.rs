@@ -10,11 +10,15 @@ pub mod check;
 pub mod compile;
 pub mod diagnostic;
 pub mod document;
+pub mod explain;
 pub mod load;
 pub mod model;
+pub mod render;
 pub mod routes;
 pub mod schema;
 pub mod snapshot;
+pub mod source;
+pub mod store;
 pub mod yaml;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::Transport;
 use super::buffer::{Buffers, Class};
@@ -19,6 +19,11 @@ use crate::flag::Flag;
 /// How long what was sent may stay unacknowledged before a truncated stream is
 /// reset all the same.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+/// How often a side that is not being read is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// When there is nothing to wait for.
+const FAR: Duration = Duration::from_hours(24);
 
 /// Limits of one relayed connection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +55,11 @@ pub enum End {
     /// The service closed TCP without ending TLS (no `close_notify`): what
     /// arrived may have been cut short by anyone on the way.
     Truncated,
+    /// The application ended its side, nothing came after that, and the
+    /// service closed TCP without ending TLS, as many do with a client that
+    /// has finished. No failure; yet an application that only half-closed and
+    /// still listens gets a reset, for it may have waited for an answer.
+    Unsigned,
     /// No byte for the idle time.
     Idle(Duration),
     /// The longest duration is over.
@@ -62,7 +72,7 @@ impl End {
     /// Envoy's flag; `None` for an orderly end.
     pub const fn flag(&self) -> Option<Flag> {
         match self {
-            Self::Closed => None,
+            Self::Closed | Self::Unsigned => None,
             Self::Client(_) => Some(Flag::DownstreamConnectionTermination),
             Self::Upstream(_) | Self::Truncated => Some(Flag::UpstreamConnectionTermination),
             Self::Idle(_) => Some(Flag::StreamIdleTimeout),
@@ -76,6 +86,9 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed"),
+            Self::Unsigned => {
+                f.write_str("closed by the application, then by the service without ending TLS")
+            }
             Self::Client(error) => write!(f, "the application broke the connection: {error}"),
             Self::Upstream(error) => write!(f, "the service broke the connection: {error}"),
             Self::Truncated => f.write_str(
@@ -108,22 +121,36 @@ pub async fn bytes<C: Transport, U: Transport>(
         outward: Direction::new(&traffic.received),
         inward: Direction::new(&traffic.sent),
         active: Instant::now(),
+        watching: false,
+        parted: None,
     };
-    let mut timer = pin!(limits.timer(relay.active).map(sleep_until));
+    let mut timer = pin!(sleep_until(relay.due(&limits, relay.active)));
     let end = poll_fn(|context| {
         if let Poll::Ready(end) = relay.poll(context, client, upstream) {
             return Poll::Ready(end);
         }
-        match timer.as_mut().as_pin_mut() {
-            Some(timer) => limits.poll_timer(timer, context, &relay.active),
-            None => Poll::Pending,
+        // The timer is not moved with every byte: when it fires, it is set
+        // anew for what is left.
+        if relay.is_blind() && !relay.watching {
+            relay.watching = true;
+            let now = Instant::now();
+            timer.as_mut().reset(relay.due(&limits, now));
         }
+        while timer.as_mut().poll(context).is_ready() {
+            let now = Instant::now();
+            if let Some(end) = relay.over(&limits, now, client, upstream) {
+                return Poll::Ready(end);
+            }
+            relay.watching = relay.is_blind();
+            timer.as_mut().reset(relay.due(&limits, now));
+        }
+        Poll::Pending
     })
     .await;
     match &end {
         End::Client(_) => upstream.abort(),
         End::Upstream(_) => client.abort(),
-        End::Truncated => {
+        End::Truncated | End::Unsigned => {
             // What the service did send has arrived in order and must reach
             // the application before the reset throws away what is queued.
             drained(client, LINGER).await;
@@ -132,42 +159,6 @@ pub async fn bytes<C: Transport, U: Transport>(
         End::Closed | End::Idle(_) | End::TooLong | End::Drained => {}
     }
     end
-}
-
-impl Limits {
-    /// When to look at the limits next.
-    fn timer(&self, active: Instant) -> Option<Instant> {
-        let idle = self.idle.map(|limit| active + limit);
-        match (idle, self.deadline) {
-            (Some(idle), Some(deadline)) => Some(idle.min(deadline)),
-            (one, other) => one.or(other),
-        }
-    }
-
-    /// The timer is not moved with every byte: when it fires, it is set anew
-    /// for what is left.
-    fn poll_timer(
-        &self,
-        mut timer: Pin<&mut Sleep>,
-        context: &mut Context<'_>,
-        active: &Instant,
-    ) -> Poll<End> {
-        loop {
-            ready!(timer.as_mut().poll(context));
-            let now = Instant::now();
-            if self.deadline.is_some_and(|deadline| deadline <= now) {
-                return Poll::Ready(End::TooLong);
-            }
-            match self.idle {
-                Some(limit) if *active + limit <= now => return Poll::Ready(End::Idle(limit)),
-                _ => {}
-            }
-            match self.timer(*active) {
-                Some(next) => timer.as_mut().reset(next),
-                None => return Poll::Pending,
-            }
-        }
-    }
 }
 
 /// Waits until the peer has acknowledged everything, or `limit` is over.
@@ -188,9 +179,53 @@ struct Relay<'a> {
     inward: Direction<'a>,
     /// When a byte last moved.
     active: Instant,
+    /// The timer is set to look for a broken side.
+    watching: bool,
+    /// Bytes from the service when the application's end was passed on.
+    parted: Option<u64>,
 }
 
 impl Relay<'_> {
+    /// When to look at the limits next.
+    fn due(&self, limits: &Limits, now: Instant) -> Instant {
+        let idle = limits.idle.map(|limit| self.active + limit);
+        let look = self.watching.then(|| now + LOOK);
+        [idle, limits.deadline, look]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + FAR)
+    }
+
+    /// Whether a limit is reached, or a side broke unseen.
+    fn over(
+        &self,
+        limits: &Limits,
+        now: Instant,
+        client: &impl Transport,
+        upstream: &impl Transport,
+    ) -> Option<End> {
+        if limits.deadline.is_some_and(|deadline| deadline <= now) {
+            return Some(End::TooLong);
+        }
+        if let Some(idle) = limits.idle
+            && self.active + idle <= now
+        {
+            return Some(End::Idle(idle));
+        }
+        if !self.is_blind() {
+            return None;
+        }
+        let client = client.broken().map(End::Client);
+        client.or_else(|| upstream.broken().map(End::Upstream))
+    }
+
+    /// A side that is not being read, because it has ended or because the
+    /// other one takes no more, could be reset and nobody would see it.
+    fn is_blind(&self) -> bool {
+        self.outward.is_blind() || self.inward.is_blind()
+    }
+
     fn poll<C: Transport, U: Transport>(
         &mut self,
         context: &mut Context<'_>,
@@ -205,11 +240,18 @@ impl Relay<'_> {
                 Broken::Write(error) => End::Upstream(error),
             });
         }
+        if outward.is_ready() && self.parted.is_none() {
+            self.parted = Some(self.inward.moved());
+        }
         let inward = self.inward.poll(context, upstream, client, self.buffers);
         if let Poll::Ready(Err(broken)) = inward {
             return Poll::Ready(match broken {
                 Broken::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    End::Truncated
+                    if self.parted == Some(self.inward.moved()) {
+                        End::Unsigned
+                    } else {
+                        End::Truncated
+                    }
                 }
                 Broken::Read(error) => End::Upstream(error),
                 Broken::Write(error) => End::Client(error),
@@ -262,6 +304,10 @@ impl<'a> Direction<'a> {
             unflushed: false,
             count,
         }
+    }
+
+    fn is_blind(&self) -> bool {
+        self.buffer.is_some() || self.state != State::Copying
     }
 
     fn moved(&self) -> u64 {

@@ -1,5 +1,7 @@
 //! What a relay needs of a stream beyond reading and writing.
 
+use std::io;
+
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -10,6 +12,11 @@ use crate::connect::Stream;
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Makes the coming close a reset. What has not been sent is lost.
     fn abort(&self);
+
+    /// The error that broke the connection, while nobody reads it; only once.
+    fn broken(&self) -> Option<io::Error> {
+        None
+    }
 
     /// Bytes sent that the peer has not acknowledged.
     fn unacknowledged(&self) -> usize {
@@ -22,6 +29,10 @@ impl Transport for TcpStream {
         let _ = self.set_zero_linger();
     }
 
+    fn broken(&self) -> Option<io::Error> {
+        self.take_error().ok().flatten()
+    }
+
     fn unacknowledged(&self) -> usize {
         crate::accept::socket::unacknowledged(self).unwrap_or(0)
     }
@@ -29,11 +40,19 @@ impl Transport for TcpStream {
 
 impl Transport for UnixStream {
     fn abort(&self) {}
+
+    fn broken(&self) -> Option<io::Error> {
+        self.take_error().ok().flatten()
+    }
 }
 
 impl<S: Transport> Transport for TlsStream<S> {
     fn abort(&self) {
         self.get_ref().0.abort();
+    }
+
+    fn broken(&self) -> Option<io::Error> {
+        self.get_ref().0.broken()
     }
 
     fn unacknowledged(&self) -> usize {
@@ -53,6 +72,15 @@ impl Transport for Stream {
             Self::Unix(stream) => stream.abort(),
             Self::Tls(stream) => stream.abort(),
             Self::TlsUnix(stream) => stream.abort(),
+        }
+    }
+
+    fn broken(&self) -> Option<io::Error> {
+        match self {
+            Self::Tcp(stream) => stream.broken(),
+            Self::Unix(stream) => stream.broken(),
+            Self::Tls(stream) => stream.broken(),
+            Self::TlsUnix(stream) => stream.broken(),
         }
     }
 

@@ -141,6 +141,26 @@ impl<'r> Forward<'r> {
         }
     }
 
+    /// The plan of a route before a destination is drawn, for what explains it.
+    pub const fn to_explain(
+        chosen: Chosen<'r>,
+        cluster: &'r Arc<Cluster>,
+        rewrite: &'r Rewrite,
+    ) -> Self {
+        Self {
+            cluster,
+            chosen: Some(chosen),
+            destination: None,
+            rewrite: Some(rewrite),
+            timeout: chosen.route.timeout,
+            retries: &chosen.route.retries,
+            place: Place {
+                chosen: None,
+                destination: 0,
+            },
+        }
+    }
+
     fn without_route(cluster: &'r Arc<Cluster>) -> Self {
         Self {
             cluster,

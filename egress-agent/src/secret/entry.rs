@@ -54,6 +54,7 @@ impl Entry {
                 }
             }
         }
+        let version = u64::from(outcome.is_ok());
         Self {
             tls,
             namespace,
@@ -62,7 +63,7 @@ impl Entry {
                 watched: reading.watched,
                 fingerprint: reading.fingerprint,
                 digest: reading.digest,
-                version: 1,
+                version,
                 loaded: Timestamp::now(),
                 refused: None,
                 again: true,

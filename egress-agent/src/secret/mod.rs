@@ -21,6 +21,7 @@ mod describe;
 mod entry;
 mod error;
 mod material;
+mod metrics;
 mod source;
 mod status;
 #[cfg(test)]
@@ -34,7 +35,7 @@ use entry::Entry;
 pub use error::{Purpose, SecretError};
 use source::Published;
 pub use source::{MeshIdentity, SecretData, SecretSettings};
-pub use status::SecretStatus;
+pub use status::{Labels as SecretLabels, SecretStatus};
 pub use verify::{RefusedChain, take_refused};
 
 /// How often files are looked at.

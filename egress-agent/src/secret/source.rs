@@ -87,8 +87,7 @@ pub(super) struct Finder<'a> {
 
 impl Finder<'_> {
     pub(super) fn find(&mut self, tls: &ClientTls) -> Result<Pieces, SecretError> {
-        let mut pieces = Pieces::default();
-        pieces.identity = match &tls.identity {
+        let identity = match &tls.identity {
             Identity::None => None,
             Identity::Files { certificate, key } => Some(self.pair(certificate, key)?),
             Identity::Secret(name) => Some(self.credential_pair(tls, name)?),
@@ -100,6 +99,10 @@ impl Finder<'_> {
                     .ok_or(SecretError::NoMeshIdentity)?;
                 Some(self.pair(&mesh.certificate, &mesh.key)?)
             }
+        };
+        let mut pieces = Pieces {
+            identity,
+            ..Pieces::default()
         };
         if tls.insecure_skip_verify {
             return Ok(pieces);

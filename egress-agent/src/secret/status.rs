@@ -34,22 +34,29 @@ pub struct SecretStatus {
     pub authorities: Vec<CertificateSummary>,
     /// Where the trusted authorities come from.
     pub trust: String,
-    /// Counts the versions that were in force, from 1.
+    /// `insecureSkipVerify`.
+    pub insecure: bool,
+    /// Counts the versions that were in force; 0 when none was.
     pub version: u64,
     /// When the version in force was loaded.
     #[serde(serialize_with = "as_text")]
     pub loaded: Timestamp,
 }
 
-impl SecretStatus {
-    pub(super) fn new(
-        tls: &ClientTls,
-        namespace: &str,
-        current: &Result<Arc<TlsConfig>, SecretError>,
-        refused: Option<&SecretError>,
-        version: u64,
-        loaded: Timestamp,
-    ) -> Self {
+/// What the material of a `tls` block is called.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Labels {
+    /// As [`SecretStatus::name`].
+    pub name: String,
+    /// As [`SecretStatus::mode`].
+    pub mode: &'static str,
+    /// As [`SecretStatus::trust`].
+    pub trust: String,
+}
+
+impl Labels {
+    /// Those of a block.
+    pub fn of(tls: &ClientTls) -> Self {
         let trust = match &tls.trust {
             _ if tls.insecure_skip_verify => "none (insecureSkipVerify)".to_owned(),
             Trust::System { .. } => "system roots".to_owned(),
@@ -63,6 +70,20 @@ impl SecretStatus {
             Identity::Secret(name) => (name.to_string(), "MUTUAL"),
             Identity::Mesh => ("mesh identity".to_owned(), "ISTIO_MUTUAL"),
         };
+        Self { name, mode, trust }
+    }
+}
+
+impl SecretStatus {
+    pub(super) fn new(
+        tls: &ClientTls,
+        namespace: &str,
+        current: &Result<Arc<TlsConfig>, SecretError>,
+        refused: Option<&SecretError>,
+        version: u64,
+        loaded: Timestamp,
+    ) -> Self {
+        let Labels { name, mode, trust } = Labels::of(tls);
         let (state, error) = match (current, refused) {
             (Ok(_), None) => ("active", None),
             (Ok(_), Some(error)) => ("stale", Some(error.to_string())),
@@ -81,6 +102,7 @@ impl SecretStatus {
             certificate,
             authorities: config.map_or_else(Vec::new, |config| config.authorities.clone()),
             trust,
+            insecure: tls.insecure_skip_verify,
             version,
             loaded,
         }

@@ -180,6 +180,31 @@ impl Directory {
         self.known(cgroup)
     }
 
+    /// Who a running process is, found out anew. Blocks for one file of
+    /// `/proc`.
+    ///
+    /// # Errors
+    /// When there is no such process, or it is outside of the hierarchy.
+    pub fn of_process(&self, pid: u32) -> io::Result<Workload> {
+        let path = self.0.hierarchy.of_process(pid)?;
+        Ok(self.0.known.load().workload(&path))
+    }
+
+    /// Who runs in a cgroup, given by its path in the hierarchy or in the file
+    /// system.
+    ///
+    /// # Errors
+    /// When there is no such cgroup.
+    pub fn of_path(&self, path: &str) -> io::Result<Workload> {
+        let root = self.0.hierarchy.root();
+        let inside = match std::path::Path::new(path).strip_prefix(root) {
+            Ok(rest) => format!("/{}", rest.display()),
+            Err(_) => path.to_owned(),
+        };
+        self.0.hierarchy.id(&inside)?;
+        Ok(self.0.known.load().workload(&inside))
+    }
+
     /// Learns every cgroup that exists, and forgets those that are gone.
     /// Blocks.
     ///

@@ -277,6 +277,17 @@ impl Lab {
         names
     }
 
+    /// Other processes in the captured cgroup.
+    pub(crate) fn others(&self) -> Vec<i32> {
+        let own = std::process::id().to_string();
+        fs::read_to_string(self.cgroup.join("cgroup.procs"))
+            .unwrap()
+            .lines()
+            .filter(|line| *line != own)
+            .filter_map(|line| line.parse().ok())
+            .collect()
+    }
+
     /// Child processes of this one.
     pub(crate) fn children() -> usize {
         let tasks = fs::read_dir("/proc/self/task").unwrap();

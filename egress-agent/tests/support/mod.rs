@@ -2,21 +2,28 @@
 //! certificates of their own authority. No kernel program takes part: a client
 //! registers where it "was going" before it connects to the listener.
 
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test program uses its own part"
+)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use egress_agent::accept::{Listening, Origins, Ports};
+use egress_agent::accept::{Accepted, Admission, Listening, Origins, Ports};
 use egress_agent::account::{AccessLog, LogTarget, Metrics};
 use egress_agent::capture::sockets::{NetNs, Sockets};
 use egress_agent::capture::{Caller, Captured, Comm};
 use egress_agent::endpoint::{Live, Options, Registry};
 use egress_agent::flow::{Command, Settings, Shared, run_worker};
 use egress_agent::identify::{Callers, HostNames, Workload};
+use egress_agent::lifecycle::drain::Drain;
 use egress_agent::policy::model::{
     ClientTls, ConnectionPool, DocumentRef, EndpointAddress, EndpointSpec, HostPattern, Identity,
     Labels, LoadBalancer, Locality, Protocol, Resolution, TlsExtra, TrafficPolicy, Trust,
@@ -27,7 +34,10 @@ use egress_agent::policy::snapshot::{
     Service, ServiceId, ServiceKey, Snapshot, View,
 };
 use egress_agent::secret::{SecretSettings, Secrets};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, GeneralSubtree,
+    IsCa, Issuer, KeyIdMethod, KeyPair, NameConstraints, RevokedCertParams, date_time_ymd,
+};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -37,21 +47,21 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// A certificate authority made for a test.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     der: CertificateDer<'static>,
 }
 
 /// A leaf certificate with its key.
-pub struct Leaf {
+pub(crate) struct Leaf {
     pub certificate: CertificateDer<'static>,
     pub certificate_pem: String,
     pub key: KeyPair,
 }
 
 impl Authority {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -64,11 +74,58 @@ impl Authority {
         }
     }
 
-    pub fn issue(&self, name: &str) -> Leaf {
+    /// An authority that may issue for one domain only.
+    pub(crate) fn constrained(name: &str, domain: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
+            excluded_subtrees: Vec::new(),
+        });
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// A revocation list with these serial numbers.
+    pub(crate) fn revocation_list(&self, serials: &[u64]) -> String {
+        let revoked = serials
+            .iter()
+            .map(|serial| RevokedCertParams {
+                serial_number: (*serial).into(),
+                revocation_time: date_time_ymd(2024, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            })
+            .collect();
+        CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked,
+            key_identifier_method: KeyIdMethod::Sha256,
+        }
+        .signed_by(&self.issuer)
+        .unwrap()
+        .pem()
+        .unwrap()
+    }
+
+    pub(crate) fn issue(&self, name: &str) -> Leaf {
         self.issue_with(name, |_| {})
     }
 
-    pub fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
+    pub(crate) fn issue_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Leaf {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         change(&mut params);
@@ -81,13 +138,13 @@ impl Authority {
         }
     }
 
-    pub fn write(&self, directory: &Path) -> PathBuf {
+    pub(crate) fn write(&self, directory: &Path) -> PathBuf {
         let path = directory.join(format!("ca-{}.pem", fastrand::u64(..)));
         std::fs::write(&path, &self.pem).unwrap();
         path
     }
 
-    pub fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();
         roots
@@ -95,7 +152,7 @@ impl Authority {
 }
 
 /// A TLS server's settings; with `clients`, it demands a certificate of theirs.
-pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
+pub(crate) fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -117,7 +174,7 @@ pub fn server_config(leaf: &Leaf, clients: Option<&Authority>) -> Arc<ServerConf
 }
 
 /// Accepts one TLS connection.
-pub async fn accept_tls(
+pub(crate) async fn accept_tls(
     listener: &TcpListener,
     config: &Arc<ServerConfig>,
 ) -> io::Result<TlsStream<TcpStream>> {
@@ -126,7 +183,7 @@ pub async fn accept_tls(
 }
 
 /// `tls: SIMPLE` that trusts one authority.
-pub fn simple(authority: &Path) -> ClientTls {
+pub(crate) fn simple(authority: &Path) -> ClientTls {
     ClientTls {
         identity: Identity::None,
         trust: Trust::File {
@@ -141,7 +198,7 @@ pub fn simple(authority: &Path) -> ClientTls {
     }
 }
 
-pub fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
+pub(crate) fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
     TrafficPolicy {
         connection_pool: ConnectionPool::default(),
         load_balancer: LoadBalancer::default(),
@@ -155,7 +212,7 @@ pub fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
 }
 
 /// A snapshot with one STATIC service, number 1.
-pub fn snapshot(
+pub(crate) fn snapshot(
     host: &str,
     protocol: Protocol,
     policy: TrafficPolicy,
@@ -244,7 +301,8 @@ pub fn snapshot(
 struct FakeOrigins(Mutex<HashMap<SocketAddr, Captured>>);
 
 impl Origins for FakeOrigins {
-    fn take(&self, _: u64, peer: SocketAddr) -> io::Result<Option<Captured>> {
+    fn take(&self, _: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Captured>> {
+        assert_ne!(listener, 0);
         Ok(self.0.lock().unwrap().remove(&peer))
     }
 }
@@ -273,7 +331,7 @@ impl Callers for OneWorkload {
 }
 
 /// A running data path. Must be made inside a `LocalSet`.
-pub struct Agent {
+pub(crate) struct Agent {
     pub directory: tempfile::TempDir,
     pub secrets: Arc<Secrets>,
     pub live: Arc<ArcSwap<Live>>,
@@ -287,7 +345,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn start(directory: tempfile::TempDir, snapshot: Snapshot) -> Self {
+    pub(crate) fn start(directory: tempfile::TempDir, snapshot: Snapshot) -> Self {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(directory.path().join("secrets")),
             ..SecretSettings::default()
@@ -308,6 +366,7 @@ impl Agent {
             metrics: metrics.clone(),
             log: Some(log.clone()),
             intake: Arc::default(),
+            drain: Drain::new(),
             settings: Settings::default(),
         });
         let (commands, receiver) = mpsc::unbounded_channel();
@@ -330,37 +389,39 @@ impl Agent {
     }
 
     /// Connects as an application that dialled service 1.
-    pub async fn dial(&self) -> TcpStream {
+    pub(crate) async fn dial(&self) -> TcpStream {
         self.dial_as(|_| {}).await
     }
 
-    pub async fn dial_as(&self, change: impl FnOnce(&mut Captured)) -> TcpStream {
+    pub(crate) async fn dial_as(&self, change: impl FnOnce(&mut Captured)) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let peer = socket.local_addr().unwrap();
-        let mut comm = [0; 16];
-        comm[..4].copy_from_slice(b"curl");
-        let mut captured = Captured {
-            peer,
-            original: "240.240.0.1:80".parse().unwrap(),
-            service: ServiceId(1),
-            name_decides: false,
-            caller: Caller {
-                cgroup: 11,
-                netns: 12,
-                pid: 13,
-                uid: 14,
-                comm: Comm(comm),
-            },
-        };
+        let mut captured = captured(peer);
         change(&mut captured);
         self.origins.0.lock().unwrap().insert(peer, captured);
         let to = SocketAddr::from(([127, 0, 0, 1], self.ports.v4));
         socket.connect(to).await.unwrap()
     }
 
+    /// A connection as the accept loop hands it on.
+    pub async fn accepted(&self) -> Accepted {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (_, accepted) = tokio::join!(client, listener.accept());
+        let (stream, peer) = accepted.unwrap();
+        Accepted {
+            captured: captured(peer),
+            stream,
+            netns: NetNs::current().unwrap(),
+            started: tokio::time::Instant::now(),
+            started_at: SystemTime::now(),
+            admitted: Admission::new(1).admit().unwrap(),
+        }
+    }
+
     /// The records written so far, when there are `count` of them.
-    pub async fn records(&self, count: usize) -> Vec<serde_json::Value> {
+    pub(crate) async fn records(&self, count: usize) -> Vec<serde_json::Value> {
         let all = async {
             loop {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -380,23 +441,65 @@ impl Agent {
     }
 
     /// The only record.
-    pub async fn record(&self) -> serde_json::Value {
+    pub(crate) async fn record(&self) -> serde_json::Value {
         let mut records = self.records(1).await;
         assert_eq!(records.len(), 1, "{records:?}");
         records.remove(0)
     }
 }
 
+/// A connection of `curl` to service 1.
+fn captured(peer: SocketAddr) -> Captured {
+    let mut comm = [0; 16];
+    comm[..4].copy_from_slice(b"curl");
+    Captured {
+        peer,
+        original: "240.240.0.1:80".parse().unwrap(),
+        service: ServiceId(1),
+        name_decides: false,
+        caller: Caller {
+            cgroup: 11,
+            netns: 12,
+            pid: 13,
+            uid: 14,
+            comm: Comm(comm),
+        },
+    }
+}
+
 /// Runs a test on one thread, as a worker does.
-pub fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let limited = async {
-        tokio::time::timeout(Duration::from_secs(60), test)
+        tokio::time::timeout(Duration::from_mins(1), test)
             .await
             .expect("the test ends in time");
     };
     tokio::task::LocalSet::new().block_on(&runtime, limited);
+}
+
+/// An address where TCP connects are never answered: the queue of a listener
+/// that accepts nothing is full.
+pub(crate) async fn black_hole() -> (SocketAddr, impl Sized) {
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::STREAM.nonblocking(),
+        None,
+    )
+    .unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut held = Vec::new();
+    while let Ok(stream) =
+        tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await
+    {
+        held.push(stream.unwrap());
+        assert!(held.len() < 10);
+    }
+    (address, (socket, held))
 }

@@ -20,6 +20,10 @@ pub(crate) struct Arguments {
     /// Leave out the tests whose names begin with `slow_`.
     #[arg(long)]
     quick: bool,
+    /// Run the soak and load tests at their full length (an hour and more)
+    /// instead of the short one.
+    #[arg(long, conflicts_with = "quick")]
+    long: bool,
     /// Run only the tests whose names contain this, and no lint checks.
     filter: Option<String>,
 }
@@ -93,6 +97,10 @@ fn tests(
     // Nothing may be left out silently.
     command.env_remove("EGRESS_SKIP_KERNEL_TESTS");
     command.env_remove("EGRESS_SKIP_BPF");
+    command.env_remove("EGRESS_LONG");
+    if arguments.long {
+        command.env("EGRESS_LONG", "1");
+    }
     command.arg("--").args(harness);
     if arguments.quick {
         command.args(["--skip", "slow_"]);

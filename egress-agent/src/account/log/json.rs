@@ -185,7 +185,7 @@ fn common(origin: &Origin) -> Common<'_> {
     Common {
         start_time: String::new(),
         duration_ms: 0.0,
-        via: "proxy",
+        via: if origin.direct { "direct" } else { "proxy" },
         pid: captured.caller.pid,
         comm: captured.caller.comm.to_string(),
         uid: captured.caller.uid,

@@ -151,6 +151,8 @@ async fn picking_waits_for_the_first_answer() {
     let error = pick(&set).unwrap_err();
     assert_eq!(error, PickError::Unresolved);
     assert_eq!(error.flag().code(), "DF");
+    assert!(set.explain(error).ends_with(": no such name"));
+    assert_eq!(set.explain(PickError::Empty), PickError::Empty.to_string());
     // The last good answer stays in use.
     set.update(many(1));
     set.resolution_failed("timeout".into());
@@ -180,7 +182,7 @@ async fn a_static_cluster_has_its_endpoints_at_once() {
         .map(|_| pick(&set).unwrap().destination.to_string())
         .collect();
     seen.sort();
-    assert_eq!(seen, ["10.0.0.1:5432", "unix:@db"]);
+    assert_eq!(seen, ["10.0.0.1:5432", "unix://@db"]);
     let empty = super::cluster(Resolution::Static, Vec::new(), policy());
     let set = EndpointSet::new(empty, &Options::default());
     assert_eq!(pick(&set).unwrap_err(), PickError::Empty);

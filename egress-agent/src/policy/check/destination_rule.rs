@@ -32,7 +32,7 @@ pub fn check(reader: &mut Reader<'_>, rule: &DestinationRule) {
         Exported::Other
     };
     reader.within("exportTo", |reader| {
-        check_export_to(reader, &rule.export_to, kind)
+        check_export_to(reader, &rule.export_to, kind);
     });
     if let Some(selector) = &rule.workload_selector {
         reader.within("workloadSelector", |reader| {
@@ -193,8 +193,8 @@ pub fn check_port_policy(reader: &mut Reader<'_>, policy: &PortPolicy) {
 
 /// Reports what is wrong between the blocks of a policy.
 pub fn check_blocks(reader: &mut Reader<'_>, blocks: &Blocks) {
-    let inner = blocks.load_balancer.as_ref();
-    let setting = inner.and_then(|balancer| balancer.locality_lb_setting.as_ref());
+    let inner = blocks.load_balancer.as_deref();
+    let setting = inner.and_then(|balancer| balancer.locality_lb_setting.as_deref());
     if let Some(misplaced) = &blocks.misplaced_locality {
         reader.within("localityLbSetting", |reader| {
             let (message, help) = if setting.is_some() {
@@ -215,12 +215,12 @@ pub fn check_blocks(reader: &mut Reader<'_>, blocks: &Blocks) {
     if let Some(setting) = setting {
         reader.within("loadBalancer", |reader| {
             reader.within("localityLbSetting", |reader| {
-                check_locality(reader, setting)
+                check_locality(reader, setting);
             });
         });
     }
-    let zone = inner.and_then(|balancer| balancer.zone_aware_lb_setting.as_ref());
-    let counting = [setting.or(blocks.misplaced_locality.as_ref()), zone];
+    let zone = inner.and_then(|balancer| balancer.zone_aware_lb_setting.as_deref());
+    let counting = [setting.or(blocks.misplaced_locality.as_deref()), zone];
     for setting in counting.into_iter().flatten() {
         let fails_over = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
         if fails_over && blocks.outlier_detection.is_none() {

@@ -347,7 +347,7 @@ fn check_failover(reader: &mut Reader<'_>, failover: &[Failover]) {
         };
         reader.within("failover", |reader| {
             reader.at_index(index, |reader| {
-                reader.error("failover", rule.span, problem, help)
+                reader.error("failover", rule.span, problem, help);
             });
         });
     }

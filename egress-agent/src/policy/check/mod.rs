@@ -14,3 +14,6 @@ pub mod regexp;
 pub mod route;
 pub mod service_entry;
 pub mod virtual_service;
+
+#[cfg(test)]
+mod tests;

@@ -82,8 +82,7 @@ fn check_list(reader: &mut Reader<'_>, routes: impl Iterator<Item = (Vec<(String
 struct Prefix<'m> {
     route: usize,
     span: Span,
-    prefix: &'m str,
-    /// An exact method, if one is asked for.
+    text: &'m str,
     rule: &'m HttpMatch,
 }
 
@@ -100,7 +99,7 @@ fn check_prefixes(reader: &mut Reader<'_>, routes: &[HttpRoute]) {
             let this = Prefix {
                 route,
                 span: rule.span,
-                prefix,
+                text: prefix,
                 rule,
             };
             // Bounded: a VirtualService of thousands of prefixes is not
@@ -109,7 +108,7 @@ fn check_prefixes(reader: &mut Reader<'_>, routes: &[HttpRoute]) {
                 if let Some(first) = earlier.iter().find(|first| hides(first, &this)) {
                     let message = format!(
                         "the prefix {prefix:?} is never reached: route {} already takes {:?}",
-                        first.route, first.prefix
+                        first.route, first.text
                     );
                     reader.at_index(route, |reader| {
                         reader.warn(
@@ -128,8 +127,8 @@ fn check_prefixes(reader: &mut Reader<'_>, routes: &[HttpRoute]) {
 
 fn hides(first: &Prefix<'_>, later: &Prefix<'_>) -> bool {
     let (a, b) = (first.rule, later.rule);
-    first.prefix != later.prefix
-        && later.prefix.starts_with(first.prefix)
+    first.text != later.text
+        && later.text.starts_with(first.text)
         && a.port == b.port
         && as_wide(a.method.as_ref(), b.method.as_ref())
         && as_wide(a.authority.as_ref(), b.authority.as_ref())

@@ -4,6 +4,8 @@
 //! with. What they write in another way than the crate is translated; what
 //! only the crate knows is refused.
 
+use std::fmt::Write;
+
 use regex::{Regex, RegexBuilder};
 
 /// Characters that a regular expression may have.
@@ -58,6 +60,12 @@ fn translated(text: &str) -> Result<String, String> {
     }
 }
 
+/// Names of classes such as `[:alpha:]`.
+const POSIX: [&str; 14] = [
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
+    "space", "upper", "word", "xdigit",
+];
+
 struct Translator<'t> {
     rest: &'t str,
     out: String,
@@ -68,7 +76,7 @@ struct Translator<'t> {
     repeated: bool,
 }
 
-impl<'t> Translator<'t> {
+impl Translator<'_> {
     fn take(&mut self) -> Option<char> {
         let c = self.rest.chars().next()?;
         self.rest = &self.rest[c.len_utf8()..];
@@ -197,6 +205,10 @@ impl<'t> Translator<'t> {
                         self.out.push_str("\\[");
                         continue;
                     };
+                    let plain = name.trim_start_matches([':', '^']);
+                    if !POSIX.contains(&plain) {
+                        return Err(format!("there is no class `[{name}:]`"));
+                    }
                     self.out.push('[');
                     self.out.push_str(name);
                     self.out.push_str(":]");
@@ -256,7 +268,7 @@ impl<'t> Translator<'t> {
                     .take_while(|b| (b'0'..=b'7').contains(b))
                     .count();
                 let value = u32::from_str_radix(&before[..len], 8).unwrap_or_default();
-                self.out.push_str(&format!(r"\x{{{value:x}}}"));
+                let _ = write!(self.out, r"\x{{{value:x}}}");
                 self.rest = &before[len..];
             }
             '1'..='9' => return Err(format!("RE2 has no back references such as `\\{c}`")),

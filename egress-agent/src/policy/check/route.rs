@@ -19,6 +19,7 @@ use crate::policy::schema::route::{
 use crate::policy::schema::virtual_service::{Destination, Weighted};
 use crate::policy::schema::{Entries, Spanned, Text};
 
+#[expect(clippy::ref_option, reason = "fields are asked as they stand")]
 fn set(text: &Option<Text>) -> bool {
     text.as_ref().is_some_and(|text| !text.is_empty())
 }
@@ -70,7 +71,7 @@ pub fn check_http(reader: &mut Reader<'_>, route: &HttpRoute, place: Place) {
         reader.within("corsPolicy", |reader| check_cors(reader, cors));
     }
     reader.within("route", |reader| {
-        check_http_destinations(reader, &route.route)
+        check_http_destinations(reader, &route.route);
     });
 }
 
@@ -93,7 +94,7 @@ fn check_action(reader: &mut Reader<'_>, route: &HttpRoute, place: Place) {
         }
         let why = "VirtualServices are not chained; this route is passed over";
         reader.within("delegate", |reader| {
-            reader.no_meaning(delegate.span, "delegate", why)
+            reader.no_meaning(delegate.span, "delegate", why);
         });
         return;
     }
@@ -113,7 +114,7 @@ fn check_action(reader: &mut Reader<'_>, route: &HttpRoute, place: Place) {
     let action = if route.redirect.is_some() {
         Some("redirect")
     } else {
-        route.direct_response.as_ref().map(|_| "directResponse")
+        route.direct_response.as_deref().map(|_| "directResponse")
     };
     if let Some(action) = action {
         if let Some(fault) = &route.fault {
@@ -213,7 +214,7 @@ fn check_match(reader: &mut Reader<'_>, rule: &HttpMatch, place: Place) {
         reader.within(field, |reader| {
             for (name, text) in list {
                 reader.at_key(name, |reader| {
-                    check_header_match(reader, name, text, without, place)
+                    check_header_match(reader, name, text, without, place);
                 });
             }
         });
@@ -225,7 +226,7 @@ fn check_match(reader: &mut Reader<'_>, rule: &HttpMatch, place: Place) {
         reader.within("port", |reader| check_port(reader, port));
     }
     reader.within("sourceLabels", |reader| {
-        check_label_map(reader, &rule.source_labels)
+        check_label_map(reader, &rule.source_labels);
     });
     reader.within("gateways", |reader| check_gateways(reader, &rule.gateways));
     if let Some(namespace) = &rule.source_namespace
@@ -443,12 +444,12 @@ fn check_rewrite(reader: &mut Reader<'_>, rewrite: &Rewrite) {
 fn check_authority_once(reader: &mut Reader<'_>, route: &HttpRoute) {
     let rewrite = route
         .rewrite
-        .as_ref()
+        .as_deref()
         .and_then(|rewrite| rewrite.authority.as_ref());
     let request = route
         .headers
-        .as_ref()
-        .and_then(|headers| headers.request.as_ref());
+        .as_deref()
+        .and_then(|headers| headers.request.as_deref());
     let operations = request.into_iter().flat_map(|r| r.set.iter().chain(&r.add));
     let values = operations
         .filter(|(name, _)| is_authority(name))
@@ -556,7 +557,7 @@ fn check_retries(reader: &mut Reader<'_>, retries: &Retries, route: &HttpRoute) 
                 )
             };
             reader.within("retryOn", |reader| {
-                reader.error("retry-on", words.span, message, help)
+                reader.error("retry-on", words.span, message, help);
             });
         }
     }

@@ -61,18 +61,18 @@ pub fn check(reader: &mut Reader<'_>, entry: &ServiceEntry) {
                     "keep one of them",
                 );
             }
-            if !matches!(resolution, Resolution::Static) {
-                let message = format!(
-                    "`workloadSelector` does not fit resolution {}",
-                    resolution.word()
-                );
-                reader.warn("selector-resolution", selector.span, message, "remove it");
-            } else {
+            if matches!(resolution, Resolution::Static) {
                 reader.no_meaning(
                     selector.span,
                     "workloadSelector",
                     "workloads of a mesh are not known to this node; no endpoint comes from it",
                 );
+            } else {
+                let message = format!(
+                    "`workloadSelector` does not fit resolution {}",
+                    resolution.word()
+                );
+                reader.warn("selector-resolution", selector.span, message, "remove it");
             }
         });
     }
@@ -386,7 +386,7 @@ fn check_endpoint(reader: &mut Reader<'_>, entry: &ServiceEntry, endpoint: &Endp
         {
             let message = format!("`{name}` has more than {most} characters");
             reader.within(name, |reader| {
-                reader.error("too-long", text.span, message, "shorten it")
+                reader.error("too-long", text.span, message, "shorten it");
             });
         }
     }

@@ -143,7 +143,7 @@ fn check_hosts(reader: &mut Reader<'_>, service: &VirtualService) {
         valid = false;
         reader.within("hosts", |reader| {
             reader.at_index(index, |reader| {
-                reader.error("host", host.span, problem, help)
+                reader.error("host", host.span, problem, help);
             });
         });
     }
@@ -280,7 +280,7 @@ fn check_opaque_match(reader: &mut Reader<'_>, rule: &OpaqueMatch) {
         );
     }
     reader.within("sourceLabels", |reader| {
-        check_label_map(reader, &rule.source_labels)
+        check_label_map(reader, &rule.source_labels);
     });
     reader.within("gateways", |reader| check_gateways(reader, &rule.gateways));
 }

@@ -144,7 +144,7 @@ impl<'d> Across<'_, 'd> {
         let policies = rule
             .subsets
             .iter()
-            .filter_map(|(document, subset)| Some((*document, subset.traffic_policy.as_ref()?)));
+            .filter_map(|(document, subset)| Some((*document, subset.traffic_policy.as_deref()?)));
         for (document, policy) in rule.policy.into_iter().chain(policies) {
             for settings in &policy.port_level_settings {
                 let Some(port) = settings.port else { continue };
@@ -197,7 +197,8 @@ impl<'d> Across<'_, 'd> {
                     .help("name one in the agent's settings, or use MUTUAL");
             }
         }
-        let (Some(outlier), count) = (blocks.outlier, shell.endpoints.len()) else {
+        let endpoints = shell.endpoints();
+        let (Some(outlier), count) = (blocks.outlier, endpoints.len()) else {
             return;
         };
         if let Some(percent) = outlier.max_ejection_percent
@@ -218,10 +219,7 @@ impl<'d> Across<'_, 'd> {
             .locality
             .is_some_and(|setting| !setting.failover.is_empty())
         {
-            let known = shell
-                .endpoints
-                .iter()
-                .any(|e| !e.locality.region.is_empty());
+            let known = endpoints.iter().any(|e| !e.locality.region.is_empty());
             if count > 0 && !known {
                 let message = format!(
                     "failover by region, but no endpoint of {} has a `locality`",
@@ -247,7 +245,7 @@ impl<'d> Across<'_, 'd> {
             let mut labels = subset.labels.iter();
             labels.all(|(key, value)| endpoint.labels.get(&key.value) == Some(&value.value))
         };
-        if !shell.endpoints.iter().any(fits) {
+        if !shell.endpoints().iter().any(fits) {
             let name = subset.name.as_ref().map_or("", |name| &***name);
             let message = format!(
                 "no endpoint of {} has the labels of the subset {name:?}, so it is empty",

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::policy::{Blocks4, blocks, build};
+use super::policy::{Blocks4, blocks, build, has_port};
 use super::rules::{Rule, Rules};
 use super::services::Shell;
 use super::tls::{Facts, guess, plain};
@@ -31,7 +31,7 @@ pub(super) struct Clusters {
     pub(super) list: Vec<Arc<Cluster>>,
     known: HashMap<(usize, Option<usize>, Option<usize>), Built>,
     /// Policies of a rule that do not depend on the service.
-    policies: HashMap<(Option<usize>, Option<usize>, u16, bool), Arc<TrafficPolicy>>,
+    policies: HashMap<(Option<usize>, Option<usize>, u16), Arc<TrafficPolicy>>,
 }
 
 impl Clusters {
@@ -88,15 +88,17 @@ impl Clusters {
             && shell.document.annotations.is_empty()
             && facts.guessed.is_none();
         let policy = if shared {
-            let key = (rule_index, subset_index, port, shell.target.https_port);
+            // Ports without settings of their own share one.
+            let own = rule.is_some_and(|rule| has_port(rule, subset, port));
+            let key = (rule_index, subset_index, if own { port } else { 0 });
             Arc::clone(self.policies.entry(key).or_insert_with(make))
         } else {
             make()
         };
-        let http = blocks.pool.and_then(|pool| pool.http.as_ref());
+        let http = blocks.pool.and_then(|pool| pool.http.as_deref());
         let hashes = blocks
             .balancer
-            .and_then(|balancer| balancer.consistent_hash.as_ref());
+            .and_then(|balancer| balancer.consistent_hash.as_deref());
         let http_setting = if http.is_some() {
             Some("connectionPool.http")
         } else if policy.retry_budget.is_some() {
@@ -156,11 +158,14 @@ fn copy(target: &ClusterTarget) -> ClusterTarget {
 
 /// Endpoints whose labels contain those of the subset.
 fn endpoints(shell: &Shell<'_>, subset: Option<&Subset>) -> Vec<EndpointSpec> {
-    let fits = |endpoint: &&EndpointSpec| {
+    let fits = |endpoint: &EndpointSpec| {
         subset.is_none_or(|subset| {
             let mut wanted = subset.labels.iter();
             wanted.all(|(key, value)| endpoint.labels.get(&key.value) == Some(&value.value))
         })
     };
-    shell.endpoints.iter().filter(fits).cloned().collect()
+    let mut list = shell.endpoints();
+    list.retain(fits);
+    list.shrink_to_fit();
+    list
 }

@@ -9,14 +9,14 @@ use crate::policy::schema::route::{HeaderOperations, Headers};
 
 /// Operations ready to run.
 pub(super) fn operations(headers: &Headers) -> HeaderOps {
-    let request = headers.request.as_ref();
+    let request = headers.request.as_deref();
     let given = request.into_iter().flat_map(|r| r.set.iter().chain(&r.add));
     HeaderOps {
         authority: given
             .filter(|(name, value)| is_authority(name) && !value.is_empty())
             .find_map(|(_, value)| template(value)),
         request: request.map(list).unwrap_or_default(),
-        response: headers.response.as_ref().map(list).unwrap_or_default(),
+        response: headers.response.as_deref().map(list).unwrap_or_default(),
     }
 }
 

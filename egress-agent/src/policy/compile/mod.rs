@@ -23,6 +23,8 @@ mod views;
 mod virtual_services;
 
 #[cfg(test)]
+mod matching_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};

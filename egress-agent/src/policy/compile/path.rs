@@ -53,7 +53,7 @@ fn reason(shell: &Shell<'_>, view: &View, clusters: &[Built]) -> Option<String> 
     if view.tls.is_some() {
         return Some("tls routes of a VirtualService choose by the name in the ClientHello".into());
     }
-    if view.tcp.as_ref().is_some_and(|routes| {
+    if view.tcp.as_deref().is_some_and(|routes| {
         // One route of everything to the service itself changes nothing.
         let plain = |target: &Target| match target {
             Target::Cluster(cluster) => cluster.index == view.cluster.index,

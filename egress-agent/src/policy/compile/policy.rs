@@ -37,43 +37,54 @@ pub(super) struct Blocks4<'d> {
 impl<'d> Blocks4<'d> {
     /// All four of these, present or not.
     fn replace(&mut self, blocks: &'d Blocks) {
-        self.balancer = blocks.load_balancer.as_ref();
+        self.balancer = blocks.load_balancer.as_deref();
         self.locality = locality(blocks);
-        self.pool = blocks.connection_pool.as_ref();
-        self.outlier = blocks.outlier_detection.as_ref();
-        self.tls = blocks.tls.as_ref();
+        self.pool = blocks.connection_pool.as_deref();
+        self.outlier = blocks.outlier_detection.as_deref();
+        self.tls = blocks.tls.as_deref();
     }
 
     /// Those of these that are present, each whole.
     fn overlay(&mut self, blocks: &'d Blocks) {
         if blocks.load_balancer.is_some() || blocks.misplaced_locality.is_some() {
-            self.balancer = blocks.load_balancer.as_ref();
+            self.balancer = blocks.load_balancer.as_deref();
             self.locality = locality(blocks);
         }
-        self.pool = blocks.connection_pool.as_ref().or(self.pool);
-        self.outlier = blocks.outlier_detection.as_ref().or(self.outlier);
-        self.tls = blocks.tls.as_ref().or(self.tls);
+        self.pool = blocks.connection_pool.as_deref().or(self.pool);
+        self.outlier = blocks.outlier_detection.as_deref().or(self.outlier);
+        self.tls = blocks.tls.as_deref().or(self.tls);
     }
 
     fn others(&mut self, policy: &'d shape::TrafficPolicy) {
-        self.tunnel = policy.tunnel.as_ref().or(self.tunnel);
+        self.tunnel = policy.tunnel.as_deref().or(self.tunnel);
         self.proxy_protocol = policy.proxy_protocol.as_ref().or(self.proxy_protocol);
-        self.retry_budget = policy.retry_budget.as_ref().or(self.retry_budget);
+        self.retry_budget = policy.retry_budget.as_deref().or(self.retry_budget);
     }
 }
 
 /// `localityLbSetting` where it belongs, else where it does not.
 fn locality(blocks: &Blocks) -> Option<&balancer::Locality> {
-    let inner = blocks.load_balancer.as_ref();
+    let inner = blocks.load_balancer.as_deref();
     inner
-        .and_then(|balancer| balancer.locality_lb_setting.as_ref())
-        .or(blocks.misplaced_locality.as_ref())
+        .and_then(|balancer| balancer.locality_lb_setting.as_deref())
+        .or(blocks.misplaced_locality.as_deref())
 }
 
 fn for_port(policy: &shape::TrafficPolicy, port: u16) -> Option<&Blocks> {
     let mut settings = policy.port_level_settings.iter();
     let fits = |p: &&shape::PortPolicy| p.port.is_some_and(|p| p.number() == u32::from(port));
     settings.find(fits).map(|p| &p.blocks)
+}
+
+/// Whether a rule or a subset has settings of its own for a port.
+pub(super) fn has_port(rule: &Rule<'_>, subset: Option<&Subset>, port: u16) -> bool {
+    let policies = subset.and_then(|subset| subset.traffic_policy.as_deref());
+    let mut policies = rule
+        .policy
+        .map(|(_, policy)| policy)
+        .into_iter()
+        .chain(policies);
+    policies.any(|policy| for_port(policy, port).is_some())
 }
 
 /// The blocks that act on a port and subset: the rule's port settings or its
@@ -86,12 +97,12 @@ pub(super) fn blocks<'d>(rule: &Rule<'d>, port: u16, subset: Option<&'d Subset>)
             None => out.replace(&policy.blocks),
         }
         out.others(policy);
-        let pool = policy.blocks.connection_pool.as_ref();
+        let pool = policy.blocks.connection_pool.as_deref();
         out.idle_timeout = pool
-            .and_then(|p| p.tcp.as_ref())
+            .and_then(|p| p.tcp.as_deref())
             .and_then(|tcp| tcp.idle_timeout);
     }
-    if let Some(policy) = subset.and_then(|subset| subset.traffic_policy.as_ref()) {
+    if let Some(policy) = subset.and_then(|subset| subset.traffic_policy.as_deref()) {
         match for_port(policy, port) {
             Some(blocks) => out.replace(blocks),
             None => out.overlay(&policy.blocks),
@@ -152,8 +163,8 @@ fn pool(pool: Option<&Pool>, idle: Option<Time>) -> ConnectionPool {
     if let Some(idle) = idle {
         out.idle_timeout = (idle.nanoseconds > 0).then(|| idle.duration());
     }
-    let tcp = pool.and_then(|pool| pool.tcp.as_ref());
-    let http = pool.and_then(|pool| pool.http.as_ref());
+    let tcp = pool.and_then(|pool| pool.tcp.as_deref());
+    let http = pool.and_then(|pool| pool.http.as_deref());
     let default = out.http_idle_timeout;
     out.http_idle_timeout = match (
         http.and_then(|http| http.idle_timeout),
@@ -169,7 +180,7 @@ fn pool(pool: Option<&Pool>, idle: Option<Time>) -> ConnectionPool {
             .connect_timeout
             .map_or(out.connect_timeout, |t| t.duration());
         out.max_connection_duration = tcp.max_connection_duration.map(|t| t.duration());
-        out.keepalive = tcp.tcp_keepalive.as_ref().map(|keepalive| Keepalive {
+        out.keepalive = tcp.tcp_keepalive.as_deref().map(|keepalive| Keepalive {
             time: keepalive.time.map(|t| t.duration()),
             interval: keepalive.interval.map(|t| t.duration()),
             probes: keepalive.probes.map(|p| p.value).filter(|p| *p > 0),
@@ -194,7 +205,7 @@ fn pool(pool: Option<&Pool>, idle: Option<Time>) -> ConnectionPool {
         };
         out.http2_keepalive = http
             .http2_keep_alive
-            .as_ref()
+            .as_deref()
             .and_then(|ping| Some((ping.interval?.duration(), ping.timeout?.duration())));
     }
     out
@@ -202,7 +213,7 @@ fn pool(pool: Option<&Pool>, idle: Option<Time>) -> ConnectionPool {
 
 fn load_balancer(blocks: &Blocks4<'_>) -> LoadBalancer {
     let written = blocks.balancer;
-    let algorithm = match written.and_then(|balancer| balancer.consistent_hash.as_ref()) {
+    let algorithm = match written.and_then(|balancer| balancer.consistent_hash.as_deref()) {
         Some(hash) => consistent_hash(hash),
         None => match written
             .and_then(|balancer| balancer.simple)

@@ -11,7 +11,7 @@ use crate::policy::document::Document;
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     list: Vec<Diagnostic>,
-    seen: HashSet<(&'static str, Arc<str>, Span)>,
+    seen: HashSet<(&'static str, Arc<str>, u32, Span)>,
 }
 
 /// A warning that can still be added to.
@@ -26,21 +26,16 @@ impl Problems {
         span: Span,
         message: impl Into<Box<str>>,
     ) -> Pending<'_> {
-        if !self
-            .seen
-            .insert((rule, Arc::clone(&document.source.name), span))
-        {
+        // A source is told from others of its file by its first line.
+        let name = Arc::clone(&document.source.name);
+        let place = (rule, name, document.source.lines_before, span);
+        if !self.seen.insert(place) {
             return Pending(None);
         }
         let span = if span.is_known() {
             span
         } else {
-            Span {
-                line: document.reference.line,
-                column: 1,
-                end_line: document.reference.line,
-                end_column: 2,
-            }
+            document.first_line()
         };
         self.list.push(
             Diagnostic::new(Severity::Warning, rule, message)
@@ -54,7 +49,7 @@ impl Problems {
         let mut list = self.list;
         let place = |d: &Diagnostic| {
             let location = d.location.as_ref();
-            location.map(|l| (Arc::clone(&l.source.name), l.span.line, l.span.column))
+            location.map(|l| (Arc::clone(&l.source.name), l.line(), l.span.column))
         };
         list.sort_by_cached_key(place);
         list

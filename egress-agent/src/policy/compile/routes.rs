@@ -97,10 +97,10 @@ pub(super) fn http(
         name: set(route.name.as_ref()).unwrap_or_default().into(),
         matches,
         action: action(route, expressions, bind)?,
-        headers: route.headers.as_ref().map(operations).unwrap_or_default(),
+        headers: route.headers.as_deref().map(operations).unwrap_or_default(),
         timeout,
-        retries: retries(route.retries.as_ref(), timeout),
-        fault: route.fault.as_ref().map(fault),
+        retries: retries(route.retries.as_deref(), timeout),
+        fault: route.fault.as_deref().map(fault),
         mirrors: mirrors(route, bind),
     })
 }
@@ -189,7 +189,7 @@ fn action(
             Some(HttpDestination {
                 target: bind(entry.destination.as_ref()?),
                 weight: weight(single, entry.weight),
-                headers: entry.headers.as_ref().map(operations).unwrap_or_default(),
+                headers: entry.headers.as_deref().map(operations).unwrap_or_default(),
             })
         })
         .collect();
@@ -198,7 +198,7 @@ fn action(
     }
     Some(HttpAction::Forward {
         destinations,
-        rewrite: route.rewrite.as_ref().map(|to| rewrite(to, expressions)),
+        rewrite: route.rewrite.as_deref().map(|to| rewrite(to, expressions)),
     })
 }
 
@@ -242,7 +242,7 @@ fn rewrite(to: &shape::Rewrite, expressions: &mut Expressions) -> Rewrite {
         to.uri_regex_rewrite.as_ref().and_then(|regex| {
             Some(PathRewrite::Regex {
                 pattern: expressions.search(regex.pattern.as_ref()?)?,
-                replacement: regexp::replacement(regex.rewrite.as_ref()?).into(),
+                replacement: regexp::replacement(regex.rewrite.as_deref()?).into(),
             })
         })
     };
@@ -326,12 +326,12 @@ fn share(percent: f64) -> u32 {
 
 fn fault(fault: &shape::Fault) -> Fault {
     let percent = |percent: Option<&Percent>| percent.map_or(0.0, Percent::get);
-    let delay = fault.delay.as_ref().and_then(|delay| {
+    let delay = fault.delay.as_deref().and_then(|delay| {
         let old = delay.percent.map_or(0.0, |old| f64::from(old.value));
         let percent = delay.percentage.as_ref().map_or(old, Percent::get);
         Some((delay.fixed_delay?.duration(), share(percent)))
     });
-    let abort = fault.abort.as_ref().and_then(|abort| {
+    let abort = fault.abort.as_deref().and_then(|abort| {
         let what = match (abort.http_status, &abort.grpc_status) {
             (Some(status), _) => {
                 let code = u16::try_from(status.value).ok()?;

@@ -18,6 +18,8 @@ pub(super) struct Rule<'d> {
     pub(super) document: &'d Arc<Document>,
     /// The document whose `trafficPolicy` counts, and the policy.
     pub(super) policy: Option<(&'d Arc<Document>, &'d TrafficPolicy)>,
+    /// Younger rules of the same host, whose `trafficPolicy` does not count.
+    pub(super) overruled: Vec<&'d Arc<Document>>,
     /// Subsets, of the older ones first.
     pub(super) subsets: Vec<(&'d Arc<Document>, &'d Subset)>,
     /// `host`, whole.
@@ -84,7 +86,11 @@ impl<'d> Rules<'d> {
                     .map(|(k, v)| (k.value.clone(), v.value.clone()))
                     .collect::<Labels>()
             });
-            let rest = format!("{visibility:?} {selector:?}");
+            let rest = if visibility == Visibility::All && selector.is_none() {
+                String::new()
+            } else {
+                format!("{visibility:?} {selector:?}")
+            };
             let key = (Arc::clone(&document.id.namespace), pattern.clone(), rest);
             if let Some(&place) = places.get(&key) {
                 if let Some(rule) = rules.list.get_mut(place) {
@@ -101,10 +107,11 @@ impl<'d> Rules<'d> {
                 .or_default()
                 .insert(&pattern, place);
             rules.list.push(Rule {
+                overruled: Vec::new(),
                 document,
                 policy: spec
                     .traffic_policy
-                    .as_ref()
+                    .as_deref()
                     .map(|policy| (document, policy)),
                 subsets: spec
                     .subsets
@@ -243,6 +250,7 @@ fn merge<'d>(
     let older = rule.document;
     if let Some(policy) = &spec.traffic_policy {
         if rule.policy.is_some() {
+            rule.overruled.push(document);
             let message = format!(
                 "the trafficPolicy of this rule is ignored: {} is older and has the same host",
                 older.id

@@ -29,7 +29,8 @@ pub(super) struct Shell<'d> {
     pub(super) port_name: Arc<str>,
     pub(super) addresses: Vec<IpNet>,
     pub(super) virtual_address: bool,
-    pub(super) endpoints: Vec<EndpointSpec>,
+    /// The entry and port that endpoints are read from.
+    pub(super) written: Option<(&'d ServiceEntry, &'d Port)>,
     pub(super) visibility: Visibility,
     pub(super) target: Arc<ClusterTarget>,
     pub(super) subject_alt_names: &'d [Text],
@@ -39,6 +40,24 @@ pub(super) struct Shell<'d> {
     /// clusters are those of the service with this place.
     pub(super) part_of: Option<usize>,
     pub(super) on_agent_failure: OnAgentFailure,
+}
+
+impl Shell<'_> {
+    /// `endpoints` as they are for this port, or the host itself.
+    pub(super) fn endpoints(&self) -> Vec<EndpointSpec> {
+        self.written.map_or_else(Vec::new, |(spec, port)| {
+            let target = &*self.target;
+            let (port_number, target_port) = (target.port, target.target_port);
+            endpoints(
+                spec,
+                &self.key.host,
+                port,
+                port_number,
+                target_port,
+                target.resolution,
+            )
+        })
+    }
 }
 
 /// The services of all ServiceEntries among `documents`, which are ordered by
@@ -107,7 +126,7 @@ fn shell<'d>(
     document: &'d Arc<Document>,
     spec: &'d ServiceEntry,
     host: &Text,
-    port: &Port,
+    port: &'d Port,
     key: ServiceKey,
     id: ServiceId,
 ) -> Shell<'d> {
@@ -137,7 +156,7 @@ fn shell<'d>(
             .filter_map(|a| subnet(a).ok())
             .collect(),
         virtual_address: resolution != Resolution::None && spec.addresses.is_empty() && allocates,
-        endpoints: endpoints(spec, &key.host, port, key.port, target_port, resolution),
+        written: Some((spec, port)),
         visibility: visibility(&spec.export_to, &document.id.namespace),
         target: Arc::new(ClusterTarget {
             service: id,
@@ -226,7 +245,9 @@ fn endpoints(
             labels,
         })
     };
-    written.iter().filter_map(endpoint).collect()
+    let mut list: Vec<EndpointSpec> = written.iter().filter_map(endpoint).collect();
+    list.shrink_to_fit();
+    list
 }
 
 /// `locality`, or a label that stands for it, whose parts dots may separate.

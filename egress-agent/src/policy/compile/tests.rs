@@ -2,6 +2,9 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::format_collect,
+    clippy::type_complexity,
+    clippy::duration_suboptimal_units,
     reason = "tests"
 )]
 
@@ -149,7 +152,7 @@ fn port_settings_replace_all_four_blocks() {
     // Read from the top level, whatever the port says.
     assert_eq!(
         http.connection_pool.idle_timeout,
-        Some(Duration::from_secs(300))
+        Some(Duration::from_mins(5))
     );
     let https = service(&snapshot, "a.example.com", 443);
     let policy = &https.views[0].cluster.policy;
@@ -299,7 +302,7 @@ fn a_selector_fits_only_workloads_with_its_labels() {
 }
 
 fn routes(view: &View) -> Vec<String> {
-    let list = view.http.as_ref().unwrap();
+    let list = view.http.as_deref().unwrap();
     let name = |route: &crate::policy::routes::HttpRoute| match &route.action {
         HttpAction::Forward { destinations, .. } => destinations
             .iter()
@@ -348,7 +351,7 @@ fn destinations_are_bound_to_clusters() {
             "b.example.com:80/ missing: no DestinationRule gives b.example.com the subset none missing: no ServiceEntry registers c.example.com missing: b.example.com has no port 9"
         ]
     );
-    let first = &view.http.as_ref().unwrap()[0];
+    let first = &view.http.as_deref().unwrap()[0];
     assert_eq!(first.matches.len(), 1);
     let Some(StringMatch::Regex(regex)) = &first.matches[0].uri else {
         panic!()

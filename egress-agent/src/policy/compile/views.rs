@@ -36,6 +36,8 @@ struct Client<'a> {
     /// Its namespace; empty: one that no document names.
     namespace: &'a str,
     labels: Option<&'a Labels>,
+    /// It stands for all clients that no other kind fits.
+    anyone: bool,
 }
 
 impl<'c, 'd> Compiler<'c, 'd> {
@@ -74,9 +76,17 @@ impl<'c, 'd> Compiler<'c, 'd> {
         let hosts = self.hosts(shell, &about);
         let mut views: Vec<(View, Vec<Built>)> = Vec::new();
         let mut lost = Vec::new();
+        // Of a service that only some namespaces see, one of them stands for
+        // all: a namespace that no document names sees nothing of it, not even
+        // what its own routes lead to.
+        let namespace = match &shell.visibility {
+            Visibility::All => "",
+            Visibility::Namespaces(list) => list.first().map_or("", |name| &**name),
+        };
         let everyone = Client {
-            namespace: "",
+            namespace,
             labels: None,
+            anyone: true,
         };
         let default = self.choices(shell, &hosts, everyone);
         for namespace in self.namespaces(shell, &about, &hosts) {
@@ -87,6 +97,7 @@ impl<'c, 'd> Compiler<'c, 'd> {
                 let client = Client {
                     namespace: &namespace,
                     labels,
+                    anyone: false,
                 };
                 let choices = self.choices(shell, &hosts, client);
                 // What everybody gets needs no view of its own, unless a
@@ -122,11 +133,11 @@ impl<'c, 'd> Compiler<'c, 'd> {
             target_port: shell.target.target_port,
             addresses: shell.addresses.clone(),
             virtual_address: shell.virtual_address,
-            endpoints: shell.endpoints.clone(),
+            endpoints: shell.endpoints(),
             visibility: shell.visibility.clone(),
             path: path::decide(shell, &views),
             on_agent_failure,
-            views: views.into_iter().map(|(view, _)| view).collect(),
+            views: exact(views.into_iter().map(|(view, _)| view)),
         };
         Some((service, lost))
     }
@@ -156,6 +167,9 @@ impl<'c, 'd> Compiler<'c, 'd> {
         hosts: &[HostPattern],
     ) -> BTreeSet<Arc<str>> {
         let mut out: BTreeSet<Arc<str>> = BTreeSet::new();
+        if let Visibility::Namespaces(list) = &shell.visibility {
+            out.extend(list.iter().cloned());
+        }
         let named = |out: &mut BTreeSet<Arc<str>>, visibility: &Visibility| {
             if let Visibility::Namespaces(list) = visibility {
                 out.extend(list.iter().cloned());
@@ -176,7 +190,7 @@ impl<'c, 'd> Compiler<'c, 'd> {
                 named(&mut out, &rule.visibility);
             }
             // Which service a destination means depends on the client, too.
-            if hosts.len() > 1
+            if !about.is_empty()
                 && let Some(list) = self.by_host.get(host)
             {
                 for shell in list.iter().filter_map(|index| self.shells.get(*index)) {
@@ -192,15 +206,8 @@ impl<'c, 'd> Compiler<'c, 'd> {
     fn choices(&self, shell: &Shell<'_>, hosts: &[HostPattern], client: Client<'_>) -> Choices {
         let chosen = self.virtuals.choose(&shell.key.host, client.namespace);
         // Rules of destinations only matter where routes lead to them.
-        let hosts = if chosen.chosen.is_some() {
-            hosts
-        } else {
-            &hosts[..1]
-        };
-        let services = hosts
-            .iter()
-            .skip(1)
-            .map(|host| self.find(host, client.namespace));
+        let hosts = if chosen.chosen.is_some() { hosts } else { &[] };
+        let services = hosts.iter().map(|host| self.find(host, client.namespace));
         Choices {
             rule: self.rule(shell, client),
             destinations: services
@@ -281,7 +288,7 @@ impl<'c, 'd> Compiler<'c, 'd> {
         let acts = http.is_some() || tls.is_some() || tcp.is_some();
         let view = View {
             clients: ClientMatch {
-                namespace: (!client.namespace.is_empty()).then(|| client.namespace.into()),
+                namespace: (!client.anyone).then(|| client.namespace.into()),
                 labels: client.labels.cloned().unwrap_or_default(),
             },
             destination_rule: rule.map(|rule| rule.document.reference.clone()),
@@ -407,6 +414,17 @@ impl<'c, 'd> Compiler<'c, 'd> {
     fn lose(&self, choices: &Choices, namespace: Option<&Arc<str>>, lost: &mut Vec<Lost>) {
         let namespace = namespace.cloned();
         let winner = choices.rule.rule.and_then(|rule| self.rules.get(rule));
+        for overruled in winner.iter().flat_map(|winner| winner.overruled.iter()) {
+            let older = winner.map_or_else(String::new, |winner| winner.document.id.to_string());
+            lost.push(Lost {
+                document: overruled.reference.clone(),
+                namespace: namespace.clone(),
+                reason: format!(
+                    "{older} is older and has the same host, so its trafficPolicy stands whole"
+                )
+                .into(),
+            });
+        }
         for rule in choices
             .rule
             .lost
@@ -448,6 +466,13 @@ impl<'c, 'd> Compiler<'c, 'd> {
             });
         }
     }
+}
+
+/// A list with no room to spare: there are as many as services.
+fn exact<T>(items: impl ExactSizeIterator<Item = T>) -> Vec<T> {
+    let mut list = Vec::with_capacity(items.len());
+    list.extend(items);
+    list
 }
 
 /// What a kind of client gets.

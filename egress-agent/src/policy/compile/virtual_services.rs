@@ -41,7 +41,7 @@ impl<'d> Virtual<'d> {
                 .mirrors
                 .iter()
                 .filter_map(|mirror| mirror.destination.as_ref());
-            to.chain(&route.mirror).chain(mirrors)
+            to.chain(route.mirror.as_deref()).chain(mirrors)
         });
         let opaque = self.spec.tls.iter().chain(&self.spec.tcp);
         let opaque = opaque.flat_map(|route| route.route.iter());
@@ -221,7 +221,7 @@ fn add_part(shells: &mut Vec<Shell<'_>>, part: usize, host: &HostPattern, ids: &
         port_name: Arc::clone(&whole.port_name),
         addresses: whole.addresses.clone(),
         virtual_address: whole.virtual_address,
-        endpoints: whole.endpoints.clone(),
+        written: whole.written,
         visibility: whole.visibility.clone(),
         target: Arc::clone(&whole.target),
         subject_alt_names: whole.subject_alt_names,
@@ -247,7 +247,7 @@ fn alone<'d>(service: &Virtual<'d>, host: &HostPattern, span: Span, ids: &mut Id
         port_name: "http".into(),
         addresses: Vec::new(),
         virtual_address: true,
-        endpoints: Vec::new(),
+        written: None,
         visibility: service.visibility.clone(),
         target: Arc::new(ClusterTarget {
             service: id,

@@ -190,7 +190,7 @@ pub fn health_check(value: &str) -> Result<HealthCheck, String> {
 
 fn time(value: &str) -> Result<Duration, String> {
     let time = parse_duration(value).map(super::Interval::duration);
-    let fits = Duration::from_millis(1)..=Duration::from_secs(86400);
+    let fits = Duration::from_millis(1)..=Duration::from_hours(24);
     time.filter(|time| fits.contains(time))
         .ok_or_else(|| format!("{value:?} is not a duration of 1ms to 24h"))
 }

@@ -21,7 +21,7 @@ pub struct DestinationRule {
     pub host: Option<Text>,
     /// `trafficPolicy`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub traffic_policy: Option<TrafficPolicy>,
+    pub traffic_policy: Option<Box<TrafficPolicy>>,
     /// `subsets`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<Subset>,
@@ -57,7 +57,7 @@ pub struct Subset {
     pub labels: Entries<Text>,
     /// `trafficPolicy`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub traffic_policy: Option<TrafficPolicy>,
+    pub traffic_policy: Option<Box<TrafficPolicy>>,
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
@@ -69,19 +69,19 @@ pub struct Subset {
 pub struct Blocks {
     /// `loadBalancer`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub load_balancer: Option<LoadBalancer>,
+    pub load_balancer: Option<Box<LoadBalancer>>,
     /// `connectionPool`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub connection_pool: Option<Pool>,
+    pub connection_pool: Option<Box<Pool>>,
     /// `outlierDetection`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub outlier_detection: Option<Outlier>,
+    pub outlier_detection: Option<Box<Outlier>>,
     /// `tls`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<Tls>,
+    pub tls: Option<Box<Tls>>,
     /// `localityLbSetting` where it does not belong, as many documents have it.
     #[serde(rename = "localityLbSetting", skip_serializing_if = "Option::is_none")]
-    pub misplaced_locality: Option<Locality>,
+    pub misplaced_locality: Option<Box<Locality>>,
 }
 
 /// `trafficPolicy`.
@@ -96,13 +96,13 @@ pub struct TrafficPolicy {
     pub port_level_settings: Vec<PortPolicy>,
     /// `tunnel`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<Box<Tunnel>>,
     /// `proxyProtocol`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `retryBudget`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub retry_budget: Option<RetryBudget>,
+    pub retry_budget: Option<Box<RetryBudget>>,
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
@@ -204,7 +204,7 @@ pub struct RetryBudget {
 pub fn read(reader: &mut Reader<'_>, node: &Node) -> Option<DestinationRule> {
     let rule = reader.object(node, |r, f| DestinationRule {
         host: r.text_field(f, "host"),
-        traffic_policy: r.field(f, "trafficPolicy", traffic_policy),
+        traffic_policy: r.boxed(f, "trafficPolicy", traffic_policy),
         subsets: r.list(f, "subsets", subset),
         export_to: r.texts(f, "exportTo"),
         workload_selector: r.field(f, "workloadSelector", |r, n| {
@@ -221,7 +221,7 @@ fn subset(reader: &mut Reader<'_>, node: &Node) -> Option<Subset> {
     reader.object(node, |r, f| Subset {
         name: r.text_field(f, "name"),
         labels: r.text_map(f, "labels"),
-        traffic_policy: r.field(f, "trafficPolicy", traffic_policy),
+        traffic_policy: r.boxed(f, "trafficPolicy", traffic_policy),
         span: f.span,
     })
 }
@@ -230,7 +230,7 @@ fn traffic_policy(reader: &mut Reader<'_>, node: &Node) -> Option<TrafficPolicy>
     let policy = reader.object(node, |r, f| TrafficPolicy {
         blocks: blocks(r, f),
         port_level_settings: r.list(f, "portLevelSettings", port_policy),
-        tunnel: r.field(f, "tunnel", |r, n| {
+        tunnel: r.boxed(f, "tunnel", |r, n| {
             r.object(n, |r, f| Tunnel {
                 protocol: r.text_field(f, "protocol"),
                 target_host: r.text_field(f, "targetHost"),
@@ -244,7 +244,7 @@ fn traffic_policy(reader: &mut Reader<'_>, node: &Node) -> Option<TrafficPolicy>
                 span: f.span,
             })
         }),
-        retry_budget: r.field(f, "retryBudget", |r, n| {
+        retry_budget: r.boxed(f, "retryBudget", |r, n| {
             r.object(n, |r, f| RetryBudget {
                 percent: r.nullable(f, "percent", Reader::number),
                 min_retry_concurrency: r.field(f, "minRetryConcurrency", Reader::integer),
@@ -278,11 +278,11 @@ pub fn port_selector(reader: &mut Reader<'_>, node: &Node) -> Option<PortSelecto
 
 fn blocks(reader: &mut Reader<'_>, fields: &mut Fields<'_>) -> Blocks {
     let blocks = Blocks {
-        load_balancer: reader.field(fields, "loadBalancer", super::load_balancer::read),
-        connection_pool: reader.field(fields, "connectionPool", super::pool::read),
-        outlier_detection: reader.field(fields, "outlierDetection", super::outlier::read),
-        tls: reader.field(fields, "tls", super::tls::read),
-        misplaced_locality: reader.field(
+        load_balancer: reader.boxed(fields, "loadBalancer", super::load_balancer::read),
+        connection_pool: reader.boxed(fields, "connectionPool", super::pool::read),
+        outlier_detection: reader.boxed(fields, "outlierDetection", super::outlier::read),
+        tls: reader.boxed(fields, "tls", super::tls::read),
+        misplaced_locality: reader.boxed(
             fields,
             "localityLbSetting",
             super::load_balancer::locality,

@@ -17,16 +17,16 @@ pub struct LoadBalancer {
     pub simple: Option<Spanned<Simple>>,
     /// `consistentHash`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub consistent_hash: Option<Hash>,
+    pub consistent_hash: Option<Box<Hash>>,
     /// `localityLbSetting`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub locality_lb_setting: Option<Locality>,
+    pub locality_lb_setting: Option<Box<Locality>>,
     /// `zoneAwareLbSetting`, which is only checked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub zone_aware_lb_setting: Option<Locality>,
+    pub zone_aware_lb_setting: Option<Box<Locality>>,
     /// `warmup`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup: Option<Warmup>,
+    pub warmup: Option<Box<Warmup>>,
     /// `warmupDurationSecs`, the old form.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_duration_secs: Option<Time>,
@@ -64,7 +64,7 @@ pub struct Hash {
     pub http_header_name: Option<Text>,
     /// `httpCookie`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub http_cookie: Option<Cookie>,
+    pub http_cookie: Option<Box<Cookie>>,
     /// `useSourceIp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_source_ip: Option<Spanned<bool>>,
@@ -217,10 +217,10 @@ pub fn read(reader: &mut Reader<'_>, node: &Node) -> Option<LoadBalancer> {
         }
         LoadBalancer {
             simple: r.field(f, "simple", |r, n| r.word(n, Simple::WORDS)),
-            consistent_hash: r.field(f, "consistentHash", hash),
-            locality_lb_setting: r.field(f, "localityLbSetting", locality),
-            zone_aware_lb_setting: r.field(f, "zoneAwareLbSetting", zone_aware),
-            warmup: r.field(f, "warmup", |r, n| {
+            consistent_hash: r.boxed(f, "consistentHash", hash),
+            locality_lb_setting: r.boxed(f, "localityLbSetting", locality),
+            zone_aware_lb_setting: r.boxed(f, "zoneAwareLbSetting", zone_aware),
+            warmup: r.boxed(f, "warmup", |r, n| {
                 r.object(n, |r, f| Warmup {
                     duration: r.time_field(f, "duration"),
                     minimum_percent: r.nullable(f, "minimumPercent", Reader::number),
@@ -239,7 +239,7 @@ pub fn read(reader: &mut Reader<'_>, node: &Node) -> Option<LoadBalancer> {
 fn hash(reader: &mut Reader<'_>, node: &Node) -> Option<Hash> {
     reader.object(node, |r, f| Hash {
         http_header_name: r.text_field(f, "httpHeaderName"),
-        http_cookie: r.field(f, "httpCookie", |r, n| {
+        http_cookie: r.boxed(f, "httpCookie", |r, n| {
             r.object(n, |r, f| Cookie {
                 name: r.text_field(f, "name"),
                 path: r.text_field(f, "path"),

@@ -165,7 +165,7 @@ pub fn check_name(reader: &mut Reader<'_>, meta: &Metadata, span: Span) {
                 let message = format!("Kubernetes would refuse the name {:?}", &***name);
                 let help = "use small letters, digits, `-` and `.`";
                 reader.within("name", |reader| {
-                    reader.warn("name", name.span, message, help)
+                    reader.warn("name", name.span, message, help);
                 });
             }
         }

@@ -54,6 +54,9 @@ pub mod service_entry;
 pub mod tls;
 pub mod virtual_service;
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Deref;
 use std::time::Duration;
 

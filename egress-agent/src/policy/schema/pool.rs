@@ -13,10 +13,10 @@ use crate::policy::yaml::Node;
 pub struct Pool {
     /// `tcp`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tcp: Option<Tcp>,
+    pub tcp: Option<Box<Tcp>>,
     /// `http`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub http: Option<Http>,
+    pub http: Option<Box<Http>>,
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
@@ -40,7 +40,7 @@ pub struct Tcp {
     pub idle_timeout: Option<Time>,
     /// `tcpKeepalive`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tcp_keepalive: Option<Keepalive>,
+    pub tcp_keepalive: Option<Box<Keepalive>>,
 }
 
 /// `tcpKeepalive`.
@@ -87,7 +87,7 @@ pub struct Http {
     pub max_concurrent_streams: Option<Spanned<i32>>,
     /// `http2KeepAlive`.
     #[serde(rename = "http2KeepAlive", skip_serializing_if = "Option::is_none")]
-    pub http2_keep_alive: Option<Ping>,
+    pub http2_keep_alive: Option<Box<Ping>>,
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
@@ -122,8 +122,8 @@ words! {
 /// Reads and checks a `connectionPool`.
 pub fn read(reader: &mut Reader<'_>, node: &Node) -> Option<Pool> {
     let pool = reader.object(node, |r, f| Pool {
-        tcp: r.field(f, "tcp", tcp),
-        http: r.field(f, "http", http),
+        tcp: r.boxed(f, "tcp", tcp),
+        http: r.boxed(f, "http", http),
         span: f.span,
     })?;
     check::destination_rule::check_pool(reader, &pool);
@@ -136,7 +136,7 @@ fn tcp(reader: &mut Reader<'_>, node: &Node) -> Option<Tcp> {
         connect_timeout: r.time_field(f, "connectTimeout"),
         max_connection_duration: r.time_field(f, "maxConnectionDuration"),
         idle_timeout: r.field(f, "idleTimeout", Reader::time_or_off),
-        tcp_keepalive: r.field(f, "tcpKeepalive", |r, n| {
+        tcp_keepalive: r.boxed(f, "tcpKeepalive", |r, n| {
             r.object(n, |r, f| Keepalive {
                 probes: r.field(f, "probes", Reader::integer),
                 time: r.time_field(f, "time"),
@@ -156,7 +156,7 @@ fn http(reader: &mut Reader<'_>, node: &Node) -> Option<Http> {
         h2_upgrade_policy: r.field(f, "h2UpgradePolicy", |r, n| r.word(n, Upgrade::WORDS)),
         use_client_protocol: r.field(f, "useClientProtocol", Reader::boolean),
         max_concurrent_streams: r.field(f, "maxConcurrentStreams", Reader::integer),
-        http2_keep_alive: r.field(f, "http2KeepAlive", |r, n| {
+        http2_keep_alive: r.boxed(f, "http2KeepAlive", |r, n| {
             r.object(n, |r, f| Ping {
                 interval: r.time_field(f, "interval"),
                 timeout: r.time_field(f, "timeout"),

@@ -214,14 +214,13 @@ impl<'a> Reader<'a> {
 
     fn unknown(&mut self, name: &str, span: Span, known: &[&'static str]) {
         let nearest = nearest(name, known.iter().copied());
-        let help = match nearest {
-            Some(nearest) => format!("did you mean `{nearest}`?"),
-            None => {
-                let mut names: Vec<&str> = known.to_vec();
-                names.sort_unstable();
-                names.dedup();
-                format!("fields here are: {}", names.join(", "))
-            }
+        let help = if let Some(nearest) = nearest {
+            format!("did you mean `{nearest}`?")
+        } else {
+            let mut names: Vec<&str> = known.to_vec();
+            names.sort_unstable();
+            names.dedup();
+            format!("fields here are: {}", names.join(", "))
         };
         self.path.push(Step::Field(Cow::Owned(name.to_owned())));
         let message = format!("unknown field `{}`", self.field_path());
@@ -242,6 +241,16 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let node = fields.take(name)?;
         self.within(name, |reader| read(reader, node))
+    }
+
+    /// Reads a field that must not be null, and is seldom there or large.
+    pub fn boxed<'n, T>(
+        &mut self,
+        fields: &mut Fields<'n>,
+        name: &'static str,
+        read: impl FnOnce(&mut Self, &'n Node) -> Option<T>,
+    ) -> Option<Box<T>> {
+        self.field(fields, name, read).map(Box::new)
     }
 
     /// Reads a field of a wrapper type, whose null means that it is unset.

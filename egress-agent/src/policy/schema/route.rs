@@ -24,28 +24,28 @@ pub struct HttpRoute {
     pub route: Vec<HttpDestination>,
     /// `redirect`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub redirect: Option<Redirect>,
+    pub redirect: Option<Box<Redirect>>,
     /// `directResponse`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub direct_response: Option<DirectResponse>,
+    pub direct_response: Option<Box<DirectResponse>>,
     /// `delegate`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub delegate: Option<Delegate>,
+    pub delegate: Option<Box<Delegate>>,
     /// `rewrite`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rewrite: Option<Rewrite>,
+    pub rewrite: Option<Box<Rewrite>>,
     /// `timeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Time>,
     /// `retries`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub retries: Option<Retries>,
+    pub retries: Option<Box<Retries>>,
     /// `fault`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fault: Option<Fault>,
+    pub fault: Option<Box<Fault>>,
     /// `mirror`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mirror: Option<Destination>,
+    pub mirror: Option<Box<Destination>>,
     /// `mirrors`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<Mirror>,
@@ -57,10 +57,10 @@ pub struct HttpRoute {
     pub mirror_percent: Option<Spanned<u32>>,
     /// `corsPolicy`, which is only checked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cors_policy: Option<Cors>,
+    pub cors_policy: Option<Box<Cors>>,
     /// `headers`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub headers: Option<Headers>,
+    pub headers: Option<Box<Headers>>,
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
@@ -117,8 +117,9 @@ pub struct HttpMatch {
     pub span: Span,
 }
 
-/// `exact`, `prefix`, `regex`, or nothing: present.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// `exact`, `prefix`, `regex`, or nothing: present. Two are equal when they
+/// match the same.
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct StringMatch {
     /// `exact`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,6 +135,12 @@ pub struct StringMatch {
     pub span: Span,
 }
 
+impl PartialEq for StringMatch {
+    fn eq(&self, other: &Self) -> bool {
+        self.exact == other.exact && self.prefix == other.prefix && self.regex == other.regex
+    }
+}
+
 /// One of `route`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct HttpDestination {
@@ -145,7 +152,7 @@ pub struct HttpDestination {
     pub weight: Option<Spanned<i32>>,
     /// `headers`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub headers: Option<Headers>,
+    pub headers: Option<Box<Headers>>,
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
@@ -156,10 +163,10 @@ pub struct HttpDestination {
 pub struct Headers {
     /// `request`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub request: Option<HeaderOperations>,
+    pub request: Option<Box<HeaderOperations>>,
     /// `response`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub response: Option<HeaderOperations>,
+    pub response: Option<Box<HeaderOperations>>,
 }
 
 /// `request` or `response` of `headers`.
@@ -322,10 +329,10 @@ pub struct Retries {
 pub struct Fault {
     /// `delay`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub delay: Option<Delay>,
+    pub delay: Option<Box<Delay>>,
     /// `abort`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub abort: Option<Abort>,
+    pub abort: Option<Box<Abort>>,
     /// Where it is.
     #[serde(skip)]
     pub span: Span,
@@ -461,24 +468,24 @@ pub fn http_route(reader: &mut Reader<'_>, node: &Node) -> Option<HttpRoute> {
                 r.object(n, |r, f| HttpDestination {
                     destination: r.field(f, "destination", destination),
                     weight: r.field(f, "weight", Reader::integer),
-                    headers: r.field(f, "headers", headers),
+                    headers: r.boxed(f, "headers", headers),
                     span: f.span,
                 })
             }),
-            redirect: r.field(f, "redirect", redirect),
-            direct_response: r.field(f, "directResponse", direct_response),
-            delegate: r.field(f, "delegate", |r, n| {
+            redirect: r.boxed(f, "redirect", redirect),
+            direct_response: r.boxed(f, "directResponse", direct_response),
+            delegate: r.boxed(f, "delegate", |r, n| {
                 r.object(n, |r, f| Delegate {
                     name: r.text_field(f, "name"),
                     namespace: r.text_field(f, "namespace"),
                     span: f.span,
                 })
             }),
-            rewrite: r.field(f, "rewrite", rewrite),
+            rewrite: r.boxed(f, "rewrite", rewrite),
             timeout: r.time_field(f, "timeout"),
-            retries: r.field(f, "retries", retries),
-            fault: r.field(f, "fault", fault),
-            mirror: r.field(f, "mirror", destination),
+            retries: r.boxed(f, "retries", retries),
+            fault: r.boxed(f, "fault", fault),
+            mirror: r.boxed(f, "mirror", destination),
             mirrors: r.list(f, "mirrors", |r, n| {
                 r.object(n, |r, f| Mirror {
                     destination: r.field(f, "destination", destination),
@@ -488,8 +495,8 @@ pub fn http_route(reader: &mut Reader<'_>, node: &Node) -> Option<HttpRoute> {
             }),
             mirror_percentage: r.field(f, "mirrorPercentage", percent),
             mirror_percent: r.nullable(f, "mirrorPercent", Reader::integer).or(old),
-            cors_policy: r.field(f, "corsPolicy", cors),
-            headers: r.field(f, "headers", headers),
+            cors_policy: r.boxed(f, "corsPolicy", cors),
+            headers: r.boxed(f, "headers", headers),
             span: f.span,
         }
     })
@@ -535,8 +542,8 @@ fn headers(reader: &mut Reader<'_>, node: &Node) -> Option<Headers> {
         })
     };
     let headers = reader.object(node, |r, f| Headers {
-        request: r.field(f, "request", operations),
-        response: r.field(f, "response", operations),
+        request: r.boxed(f, "request", operations),
+        response: r.boxed(f, "response", operations),
     })?;
     check::route::check_headers(reader, &headers);
     Some(headers)
@@ -598,7 +605,7 @@ fn retries(reader: &mut Reader<'_>, node: &Node) -> Option<Retries> {
 
 fn fault(reader: &mut Reader<'_>, node: &Node) -> Option<Fault> {
     reader.object(node, |r, f| Fault {
-        delay: r.field(f, "delay", |r, n| {
+        delay: r.boxed(f, "delay", |r, n| {
             r.object(n, |r, f| Delay {
                 fixed_delay: r.time_field(f, "fixedDelay"),
                 exponential_delay: r.time_field(f, "exponentialDelay"),
@@ -607,7 +614,7 @@ fn fault(reader: &mut Reader<'_>, node: &Node) -> Option<Fault> {
                 span: f.span,
             })
         }),
-        abort: r.field(f, "abort", |r, n| {
+        abort: r.boxed(f, "abort", |r, n| {
             r.object(n, |r, f| Abort {
                 http_status: r.field(f, "httpStatus", Reader::integer),
                 grpc_status: r.text_field(f, "grpcStatus"),

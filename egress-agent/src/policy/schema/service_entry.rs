@@ -95,6 +95,7 @@ pub struct Endpoint {
     pub span: Span,
 }
 
+#[expect(clippy::ref_option, reason = "serde passes so")]
 fn ports<S: serde::Serializer>(
     ports: &Option<Spanned<Entries<Spanned<u32>>>>,
     serializer: S,

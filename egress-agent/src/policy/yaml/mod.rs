@@ -9,10 +9,13 @@ mod parse;
 mod print;
 mod scalar;
 
+#[cfg(test)]
+mod tests;
+
 use super::diagnostic::Span;
 
 pub use json::from_json;
-pub use parse::{Limits, Parsed, parse, source_of};
+pub use parse::{Limits, parse, parts, text_of};
 pub use print::to_yaml;
 
 /// A value and its place.

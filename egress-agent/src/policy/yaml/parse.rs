@@ -33,97 +33,50 @@ impl Default for Limits {
     }
 }
 
-/// One document of a file.
-#[derive(Debug)]
-pub struct Parsed {
-    /// The tree.
-    pub root: Node,
-    /// Line of its first line, from 1.
-    pub line: u32,
-    /// Bytes of the source that it was read from.
-    pub text: std::ops::Range<usize>,
-}
-
-/// Bytes as a source, or why they cannot be one: too many, or not UTF-8.
-pub fn source_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<Arc<Source>, Diagnostic> {
-    let without_text = || {
-        Arc::new(Source {
-            name: name.into(),
-            text: Box::default(),
-        })
-    };
+/// Bytes as text, or why they cannot be: too many, or not UTF-8.
+pub fn text_of(name: &str, bytes: Vec<u8>, limits: &Limits) -> Result<String, Box<Diagnostic>> {
     if bytes.len() > limits.bytes {
-        let message = format!(
-            "the file has {} bytes; at most {} are read",
-            bytes.len(),
-            limits.bytes
-        );
-        return Err(Diagnostic::new(Severity::Error, "file-size", message)
+        let message = format!("the file has more than {} bytes", limits.bytes);
+        let failure = Diagnostic::new(Severity::Error, "file-size", message)
             .help("split it into several files")
-            .at(&without_text(), Span::default()));
+            .at(&Source::nameless(name), Span::default());
+        return Err(Box::new(failure));
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Arc::new(Source {
-            name: name.into(),
-            text: text.into(),
-        })),
-        Err(error) => {
-            let valid = error.utf8_error().valid_up_to();
-            let head = error.as_bytes().get(..valid).unwrap_or_default();
-            let line = head.iter().filter(|b| **b == b'\n').count() + 1;
-            let start = head.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
-            let column = String::from_utf8_lossy(&head[start..]).chars().count() + 1;
-            let span = Span {
-                line: number(line),
-                column: number(column),
-                end_line: number(line),
-                end_column: number(column + 1),
-            };
-            Err(
-                Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
-                    .help("save it as UTF-8")
-                    .at(&without_text(), span),
-            )
-        }
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let head = error.as_bytes().get(..valid).unwrap_or_default();
+        let line = memchr::memchr_iter(b'\n', head).count() + 1;
+        let start = head.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
+        let tail = head.get(start..).unwrap_or_default();
+        let column = String::from_utf8_lossy(tail).chars().count() + 1;
+        let span = Span::new(line, column, line, column + 1);
+        let failure = Diagnostic::new(Severity::Error, "encoding", "the file is not UTF-8 text")
+            .help("save it as UTF-8")
+            .at(&Source::nameless(name), span);
+        Box::new(failure)
+    })
 }
 
-/// Reads every document of a source. One that cannot be read gives an error
-/// and costs the others nothing: documents are told apart by lines that start
-/// with `---`, as kubectl does.
-///
-/// They are handed over one by one, so that a file of ten thousand documents
-/// is never held as trees at once.
-pub fn parse(
-    source: &Arc<Source>,
-    limits: &Limits,
-    each: &mut dyn FnMut(Result<Parsed, Diagnostic>),
-) {
-    for (range, line) in split(&source.text) {
-        let text = &source.text[range.clone()];
-        if is_blank(text) {
-            continue;
-        }
-        let mut reader = Reader {
-            source,
-            limits,
-            offset: line,
-            nodes: 0,
-            alias_bytes: 0,
-        };
-        match reader.read(text) {
-            Ok(roots) => {
-                for root in roots {
-                    each(Ok(Parsed {
-                        line: first_line(text, line),
-                        root,
-                        text: range.clone(),
-                    }));
-                }
-            }
-            Err(error) => each(Err(*error)),
-        }
-    }
+/// The parts of a file that hold a document, each with the number of lines
+/// before it. Documents are told apart by lines that start with `---`, as
+/// kubectl does, so that one that cannot be read costs the others nothing.
+pub fn parts(text: &str) -> Vec<(&str, u32)> {
+    split(text)
+        .into_iter()
+        .map(|(range, line)| (&text[range], line))
+        .filter(|(part, _)| !is_blank(part))
+        .collect()
+}
+
+/// Reads a part of a file: one document, or more where `...` ends one.
+pub fn parse(source: &Arc<Source>, limits: &Limits) -> Result<Vec<Node>, Box<Diagnostic>> {
+    let mut reader = Reader {
+        source,
+        limits,
+        nodes: 0,
+        alias_bytes: 0,
+    };
+    reader.read(&source.text)
 }
 
 /// Ranges of text between separator lines, each with the number of lines
@@ -155,21 +108,6 @@ fn is_blank(text: &str) -> bool {
     })
 }
 
-fn first_line(text: &str, before: u32) -> u32 {
-    let skipped = text
-        .lines()
-        .take_while(|line| {
-            let line = line.strip_prefix("---").unwrap_or(line).trim();
-            line.is_empty() || line.starts_with('#')
-        })
-        .count();
-    before + number(skipped) + 1
-}
-
-fn number(value: usize) -> u32 {
-    u32::try_from(value).unwrap_or(u32::MAX)
-}
-
 /// What is open while events come in.
 enum Open {
     Sequence(Vec<Node>),
@@ -192,8 +130,6 @@ type Failure = Box<Diagnostic>;
 struct Reader<'a> {
     source: &'a Arc<Source>,
     limits: &'a Limits,
-    /// Lines of the file before this text.
-    offset: u32,
     nodes: usize,
     alias_bytes: usize,
 }
@@ -206,10 +142,11 @@ impl Reader<'_> {
         let mut anchors: HashMap<usize, Node> = HashMap::new();
         while let Some(event) = parser.next_event() {
             let (event, span) = event.map_err(|error| {
-                let at = self.span(*error.marker(), *error.marker());
-                self.fail("yaml-syntax", at, format!("not YAML: {}", error.info()))
+                let at = Self::span(*error.marker(), *error.marker());
+                let failure = self.fail("yaml-syntax", at, format!("not YAML: {}", error.info()));
+                Box::new(failure.help("look at indentation, quotes and brackets up to this place"))
             })?;
-            let span = self.span(span.start, span.end);
+            let span = Self::span(span.start, span.end);
             let (node, anchor) = match event {
                 Event::Scalar(text, style, anchor, tag) => {
                     let value = self.scalar(&text, style, tag.as_deref(), span)?;
@@ -238,11 +175,13 @@ impl Reader<'_> {
                 }
                 Event::Alias(anchor) => {
                     let Some(target) = anchors.get(&anchor) else {
-                        return Err(self.fail(
-                            "yaml-syntax",
-                            span,
-                            "the alias refers to an anchor that is not complete here",
-                        ));
+                        return Err(self
+                            .fail(
+                                "yaml-syntax",
+                                span,
+                                "the alias refers to an anchor that is not complete here",
+                            )
+                            .into());
                     };
                     self.measure(target, span)?;
                     let node = Node {
@@ -274,7 +213,7 @@ impl Reader<'_> {
     ) -> Result<(), Failure> {
         if stack.len() >= self.limits.depth {
             let message = format!("nested deeper than {} levels", self.limits.depth);
-            return Err(self.fail("yaml-depth", start, message));
+            return Err(self.fail("yaml-depth", start, message).into());
         }
         stack.push(Frame {
             open,
@@ -286,8 +225,11 @@ impl Reader<'_> {
 
     fn close(&self, frame: Frame, end: Span) -> Result<(Node, usize), Failure> {
         let span = Span {
-            end_line: end.end_line,
-            end_column: end.end_column,
+            end: if end.line == frame.start.line {
+                end.end
+            } else {
+                0
+            },
             ..frame.start
         };
         let value = match frame.open {
@@ -330,7 +272,9 @@ impl Reader<'_> {
                 }
                 Ok(())
             }
-            _ => Err(self.fail("yaml-merge", node.span, "`<<` can only merge objects")),
+            _ => Err(self
+                .fail("yaml-merge", node.span, "`<<` can only merge objects")
+                .into()),
         }
     }
 
@@ -376,7 +320,7 @@ impl Reader<'_> {
             Value::Bool(value) => value.to_string().into(),
             Value::Null | Value::Sequence(_) | Value::Mapping(_) => {
                 let message = format!("a key must be a string, not {}", node.kind());
-                return Err(self.fail("yaml-key", node.span, message));
+                return Err(self.fail("yaml-key", node.span, message).into());
             }
         };
         Ok(Key {
@@ -443,7 +387,7 @@ impl Reader<'_> {
         self.nodes += 1;
         if self.nodes > self.limits.nodes {
             let message = format!("more than {} values in one document", self.limits.nodes);
-            return Err(self.fail("yaml-size", span, message));
+            return Err(self.fail("yaml-size", span, message).into());
         }
         Ok(())
     }
@@ -471,22 +415,24 @@ impl Reader<'_> {
                     "aliases expand to more than {} bytes",
                     self.limits.alias_bytes
                 );
-                return Err(self.fail("yaml-size", span, message));
+                return Err(self.fail("yaml-size", span, message).into());
             }
         }
         Ok(())
     }
 
-    fn span(&self, start: Marker, end: Marker) -> Span {
-        Span {
-            line: number(start.line()) + self.offset,
-            column: number(start.col()) + 1,
-            end_line: number(end.line()) + self.offset,
-            end_column: number(end.col()) + 1,
-        }
+    fn span(start: Marker, end: Marker) -> Span {
+        Span::new(start.line(), start.col() + 1, end.line(), end.col() + 1)
     }
 
-    fn fail(&self, rule: &'static str, span: Span, message: impl Into<Box<str>>) -> Failure {
-        Box::new(Diagnostic::new(Severity::Error, rule, message).at(self.source, span))
+    fn fail(&self, rule: &'static str, span: Span, message: impl Into<Box<str>>) -> Diagnostic {
+        let help = match rule {
+            "yaml-depth" | "yaml-size" => "no document needs that much",
+            "yaml-merge" => "merge an object, or leave `<<` out",
+            "yaml-key" => "write a plain word before the colon",
+            _ => "correct it as YAML",
+        };
+        let failure = Diagnostic::new(Severity::Error, rule, message);
+        failure.help(help).at(self.source, span)
     }
 }

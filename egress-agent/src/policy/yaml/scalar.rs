@@ -20,10 +20,10 @@ pub(super) fn resolve(text: &str) -> Value {
         _ => {}
     }
     let first = text.as_bytes().first().copied().unwrap_or_default();
-    if first.is_ascii_digit() || matches!(first, b'+' | b'-' | b'.') {
-        if let Some(number) = number(text) {
-            return number;
-        }
+    if (first.is_ascii_digit() || matches!(first, b'+' | b'-' | b'.'))
+        && let Some(number) = number(text)
+    {
+        return number;
     }
     Value::String(text.into())
 }

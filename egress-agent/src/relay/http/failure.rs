@@ -79,13 +79,13 @@ impl Failure {
         }
     }
 
-    /// No endpoint.
-    pub(super) fn pick(error: PickError) -> Self {
+    /// No endpoint; `details` in words.
+    pub(super) fn pick(error: PickError, details: String) -> Self {
         let text = match error.flag() {
             Flag::DnsResolutionFailure => "no healthy upstream: DNS resolution failure",
             _ => "no healthy upstream",
         };
-        Self::unavailable(None, error.flag(), text.to_owned(), error.to_string())
+        Self::unavailable(None, error.flag(), text.to_owned(), details)
     }
 
     /// No connection.

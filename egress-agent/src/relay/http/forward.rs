@@ -63,7 +63,6 @@ impl<S: ServiceStream> Sending<S> {
     /// Makes what leaves out of what came.
     #[expect(
         clippy::result_large_err,
-        clippy::unnecessary_box_returns,
         reason = "the response is what the caller returns in its turn"
     )]
     pub(super) fn new(

@@ -261,15 +261,15 @@ impl<S: ServiceStream> Tries<'_, S> {
             tried,
             remote_localities: self.plan.retries.remote_localities,
         };
-        match self.set.pick(&context) {
-            Ok(picked) => Ok(picked),
+        let picked = match self.set.pick(&context) {
             Err(PickError::Unresolved) => {
                 let most = self.plan.cluster.policy.connection_pool.connect_timeout;
                 let _ = timeout(most, Box::pin(self.set.resolved())).await;
-                self.set.pick(&context).map_err(Failure::pick)
+                self.set.pick(&context)
             }
-            Err(error) => Err(Failure::pick(error)),
-        }
+            picked => picked,
+        };
+        picked.map_err(|error| Failure::pick(error, self.set.explain(error)))
     }
 
     /// The host of the request as it leaves.

@@ -6,7 +6,13 @@ use hickory_proto::rr::{RData, Record};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
+use std::net::{Ipv4Addr, SocketAddrV4};
+
 use super::*;
+
+/// An address where nobody listens, unlike a port that was just let go and may
+/// be another test's by now.
+const NOBODY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(127, 9, 9, 9), 1));
 
 /// What the name server knows; `None`: silence.
 fn resolve(query: Message, tcp: bool) -> Option<Message> {
@@ -47,9 +53,14 @@ fn resolve(query: Message, tcp: bool) -> Option<Message> {
 }
 
 async fn name_server() -> SocketAddr {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // A port that is free in both protocols.
+    let (udp, tcp) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            break (udp, tcp);
+        }
+    };
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 2000];
         loop {
@@ -146,9 +157,7 @@ async fn tells_no_name_from_no_address_from_no_answer() {
 
 #[tokio::test]
 async fn a_dead_name_server_is_told_at_once() {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let server = socket.local_addr().unwrap();
-    drop(socket);
+    let server = NOBODY;
     let start = std::time::Instant::now();
     let text = failure(&ask(server, "v4.example").await.v4);
     assert!(start.elapsed() < TRY_LIMIT, "took {:?}", start.elapsed());
@@ -164,10 +173,7 @@ async fn a_silent_name_server_is_a_timeout() {
 
 #[tokio::test]
 async fn a_second_name_server_stands_in_for_a_dead_one() {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let dead = socket.local_addr().unwrap();
-    drop(socket);
-    let options = UpstreamOptions::new(vec![dead, name_server().await]);
+    let options = UpstreamOptions::new(vec![NOBODY, name_server().await]);
     let found = upstream(options).query("v4.example".into()).await;
     assert_eq!(addresses(&found.v4).0, ["10.0.0.4"]);
 }

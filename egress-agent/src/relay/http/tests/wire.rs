@@ -295,7 +295,7 @@ fn a_refused_upgrade_goes_on_with_http() {
             .unwrap();
         let answer = ask(&mut stream, "").await;
         assert_eq!(answer.status(), 200);
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         assert_eq!(rig.seen().last().unwrap().line(), "GET /ahead HTTP/1.1");
     });
 }
@@ -336,11 +336,11 @@ fn a_client_that_goes_away_is_recorded_and_its_request_dropped() {
         rig.script(&[Do::Silence]);
         let (mut stream, end) = rig.connect();
         stream.write_all(request("/").as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         assert_eq!(rig.world.open.get(), 1);
         drop(stream);
         end.await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         let record = rig.record();
         assert_eq!((record.status, record.flags), (None, vec!["DC"]));
         assert_eq!(rig.world.open.get(), 0, "the try is given up");
@@ -389,7 +389,7 @@ fn draining_ends_connections_after_their_request() {
         let (mut busy, _) = rig.connect();
         let (mut idle, _) = rig.connect();
         busy.write_all(request("/").as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         rig.drain.send(true).unwrap();
         assert_eq!(read_all(&mut idle).await, "");
         let answer = read_all(&mut busy).await;

@@ -1,0 +1,312 @@
+//! The direct path: gives the kernel the endpoints that it may pick, and turns
+//! its reports into verdicts, records and metrics.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::bridges::Callers;
+use crate::account::{Account, DirectConnection, DirectEnd};
+use crate::capture::{
+    Captured, DirectBalance, DirectKeepalive, DirectOutcome, DirectPlan, DirectReport,
+    DirectReports, DirectSlot, Kernel,
+};
+use crate::endpoint::resolved::Destination;
+use crate::endpoint::{Changes, Endpoint, EndpointSet, Generation, Live, Outcome};
+use crate::flag::Flag;
+use crate::identify::Callers as _;
+use crate::policy::model::{Algorithm, Resolution, TrafficPolicy};
+use crate::policy::snapshot::{Client, Path, Service, ServiceId};
+
+/// Places in a service's slot table. Weights are rounded to shares of it.
+const SLOTS: u16 = 256;
+/// How often counters of what is gone are freed, and plans of services that
+/// are gone taken away.
+const COLLECT: Duration = Duration::from_secs(5);
+/// Reports taken in a row before others have their turn.
+const BATCH: usize = 256;
+
+/// Owner of the kernel's plans.
+pub(super) struct Direct {
+    kernel: Arc<Kernel>,
+    live: Arc<ArcSwap<Live>>,
+    callers: Callers,
+    account: Account,
+    client: Client,
+    plans: HashMap<ServiceId, DirectPlan>,
+    /// What the endpoint number of a report stands for.
+    seats: HashMap<u64, Seat>,
+}
+
+struct Seat {
+    set: Arc<EndpointSet>,
+    endpoint: Arc<Endpoint>,
+    generation: Generation,
+}
+
+impl Direct {
+    pub(super) fn new(
+        kernel: Arc<Kernel>,
+        live: Arc<ArcSwap<Live>>,
+        callers: Callers,
+        account: Account,
+        namespace: &Arc<str>,
+    ) -> Self {
+        Self {
+            kernel,
+            live,
+            callers,
+            account,
+            client: Client {
+                namespace: Arc::clone(namespace),
+                labels: Arc::default(),
+            },
+            plans: HashMap::new(),
+            seats: HashMap::new(),
+        }
+    }
+
+    /// Follows endpoint sets and reports for ever.
+    pub(super) async fn run(mut self, mut changes: Changes, reports: DirectReports) {
+        let mut reports = match reports.watched() {
+            Ok(reports) => reports,
+            Err(error) => {
+                tracing::error!("direct connections are not reported: {error}");
+                return;
+            }
+        };
+        let mut collect = tokio::time::interval(COLLECT);
+        collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                sets = changes.next() => {
+                    for set in sets {
+                        self.plan(&set);
+                    }
+                }
+                ready = reports.readable_mut() => {
+                    let Ok(mut ready) = ready else { return };
+                    let ring = ready.get_inner_mut();
+                    let mut batch = Vec::new();
+                    while batch.len() < BATCH && let Some(report) = ring.next() {
+                        batch.push(report);
+                    }
+                    if batch.len() < BATCH {
+                        ready.clear_ready();
+                    }
+                    for report in batch {
+                        self.report(report);
+                    }
+                }
+                _ = collect.tick() => self.collect(),
+            }
+        }
+    }
+
+    /// Writes the plan of the service whose cluster changed.
+    fn plan(&mut self, set: &Arc<EndpointSet>) {
+        let cluster = set.cluster();
+        let id = cluster.target.service;
+        let live = self.live.load();
+        let Some(service) = live.snapshot.service(id) else {
+            return self.remove(id);
+        };
+        let chosen = sole_cluster(service).is_some_and(|sole| *sole == cluster.key);
+        let Some(balance) = balance(&cluster.policy).filter(|_| chosen) else {
+            if chosen || !matches!(service.path, Path::Direct(_)) {
+                self.remove(id);
+            }
+            return;
+        };
+        // Names that are not resolved yet: the agent can wait for them.
+        if set.endpoints().is_empty() {
+            return self.remove(id);
+        }
+        let slots = set.slots(&self.client, SLOTS);
+        let mut plan = plan_of(&cluster.policy, balance);
+        for slot in &slots.endpoints {
+            let number = slot.endpoint.id.get();
+            self.seats.insert(
+                number,
+                Seat {
+                    set: Arc::clone(set),
+                    endpoint: Arc::clone(&slot.endpoint),
+                    generation: slot.generation,
+                },
+            );
+        }
+        plan.slots = slots
+            .table
+            .iter()
+            .filter_map(|&place| slots.endpoints.get(usize::from(place)))
+            .map(|slot| DirectSlot {
+                endpoint: slot.endpoint.id.get(),
+                address: slot.address,
+            })
+            .collect();
+        if self.plans.get(&id) == Some(&plan) {
+            return;
+        }
+        match self.kernel.set_direct(id, &plan) {
+            Ok(()) => {
+                tracing::debug!(host = %cluster.target.host, slots = plan.slots.len(), "direct");
+                self.plans.insert(id, plan);
+            }
+            Err(error) => {
+                tracing::error!(host = %cluster.target.host, "through the agent: {error}");
+                self.remove(id);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: ServiceId) {
+        if self.plans.remove(&id).is_some()
+            && let Err(error) = self.kernel.remove_direct(id)
+        {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn collect(&mut self) {
+        let live = self.live.load();
+        let gone: Vec<ServiceId> = self
+            .plans
+            .keys()
+            .filter(|id| {
+                live.snapshot
+                    .service(**id)
+                    .is_none_or(|service| sole_cluster(service).is_none())
+            })
+            .copied()
+            .collect();
+        for id in gone {
+            self.remove(id);
+        }
+        self.seats.retain(|number, seat| {
+            let open = self.kernel.direct_connections_of(*number).unwrap_or(0);
+            seat.endpoint
+                .set_direct_connections(u32::try_from(open).unwrap_or(u32::MAX));
+            open > 0 || !seat.endpoint.is_gone()
+        });
+        if let Err(error) = self.kernel.collect_direct() {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn report(&self, report: DirectReport) {
+        let seat = report.endpoint.and_then(|number| self.seats.get(&number));
+        let verdict = match report.outcome {
+            DirectOutcome::Established => Some(Outcome::Connected),
+            DirectOutcome::Failed => Some(Outcome::ConnectFailed),
+            _ => None,
+        };
+        if let (Some(seat), Some(verdict)) = (seat, verdict) {
+            seat.set.report(&seat.endpoint, seat.generation, verdict);
+        }
+        let live = self.live.load();
+        let Some(service) = live.snapshot.service(report.service) else {
+            return;
+        };
+        let workload = self.callers.workload_of(&report.caller);
+        let end = match report.outcome {
+            DirectOutcome::Established => {
+                return self.account.direct_opened(service, &workload);
+            }
+            outcome => end(outcome, report.destination),
+        };
+        let Some(cluster) = seat
+            .map(|seat| seat.set.cluster())
+            .or_else(|| Some(Arc::clone(&service.views.last()?.cluster)))
+        else {
+            return;
+        };
+        let connection = DirectConnection {
+            captured: Captured {
+                peer: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+                original: report.original,
+                service: report.service,
+                name_decides: false,
+                caller: report.caller,
+            },
+            workload,
+            service: Arc::clone(service),
+            cluster,
+            endpoint: report.destination.map(Destination::Tcp),
+            age: report.age,
+            handshake: report.handshake,
+        };
+        self.account.direct_ended(connection, end);
+    }
+}
+
+fn end(outcome: DirectOutcome, destination: Option<SocketAddr>) -> DirectEnd {
+    let failed = |flag, cause: String| DirectEnd::Failed {
+        flag,
+        cause,
+        received: 0,
+        sent: 0,
+    };
+    let to = || destination.map_or_else(String::new, |address| format!(" to {address}"));
+    match outcome {
+        // A reset says nothing about who sent it, and it reached the other
+        // side as it was.
+        DirectOutcome::Closed { sent, received, .. } => DirectEnd::Closed {
+            received: sent,
+            sent: received,
+        },
+        DirectOutcome::Overflow => failed(
+            Flag::UpstreamOverflow,
+            "every place under maxConnections is taken".to_owned(),
+        ),
+        DirectOutcome::NoEndpoint => failed(
+            Flag::NoHealthyUpstream,
+            "no endpoint may be used: all are ejected or failed their health check".to_owned(),
+        ),
+        DirectOutcome::Failed | DirectOutcome::Established => failed(
+            Flag::UpstreamConnectionFailure,
+            format!("connecting{} failed: refused, timed out or given up", to()),
+        ),
+    }
+}
+
+/// The cluster that every client of a direct service gets, if it is one. The
+/// kernel has one plan for a service; where clients differ, the agent decides.
+fn sole_cluster(service: &Service) -> Option<&crate::policy::snapshot::ClusterKey> {
+    let proxied = matches!(service.path, Path::Proxy(_));
+    if proxied || service.resolution == Resolution::None {
+        return None;
+    }
+    let first = &service.views.first()?.cluster.key;
+    let all = service.views.iter();
+    all.map(|view| &view.cluster.key)
+        .all(|key| key == first)
+        .then_some(first)
+}
+
+/// The kernel's way to balance; `None` where it has none.
+fn balance(policy: &TrafficPolicy) -> Option<DirectBalance> {
+    match policy.load_balancer.algorithm {
+        Algorithm::RoundRobin => Some(DirectBalance::RoundRobin),
+        Algorithm::Random => Some(DirectBalance::Random),
+        Algorithm::LeastRequest => Some(DirectBalance::LeastConnections),
+        Algorithm::Passthrough | Algorithm::Hash { .. } => None,
+    }
+}
+
+fn plan_of(policy: &TrafficPolicy, balance: DirectBalance) -> DirectPlan {
+    let pool = &policy.connection_pool;
+    DirectPlan {
+        balance,
+        max_connections: (pool.max_connections != u32::MAX).then_some(pool.max_connections),
+        connect_timeout: Some(pool.connect_timeout),
+        keepalive: pool.keepalive.map(|keepalive| DirectKeepalive {
+            idle: keepalive.time.unwrap_or_default(),
+            interval: keepalive.interval.unwrap_or_default(),
+            probes: keepalive.probes.unwrap_or_default(),
+        }),
+        slots: Vec::new(),
+    }
+}

@@ -1,0 +1,108 @@
+//! Follows the names among the endpoints of the policy: their addresses go to
+//! the endpoint sets, and tell the kernel which real addresses are registered.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, spawn_local};
+
+use crate::endpoint::resolve::{Answer, Resolver};
+use crate::endpoint::{EndpointSet, Live};
+use crate::policy::model::{EndpointAddress, EndpointSpec, Resolution};
+use crate::policy::snapshot::{ClusterKey, Service};
+
+/// The tasks that feed the endpoint sets. Must live in a `LocalSet`.
+pub(super) struct Feed {
+    resolver: Resolver,
+    followed: HashMap<ClusterKey, Followed>,
+    /// Told when the addresses of some host changed.
+    pub(super) changed: Arc<Notify>,
+}
+
+struct Followed {
+    specs: Vec<EndpointSpec>,
+    task: AbortHandle,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Feed {
+    pub(super) fn new(resolver: Resolver) -> Self {
+        Self {
+            resolver,
+            followed: HashMap::new(),
+            changed: Arc::default(),
+        }
+    }
+
+    /// Follows exactly the clusters of `live` whose endpoints have names.
+    pub(super) fn reconcile(&mut self, live: &Live) {
+        let mut before = std::mem::take(&mut self.followed);
+        for (cluster, set) in live.snapshot.clusters.iter().zip(&live.sets) {
+            if set.is_dialled() || cluster.target.resolution == Resolution::Static {
+                continue;
+            }
+            let kept = before
+                .remove(&cluster.key)
+                .filter(|followed| followed.specs == cluster.endpoints);
+            let followed = kept.unwrap_or_else(|| self.follow(set, &cluster.endpoints));
+            self.followed.insert(cluster.key.clone(), followed);
+        }
+    }
+
+    fn follow(&self, set: &Arc<EndpointSet>, specs: &[EndpointSpec]) -> Followed {
+        let mut endpoints = self.resolver.endpoints(specs);
+        let set = Arc::clone(set);
+        let changed = Arc::clone(&self.changed);
+        let task = spawn_local(async move {
+            loop {
+                let now = endpoints.current();
+                let settled = !now.pending && now.errors.is_empty();
+                if !now.endpoints.is_empty() || settled {
+                    set.update(now.endpoints);
+                }
+                if let Some(error) = now.errors.first() {
+                    set.resolution_failed(error.to_string().into());
+                }
+                changed.notify_one();
+                if !endpoints.can_change() {
+                    return;
+                }
+                endpoints.changed().await;
+            }
+        });
+        Followed {
+            specs: specs.to_vec(),
+            task: task.abort_handle(),
+        }
+    }
+
+    /// The addresses that the host of a service resolves to at present. Only
+    /// the host's own name counts: other names among the endpoints are not
+    /// what an application asks for.
+    pub(super) fn addresses_of(&self, service: &Service) -> Arc<[IpAddr]> {
+        let resolved = matches!(
+            service.resolution,
+            Resolution::Dns | Resolution::DnsRoundRobin
+        );
+        let own = service.key.host.exact().filter(|host| {
+            resolved
+                && service.endpoints.iter().any(
+                    |spec| matches!(&spec.address, EndpointAddress::Name(name) if name == *host),
+                )
+        });
+        own.map_or_else(
+            || Arc::from([]),
+            |host| {
+                let answer: Arc<Answer> = Arc::clone(&self.resolver.watch(host).borrow());
+                Arc::clone(&answer.addresses)
+            },
+        )
+    }
+}

@@ -1,0 +1,397 @@
+//! The data path of the agent: made, begun, reloaded and stopped.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use egress_common::Listeners;
+use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+
+use super::StartError;
+use super::bridges::{Callers, Names, Resolvers};
+use super::direct::Direct;
+use super::drain::Drain;
+use super::heartbeat;
+use super::node::Node;
+use super::policies;
+use super::serving::{self, DnsShared, Start, Starts};
+use super::views::Views;
+use super::worker::Vitals;
+use crate::accept::IntakeStats;
+use crate::account::{AccessLog, Account, LogTarget, Metrics};
+use crate::capture::sockets::{NetNs, Sockets};
+use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
+use crate::endpoint::TcpProber;
+use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
+use crate::flow::{self, Command, Shared};
+use crate::policy::source::keeper::{Keeper, Published};
+use crate::secret::{SecretSettings, Secrets};
+use crate::settings::value::AccessLog as LogSetting;
+use crate::settings::{Loaded, Settings};
+use crate::workload::directory::Directory;
+use crate::workload::hierarchy::Hierarchy;
+
+/// How long addresses may go on changing before the kernel is told.
+const SETTLE: Duration = Duration::from_millis(5);
+/// Time for connections that the kernel handed over to reach `accept`.
+const HANDED_OVER: Duration = Duration::from_millis(100);
+/// How often the log lines of the kernel programs are read.
+const KERNEL_LOG: Duration = Duration::from_millis(200);
+/// How often new cgroups are looked for.
+const CGROUPS: Duration = Duration::from_secs(5);
+/// Age of a record of a connection that nobody accepted.
+const ORPHANED: Duration = Duration::from_mins(1);
+/// Health checks that run at once.
+const CHECKS: usize = 64;
+
+/// The data path.
+pub(super) struct Agent {
+    node: Rc<tokio::sync::Mutex<Node>>,
+    kernel: Arc<Kernel>,
+    netns: NetNs,
+    sockets: Sockets,
+    metrics: Arc<Metrics>,
+    log: Option<AccessLog>,
+    intake: Arc<IntakeStats>,
+    /// Owner of the documents; unset until the policy was read.
+    pub(super) policy: Option<Keeper>,
+    workers: Vec<mpsc::UnboundedSender<Command>>,
+    listeners: Option<Listeners>,
+    admitted: u32,
+}
+
+impl Agent {
+    /// Loads and attaches the kernel programs, which let everything pass until
+    /// [`begin`](Self::begin).
+    ///
+    /// # Errors
+    /// What the host lacks, or what cannot be opened.
+    pub(super) fn new(
+        settings: &Settings,
+        admitted: u32,
+        registry: &mut Registry,
+    ) -> Result<Self, StartError> {
+        let failed = |what| move |error| StartError::Process { what, error };
+        let kernel = Kernel::attach(&AttachOptions {
+            cgroup: settings.cgroup.clone(),
+            bpffs: None,
+        })
+        .map_err(StartError::Capture)?;
+        let kernel = Arc::new(kernel);
+        let netns = NetNs::current().map_err(failed("a socket"))?;
+        let sockets = Sockets::marked(kernel.bypass());
+        let servers = settings.dns_upstream.iter().map(|s| s.0).collect();
+        let upstream = Upstream::new(
+            UpstreamOptions::new(servers),
+            sockets.clone(),
+            netns.clone(),
+        );
+        let routes = SocketRoutes::new(sockets.clone(), netns.clone());
+        let resolver = Resolver::new(upstream, routes);
+        let root = cgroup_root().map_err(StartError::Capture)?;
+        let directory =
+            Directory::new(Hierarchy::at(root), &settings.workload, &settings.namespace);
+        let secrets = Secrets::new(SecretSettings {
+            directory: Some(settings.secrets_dir.clone()),
+            credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            mesh: None,
+        });
+        let metrics = Metrics::new();
+        let intake = Arc::new(IntakeStats::default());
+        metrics.register(registry, Arc::clone(&intake));
+        secrets.register(registry);
+        let target = match &settings.access_log {
+            LogSetting::Off => None,
+            LogSetting::Stdout => Some(LogTarget::Stdout),
+            LogSetting::File(path) => Some(LogTarget::File(path.clone())),
+        };
+        let log = target
+            .map(|target| AccessLog::open(target, &metrics))
+            .transpose()
+            .map_err(failed("the access log"))?;
+        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        Ok(Self {
+            node: Rc::new(tokio::sync::Mutex::new(node)),
+            kernel,
+            netns,
+            sockets,
+            metrics,
+            log,
+            intake,
+            policy: None,
+            workers: Vec::new(),
+            listeners: None,
+            admitted,
+        })
+    }
+
+    /// Reads the policy and puts what is good in force.
+    ///
+    /// # Errors
+    /// When applied documents cannot be kept, or the kernel's maps not be
+    /// written.
+    pub(super) async fn read_policy(&mut self, loaded: &Loaded) -> Result<(), StartError> {
+        let keeper = Keeper::start(policies::places(loaded))
+            .await
+            .map_err(StartError::Policy)?;
+        let snapshot = Arc::clone(&keeper.published().borrow().snapshot);
+        self.policy = Some(keeper);
+        self.node.lock().await.apply(snapshot).await
+    }
+
+    /// What the admin API tells about the rooms, once the policy was read.
+    pub(super) async fn views(&self) -> Option<Views> {
+        let node = self.node.lock().await;
+        Some(Views {
+            kernel: Arc::clone(&self.kernel),
+            live: Arc::clone(&node.live),
+            names: Arc::clone(&node.names),
+            resolver: node.resolver.clone(),
+            secrets: Arc::clone(&node.secrets),
+            policy: self.policy.clone()?,
+            directory: node.directory.clone(),
+        })
+    }
+
+    /// Opens the listeners. What each worker needs is in the result.
+    ///
+    /// # Errors
+    /// When a listener cannot be opened.
+    pub(super) fn starts(
+        &mut self,
+        settings: &Settings,
+        drain: &Drain,
+    ) -> Result<Starts, StartError> {
+        let node = self.node.try_lock().map_err(|_| StartError::Process {
+            what: "the workers",
+            error: std::io::ErrorKind::ResourceBusy.into(),
+        })?;
+        let count = settings.workers.0.get();
+        let callers = Callers(node.directory.clone());
+        let shared = Arc::new(Shared {
+            live: Arc::clone(&node.live),
+            origins: Arc::new(self.kernel.origins()),
+            names: Arc::new(Names(Arc::clone(node.names.addresses()))),
+            callers: Arc::new(callers.clone()),
+            sockets: self.sockets.clone(),
+            secrets: Arc::clone(&node.secrets),
+            metrics: Arc::clone(&self.metrics),
+            log: self.log.clone(),
+            intake: Arc::clone(&self.intake),
+            drain: drain.clone(),
+            settings: flow::Settings {
+                max_connections: per_worker(self.admitted, count),
+                ..flow::Settings::default()
+            },
+        });
+        let dns = settings.dns.is_on().then(|| DnsShared {
+            registry: Arc::clone(&node.names),
+            resolvers: Arc::new(Resolvers(Arc::clone(&self.kernel))),
+            namespace: Arc::clone(&settings.namespace.0),
+            callers,
+            counters: Arc::default(),
+            sockets: self.sockets.clone(),
+        });
+        let (listeners, flows, dns) = serving::open(&self.netns, count, dns.as_ref())?;
+        self.listeners = Some(listeners);
+        let mut dns = dns.into_iter();
+        let mut starts = Vec::with_capacity(count);
+        for flow in flows {
+            let (sender, commands) = mpsc::unbounded_channel();
+            // The receiver is in the same list.
+            let _ = sender.send(Command::Listen(flow));
+            self.workers.push(sender);
+            starts.push(Mutex::new(Some(Start {
+                shared: Arc::clone(&shared),
+                commands,
+                dns: dns.next(),
+            })));
+        }
+        Ok(starts.into())
+    }
+
+    /// Begins to capture, once the workers serve, and proves that it works.
+    ///
+    /// # Errors
+    /// When the kernel cannot be told, or the proof fails.
+    pub(super) async fn begin(
+        &self,
+        settings: &Settings,
+        vitals: &Vitals,
+    ) -> Result<(), StartError> {
+        let beating = Arc::clone(&self.kernel);
+        beating.heartbeat().map_err(StartError::Capture)?;
+        let limit = settings.heartbeat_limit;
+        vitals.spawn("heartbeat", async move {
+            heartbeat::beat(limit, || beating.heartbeat()).await;
+        });
+        let node = self.node.lock().await;
+        if let Some(listeners) = &self.listeners {
+            self.kernel
+                .set_listeners(self.netns.cookie, listeners)
+                .map_err(StartError::Capture)?;
+        }
+        node.configure(settings, settings.dns.is_on())?;
+        let sweeps = node.sets.run_sweeps();
+        vitals.spawn("ejection sweeps", sweeps);
+        let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
+        let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
+        vitals.spawn("health checks", checks);
+        vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
+        let addresses = Arc::clone(node.names.addresses());
+        vitals.spawn("virtual addresses", async move {
+            let never = addresses.keep_saved().await;
+            match never {}
+        });
+        let changed = Arc::clone(&node.feed.changed);
+        if let Some(reports) = self.kernel.take_direct_reports() {
+            let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
+            let flushing = account.clone();
+            vitals.spawn("metrics", async move { flushing.keep_flushing().await });
+            let direct = Direct::new(
+                Arc::clone(&self.kernel),
+                Arc::clone(&node.live),
+                Callers(node.directory.clone()),
+                account,
+                &settings.namespace.0,
+            );
+            vitals.spawn("direct", direct.run(node.sets.subscribe(), reports));
+        }
+        drop(node);
+        vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
+        vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        if settings.kernel_log.is_on()
+            && let Some(mut lines) = self.kernel.take_logger()
+        {
+            vitals.spawn("kernel log", async move {
+                let mut ticks = tokio::time::interval(KERNEL_LOG);
+                loop {
+                    ticks.tick().await;
+                    lines.flush();
+                }
+            });
+        }
+        if let Some(policy) = &self.policy {
+            let published = policy.published();
+            vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+        }
+
+        let kernel = Arc::clone(&self.kernel);
+        tokio::task::spawn_blocking(move || kernel.prove())
+            .await
+            .map_err(|error| StartError::Process {
+                what: "the proof that capture works",
+                error: std::io::Error::other(error),
+            })?
+            .map_err(StartError::Capture)
+    }
+
+    /// Puts reloaded settings and policy in force.
+    pub(super) async fn reload(&mut self, loaded: &Loaded, settings: &Settings) {
+        {
+            let node = self.node.lock().await;
+            node.directory
+                .set_rules(&settings.workload, &settings.namespace);
+            node.secrets.reload();
+            if let Err(error) = node.configure(settings, settings.dns.is_on()) {
+                tracing::error!("{error}");
+            }
+        }
+        if let Some(log) = &self.log {
+            log.reopen();
+        }
+        if let Some(policy) = &self.policy
+            && let Err(error) = policy
+                .reload(policies::paths(loaded), policies::options(settings))
+                .await
+        {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Takes nothing new: proxied services are refused from now on, and names
+    /// resolve as if the agent were not there. Open connections go on.
+    pub(super) fn stop_accepting(&self, settings: &Settings) {
+        if let Ok(node) = self.node.try_lock()
+            && let Err(error) = node.configure(settings, false)
+        {
+            tracing::error!("{error}");
+        }
+        if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
+            tracing::error!("{error}");
+        }
+        // What the kernel has handed over by now still waits to be accepted.
+        let workers = self.workers.clone();
+        spawn_local(async move {
+            tokio::time::sleep(HANDED_OVER).await;
+            for worker in &workers {
+                // A worker that is gone accepts nothing either.
+                let _ = worker.send(Command::StopAccepting);
+            }
+        });
+    }
+}
+
+fn per_worker(admitted: u32, workers: usize) -> usize {
+    usize::try_from(admitted)
+        .unwrap_or(usize::MAX)
+        .div_ceil(workers.max(1))
+}
+
+/// Puts each new version of the policy in force.
+async fn follow_policy(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    mut published: tokio::sync::watch::Receiver<Published>,
+) {
+    loop {
+        let snapshot = Arc::clone(&published.borrow_and_update().snapshot);
+        let mut node = node.lock().await;
+        if node.live.load().snapshot.generation != snapshot.generation
+            && let Err(error) = node.apply(snapshot).await
+        {
+            tracing::error!("policy is not wholly in force: {error}");
+        }
+        drop(node);
+        if published.changed().await.is_err() {
+            tracing::error!("the thread of the policy has ended; policy stays as it is");
+            return;
+        }
+    }
+}
+
+/// Tells the kernel when the addresses of hosts change.
+async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
+    loop {
+        changed.notified().await;
+        tokio::time::sleep(SETTLE).await;
+        let node = node.lock().await;
+        let snapshot = Arc::clone(&node.live.load().snapshot);
+        if let Err(error) = node.sync_kernel(&snapshot) {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// Finds cgroups that appeared, and records that nobody will take any more.
+async fn look_around(node: Rc<tokio::sync::Mutex<Node>>) {
+    let mut ticks = tokio::time::interval(CGROUPS);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let node = node.lock().await;
+        if let Err(error) = node.directory.refresh() {
+            tracing::debug!("cannot look at the cgroups: {error}");
+        }
+        if let Err(error) = node.sync_scopes() {
+            tracing::error!("{error}");
+        }
+        match node.kernel.sweep_origins(ORPHANED) {
+            Ok(0) => {}
+            Ok(swept) => tracing::warn!(swept, "connections were handed over and never accepted"),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What a worker thread runs: the flow, and the DNS servers.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use egress_common::{DNS6_PORTS, Listeners, SERVICE_DNS};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+
+use super::StartError;
+use super::bridges::Callers;
+use super::worker::WorkerContext;
+use crate::accept::{Accepted, Admission, Intake, Listening, WorkerListeners};
+use crate::capture::sockets::{NetNs, Sockets};
+use crate::dns::forward::Forwarder;
+use crate::dns::registry::Registry;
+use crate::dns::server::{self, Counters, ResolverTable, Server};
+use crate::flow::{self, Command, Shared};
+
+/// DNS connections that one worker has open at once.
+const DNS_CONNECTIONS: usize = 1024;
+
+/// What one worker is started with.
+pub(super) struct Start {
+    pub(super) shared: Arc<Shared>,
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    pub(super) dns: Option<DnsStart>,
+}
+
+/// The DNS part of it.
+pub(super) struct DnsStart {
+    registry: Arc<Registry>,
+    resolvers: Arc<dyn ResolverTable>,
+    namespace: Arc<str>,
+    callers: Callers,
+    counters: Arc<Counters>,
+    sockets: Sockets,
+    netns: NetNs,
+    /// Every worker answers over TCP.
+    tcp: WorkerListeners,
+    /// One worker has the UDP sockets: replies must leave from the socket that
+    /// the query came to.
+    udp: Option<(UdpSocket, Option<[UdpSocket; DNS6_PORTS]>)>,
+}
+
+/// What the DNS servers of all workers share.
+pub(super) struct DnsShared {
+    pub(super) registry: Arc<Registry>,
+    pub(super) resolvers: Arc<dyn ResolverTable>,
+    pub(super) namespace: Arc<str>,
+    pub(super) callers: Callers,
+    pub(super) counters: Arc<Counters>,
+    pub(super) sockets: Sockets,
+}
+
+/// Starts, one for each worker; a worker takes its own.
+pub(super) type Starts = Arc<[Mutex<Option<Start>>]>;
+
+/// Opens everything that listens in `netns`, and says on which ports.
+pub(super) fn open(
+    netns: &NetNs,
+    workers: usize,
+    dns: Option<&DnsShared>,
+) -> Result<(Listeners, Vec<WorkerListeners>, Vec<DnsStart>), StartError> {
+    let failed = |what| move |error| StartError::Process { what, error };
+    let flow = Listening::open(netns, workers).map_err(failed("the listeners"))?;
+    let mut listeners = Listeners {
+        tcp4: flow.ports.v4,
+        tcp6: flow.ports.v6,
+        dns4: 0,
+        dns_tcp4: 0,
+        dns_tcp6: 0,
+        reserved: 0,
+        dns6: [0; DNS6_PORTS],
+    };
+    let mut starts = Vec::new();
+    if let Some(dns) = dns {
+        let tcp = Listening::open(netns, workers).map_err(failed("the DNS listeners"))?;
+        listeners.dns_tcp4 = tcp.ports.v4;
+        listeners.dns_tcp6 = tcp.ports.v6;
+        let (v4, v6) = udp(netns, dns).map_err(failed("the DNS sockets"))?;
+        listeners.dns4 = v4.local_addr().map_or(0, |address| address.port());
+        for (port, socket) in listeners.dns6.iter_mut().zip(v6.iter().flatten()) {
+            *port = socket.local_addr().map_or(0, |address| address.port());
+        }
+        let mut udp = Some((v4, v6));
+        starts.extend(tcp.workers.into_iter().map(|tcp| DnsStart {
+            registry: Arc::clone(&dns.registry),
+            resolvers: Arc::clone(&dns.resolvers),
+            namespace: Arc::clone(&dns.namespace),
+            callers: dns.callers.clone(),
+            counters: Arc::clone(&dns.counters),
+            sockets: dns.sockets.clone(),
+            netns: netns.clone(),
+            tcp,
+            udp: udp.take(),
+        }));
+    }
+    Ok((listeners, flow.workers, starts))
+}
+
+type UdpSockets = (UdpSocket, Option<[UdpSocket; DNS6_PORTS]>);
+
+fn udp(netns: &NetNs, dns: &DnsShared) -> io::Result<UdpSockets> {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let v4 = dns.sockets.udp(netns, any)?;
+    let loopback = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+    let v6: io::Result<Vec<UdpSocket>> = (0..DNS6_PORTS)
+        .map(|_| dns.sockets.udp(netns, loopback))
+        .collect();
+    // A namespace without IPv6 has no `[::1]`; its clients cannot ask it.
+    Ok((v4, v6.ok().and_then(|list| list.try_into().ok())))
+}
+
+/// The body of each worker.
+pub(super) async fn body(context: WorkerContext, starts: Starts) -> Result<(), String> {
+    let start = starts
+        .get(context.index)
+        .and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take())
+        .ok_or("it was started twice")?;
+    if let Some(dns) = start.dns {
+        serve_dns(&context, dns, &start.shared).map_err(|error| format!("DNS: {error}"))?;
+    }
+    context.vitals.spawn("flow", async move {
+        flow::run_worker(start.shared, start.commands).await;
+    });
+    context.ready();
+    context.drain.ended().await;
+    Ok(())
+}
+
+fn serve_dns(context: &WorkerContext, dns: DnsStart, shared: &Shared) -> io::Result<()> {
+    let forwarder = Forwarder::new(dns.sockets, dns.netns.clone());
+    let server = Arc::new(Server::new(
+        dns.registry,
+        forwarder,
+        dns.resolvers,
+        Arc::new(dns.namespace),
+        dns.counters,
+        dns.tcp.v6.is_some(),
+    ));
+    if let Some((v4, v6)) = dns.udp {
+        let udp4 = server::serve_udp4(Arc::clone(&server), v4);
+        context.vitals.spawn("DNS over UDP", async move {
+            let Err(error) = udp4.await;
+            tracing::error!("DNS over UDP ended: {error}");
+        });
+        if let Some(v6) = v6 {
+            let udp6 = server::serve_udp6(Arc::clone(&server), v6);
+            context.vitals.spawn("DNS over UDP and IPv6", async move {
+                let Err(error) = udp6.await;
+                tracing::error!("DNS over UDP and IPv6 ended: {error}");
+            });
+        }
+    }
+    let intake = Intake {
+        origins: Arc::clone(&shared.origins),
+        admission: Admission::new(DNS_CONNECTIONS),
+        stats: Arc::clone(&shared.intake),
+    };
+    for listener in [Some(dns.tcp.v4), dns.tcp.v6].into_iter().flatten() {
+        let listener = TcpListener::from_std(listener)?;
+        let server = Arc::clone(&server);
+        let callers = dns.callers.clone();
+        let accepting = intake
+            .clone()
+            .run(listener, dns.netns.clone(), move |accepted| {
+                serve_dns_connection(&server, &callers, accepted);
+            });
+        context.vitals.spawn("DNS over TCP", accepting);
+    }
+    Ok(())
+}
+
+fn serve_dns_connection(server: &Arc<Server>, callers: &Callers, accepted: Accepted) {
+    if accepted.captured.service.0 != SERVICE_DNS {
+        return;
+    }
+    let namespace = callers.namespace(&accepted.captured.caller);
+    let server = Arc::clone(server);
+    spawn_local(async move {
+        let _admitted = accepted.admitted;
+        let resolver = accepted.captured.original;
+        if let Err(error) = server::serve_tcp(server, accepted.stream, resolver, namespace).await {
+            tracing::debug!(%resolver, "DNS over TCP: {error}");
+        }
+    });
+}

@@ -1,0 +1,459 @@
+//! The documents of the running agent: what each source has, which version of
+//! each is in force, and why another is not.
+//!
+//! A document that is rejected leaves its previous version in force. One that
+//! two sources have is taken from the source where it changed last. Nothing
+//! here waits or watches; see [`source`](super::source).
+
+mod applied;
+mod change;
+mod error;
+mod report;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::Options;
+use super::compile::{Ids, compile};
+use super::diagnostic::{Diagnostic, Severity, Source, Span};
+use super::document::{Document, DocumentId, Documents, Outcome};
+use super::load::{read_part, replaced};
+use super::snapshot::Snapshot;
+use super::yaml::{self, Limits};
+use applied::{Applied, Kept};
+use version::{Version, same_content};
+
+pub use change::{Change, Changed};
+pub use error::StoreError;
+pub use report::Counts;
+pub use version::{Condition, DocumentStatus, SourceName};
+
+/// A file that changed.
+#[derive(Debug)]
+pub struct FileChange {
+    /// Which.
+    pub path: Arc<Path>,
+    /// When it was changed, by its own account.
+    pub modified: SystemTime,
+    /// What is in it now.
+    pub content: Content,
+}
+
+/// What is in a file.
+#[derive(Debug)]
+pub enum Content {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// The file is gone, and its documents with it.
+    Gone,
+    /// It cannot be read; its documents stay in force.
+    Unreadable(io::Error),
+}
+
+/// What a source has.
+#[derive(Debug, Default)]
+struct Held {
+    ids: BTreeSet<DocumentId>,
+    /// Problems of text of which it cannot be told which document it is.
+    problems: Vec<Diagnostic>,
+    read_at: Option<SystemTime>,
+}
+
+/// All documents.
+#[derive(Debug)]
+pub struct Store {
+    options: Options,
+    entries: BTreeMap<DocumentId, Vec<Version>>,
+    sources: BTreeMap<SourceName, Held>,
+    state: Option<(PathBuf, Applied)>,
+    ids: Ids,
+    sequence: u64,
+    /// The documents differ from those of the snapshot.
+    changed: bool,
+    /// The first snapshot was made: what comes now came later than it.
+    started: bool,
+    snapshot: Arc<Snapshot>,
+    /// Warnings that came with the snapshot.
+    warnings: Vec<Diagnostic>,
+}
+
+impl Store {
+    /// A store that keeps applied documents in a state directory, with those
+    /// that are there already.
+    ///
+    /// # Errors
+    /// When the directory cannot be used. A file in it that is corrupt is no
+    /// error: it is told with the documents.
+    pub fn open(options: Options, state: &Path) -> Result<Self, StoreError> {
+        let applied = Applied::open(state).map_err(|error| StoreError::Directory {
+            path: state.to_owned(),
+            error,
+        })?;
+        let mut store = Self::new(options);
+        store.state = Some((state.to_owned(), applied));
+        store.load_applied();
+        Ok(store)
+    }
+
+    /// A store that takes files only.
+    pub fn new(options: Options) -> Self {
+        let mut ids = Ids::default();
+        let (snapshot, _) = compile(&mut ids, &Documents::default(), &options);
+        Self {
+            options,
+            entries: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            state: None,
+            ids,
+            sequence: 0,
+            changed: true,
+            started: false,
+            snapshot: Arc::new(snapshot),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// How documents are read.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Changes how documents are read. Applied ones are read again at once;
+    /// the files must be given again.
+    pub fn set_options(&mut self, options: Options) {
+        self.options = options;
+        self.changed = true;
+        self.load_applied();
+    }
+
+    fn load_applied(&mut self) {
+        let Some((_, applied)) = &self.state else {
+            return;
+        };
+        let (kept, problems) = applied.load(&self.options);
+        let before = self
+            .sources
+            .remove(&SourceName::Applied)
+            .unwrap_or_default();
+        for one in kept {
+            self.keep(one);
+        }
+        let held = self.sources.entry(SourceName::Applied).or_default();
+        held.problems = problems;
+        held.read_at = Some(SystemTime::now());
+        let missing: Vec<_> = before.ids.difference(&held.ids).cloned().collect();
+        for id in missing {
+            self.remove(&SourceName::Applied, &id);
+        }
+    }
+
+    fn keep(&mut self, kept: Kept) {
+        let stamp = self.stamp(kept.at.into());
+        let id = kept.id;
+        let outcome = match kept.document {
+            Some(document) => Ok(document),
+            None => Err(0),
+        };
+        self.upsert(
+            &SourceName::Applied,
+            id.clone(),
+            outcome,
+            kept.problems,
+            stamp,
+        );
+        let held = self.sources.entry(SourceName::Applied).or_default();
+        held.ids.insert(id);
+    }
+
+    /// Later than all that came before, once the agent runs; before that, by
+    /// the clock of the files.
+    fn stamp(&mut self, modified: SystemTime) -> (SystemTime, u64) {
+        self.sequence += 1;
+        let now = SystemTime::now();
+        let time = if self.started { now } else { modified.min(now) };
+        (time, self.sequence)
+    }
+
+    /// Takes what is in files now. All of them are taken together, so that a
+    /// document that moves from one to another is never missing. What comes
+    /// back are the problems of these files.
+    pub fn replace(&mut self, files: Vec<FileChange>) -> Vec<Diagnostic> {
+        let mut found = Vec::new();
+        let mut removed: Vec<(SourceName, DocumentId)> = Vec::new();
+        for file in files {
+            let source = SourceName::File(Arc::clone(&file.path));
+            let stamp = self.stamp(file.modified);
+            match file.content {
+                Content::Gone => {
+                    if let Some(held) = self.sources.remove(&source) {
+                        removed.extend(held.ids.into_iter().map(|id| (source.clone(), id)));
+                        self.changed = true;
+                    }
+                }
+                Content::Unreadable(error) => {
+                    let message = format!("cannot be read: {error}");
+                    let place = Source::nameless(&file.path.display().to_string());
+                    let problem = Diagnostic::new(Severity::Error, "file", message)
+                        .help("check the file and its permissions")
+                        .at(&place, Span::default());
+                    let held = self.sources.entry(source).or_default();
+                    found.push(problem.clone());
+                    held.problems = vec![problem];
+                    held.read_at = Some(SystemTime::now());
+                }
+                Content::Bytes(bytes) => {
+                    let gone = self.take_file(&source, &file.path, bytes, stamp, &mut found);
+                    removed.extend(gone.into_iter().map(|id| (source.clone(), id)));
+                }
+            }
+        }
+        for (source, id) in removed {
+            self.remove(&source, &id);
+        }
+        found
+    }
+
+    /// Takes a file; the documents that it has no more.
+    fn take_file(
+        &mut self,
+        source: &SourceName,
+        path: &Path,
+        bytes: Vec<u8>,
+        stamp: (SystemTime, u64),
+        found: &mut Vec<Diagnostic>,
+    ) -> Vec<DocumentId> {
+        let now = SystemTime::now();
+        let before = self.sources.remove(source).unwrap_or_default();
+        let mut held = Held {
+            read_at: Some(now),
+            ..Held::default()
+        };
+        // Something could not be read, so what is missing may be in it.
+        let mut unclear = false;
+        match read_all(&path.display().to_string(), bytes, &self.options) {
+            Ok(read) => {
+                for (outcome, problems) in read {
+                    found.extend(problems.iter().cloned());
+                    unclear |= self.take_one(source, outcome, problems, stamp, &mut held);
+                }
+            }
+            Err(problem) => {
+                found.push((*problem).clone());
+                held.problems.push(*problem);
+                unclear = true;
+            }
+        }
+        let missing = before.ids.difference(&held.ids).cloned();
+        let mut gone: Vec<DocumentId> = missing.collect();
+        if unclear {
+            for id in gone.drain(..) {
+                if let Some(version) = self.version_mut(source, &id) {
+                    version.rejected.get_or_insert(0);
+                    version.read_at = now;
+                    version.problems.clone_from(&held.problems);
+                }
+                held.ids.insert(id);
+            }
+        }
+        self.changed = true;
+        self.sources.insert(source.clone(), held);
+        gone
+    }
+
+    /// Takes one outcome; whether it is not clear which document it is.
+    fn take_one(
+        &mut self,
+        source: &SourceName,
+        outcome: Outcome,
+        mut problems: Vec<Diagnostic>,
+        stamp: (SystemTime, u64),
+        held: &mut Held,
+    ) -> bool {
+        match outcome {
+            Outcome::Skipped => {}
+            Outcome::Rejected(None) => {
+                held.problems.extend(problems);
+                return true;
+            }
+            Outcome::Rejected(Some(id)) => {
+                let line = problems.iter().find_map(|p| p.location.as_ref());
+                let line = line.map_or(0, super::diagnostic::Location::line);
+                held.ids.insert(id.clone());
+                self.upsert(source, id, Err(line), problems, stamp);
+            }
+            Outcome::Valid(document) => {
+                let id = document.id.clone();
+                if !held.ids.insert(id.clone())
+                    && let Some(twin) = self.version_mut(source, &id)
+                    && let Some(old) = &twin.valid
+                {
+                    problems.push(replaced(old, &document));
+                }
+                self.upsert(source, id, Ok(document), problems, stamp);
+            }
+        }
+        false
+    }
+
+    fn version_mut(&mut self, source: &SourceName, id: &DocumentId) -> Option<&mut Version> {
+        let versions = self.entries.get_mut(id)?;
+        versions.iter_mut().find(|v| v.source == *source)
+    }
+
+    /// Takes what a source has of a document now: a valid version, or the line
+    /// of one that is rejected.
+    fn upsert(
+        &mut self,
+        source: &SourceName,
+        id: DocumentId,
+        outcome: Result<Arc<Document>, u32>,
+        problems: Vec<Diagnostic>,
+        order: (SystemTime, u64),
+    ) {
+        let versions = self.entries.entry(id).or_default();
+        let place = if let Some(place) = versions.iter().position(|v| v.source == *source) {
+            place
+        } else {
+            versions.push(Version {
+                source: source.clone(),
+                order,
+                read_at: SystemTime::now(),
+                valid: None,
+                since: None,
+                rejected: None,
+                problems: Vec::new(),
+            });
+            versions.len() - 1
+        };
+        let Some(version) = versions.get_mut(place) else {
+            return;
+        };
+        version.read_at = SystemTime::now();
+        version.problems = problems;
+        match outcome {
+            Err(line) => version.rejected = Some(line),
+            Ok(document) => {
+                version.rejected = None;
+                let same = version.valid.as_ref();
+                if !same.is_some_and(|old| same_content(old, &document)) {
+                    version.order = order;
+                    version.since = None;
+                }
+                version.valid = Some(document);
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Removes the version of a source. When the document stands in another
+    /// file where it was never valid, it was moved there and broken: its last
+    /// valid version stays in force.
+    fn remove(&mut self, source: &SourceName, id: &DocumentId) {
+        let Some(versions) = self.entries.get_mut(id) else {
+            return;
+        };
+        let Some(place) = versions.iter().position(|v| v.source == *source) else {
+            return;
+        };
+        let old = versions.remove(place);
+        let mut heirs = versions
+            .iter_mut()
+            .filter(|v| v.source != SourceName::Applied);
+        if old.source != SourceName::Applied
+            && let Some(heir) = heirs.next()
+            && heir.valid.is_none()
+        {
+            heir.valid = old.valid;
+            heir.order = old.order;
+            heir.since = old.since;
+        }
+        if versions.is_empty() {
+            self.entries.remove(id);
+        }
+        self.changed = true;
+    }
+
+    /// Whether the next snapshot will be another one.
+    pub fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Compiles the documents, if they changed. What comes with the snapshot
+    /// are warnings about documents that do not fit each other.
+    pub fn compile(&mut self) -> (Arc<Snapshot>, &[Diagnostic]) {
+        if self.changed {
+            let winners = self
+                .entries
+                .values()
+                .filter_map(|versions| winner(versions));
+            let documents = Documents {
+                list: winners.filter_map(|v| v.valid.clone()).collect(),
+            };
+            let (snapshot, mut warnings) = compile(&mut self.ids, &documents, &self.options);
+            for versions in self.entries.values_mut() {
+                let source = winner(versions).map(|v| v.source.clone());
+                for version in versions.iter_mut() {
+                    if source.as_ref() == Some(&version.source) {
+                        version.since.get_or_insert(snapshot.generation);
+                    } else {
+                        version.since = None;
+                    }
+                }
+                warnings.extend(overridden(versions));
+            }
+            self.snapshot = Arc::new(snapshot);
+            self.warnings = warnings;
+            self.changed = false;
+            self.started = true;
+        }
+        (Arc::clone(&self.snapshot), &self.warnings)
+    }
+}
+
+/// The version that is in force.
+fn winner(versions: &[Version]) -> Option<&Version> {
+    let valid = versions.iter().filter(|v| v.valid.is_some());
+    valid.max_by_key(|v| v.order)
+}
+
+/// A warning for every version that another source's overrides.
+fn overridden(versions: &[Version]) -> Vec<Diagnostic> {
+    let Some(new) = winner(versions) else {
+        return Vec::new();
+    };
+    let others = versions.iter().filter(|v| v.source != new.source);
+    let pairs = others.filter_map(|old| Some((old.valid.as_ref()?, new.valid.as_ref()?)));
+    pairs.map(|(old, new)| replaced(old, new)).collect()
+}
+
+/// Reads every document of a text.
+fn read_all(
+    name: &str,
+    bytes: Vec<u8>,
+    options: &Options,
+) -> Result<Vec<(Outcome, Vec<Diagnostic>)>, Box<Diagnostic>> {
+    let text = yaml::text_of(name, bytes, &Limits::default())?;
+    let name: Arc<str> = name.into();
+    let mut out = Vec::new();
+    for (part, lines_before) in yaml::parts(&text) {
+        let source = Arc::new(Source {
+            name: Arc::clone(&name),
+            text: part.into(),
+            lines_before,
+        });
+        out.extend(read_part(&source, options));
+    }
+    Ok(out)
+}
