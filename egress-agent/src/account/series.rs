@@ -157,7 +157,7 @@ impl std::fmt::Debug for SeriesCache {
         f.debug_struct("SeriesCache")
             .field("tcp", &self.tcp.len())
             .field("requests", &self.requests.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
