@@ -28,6 +28,7 @@ mod limits;
 mod live;
 mod load;
 mod locality;
+mod names;
 mod outcome;
 mod outlier;
 mod picked;

@@ -35,7 +35,7 @@ pub(super) async fn carry(context: &Context, identified: Identified, mut record:
         ..
     } = identified;
     let caller = Caller {
-        peer: captured.peer,
+        peer: context.source(&netns, &captured),
         original: captured.original,
         name_decides: captured.name_decides,
         netns,

@@ -63,8 +63,9 @@ impl Feed {
         let task = spawn_local(async move {
             loop {
                 let now = endpoints.current();
-                let settled = !now.pending && now.errors.is_empty();
-                if !now.endpoints.is_empty() || settled {
+                // None at all, where lookups fail: the addresses of names that
+                // their own servers have denied for long enough are gone.
+                if !now.endpoints.is_empty() || !now.pending {
                     set.update(now.endpoints);
                 }
                 if let Some(error) = now.errors.first() {

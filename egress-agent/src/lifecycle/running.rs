@@ -14,6 +14,7 @@ use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
 use super::direct::Direct;
 use super::drain::Drain;
+use super::dynamic_names;
 use super::heartbeat;
 use super::node::Node;
 use super::policies;
@@ -237,6 +238,8 @@ impl Agent {
         node.configure(settings, settings.dns.is_on())?;
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
+        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        vitals.spawn("dynamic names", names);
         let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
