@@ -25,7 +25,8 @@ use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
-use crate::endpoint::TcpProber;
+use crate::connect::EndpointProber;
+use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
 use crate::policy::source::keeper::{Keeper, Published};
@@ -114,6 +115,8 @@ impl Agent {
             .transpose()
             .map_err(failed("the access log"))?;
         let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        let live = Arc::clone(&node.live);
+        registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
             node: Rc::new(tokio::sync::Mutex::new(node)),
             kernel,
@@ -240,7 +243,8 @@ impl Agent {
         vitals.spawn("ejection sweeps", sweeps);
         let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
         vitals.spawn("dynamic names", names);
-        let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
+        let secrets = Arc::clone(&node.secrets);
+        let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());

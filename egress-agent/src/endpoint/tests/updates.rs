@@ -152,7 +152,10 @@ async fn picking_waits_for_the_first_answer() {
     assert_eq!(error, PickError::Unresolved);
     assert_eq!(error.flag().code(), "DF");
     assert!(set.explain(error, "").ends_with(": no such name"));
-    assert_eq!(set.explain(PickError::Empty, ""), PickError::Empty.to_string());
+    assert_eq!(
+        set.explain(PickError::Empty, ""),
+        PickError::Empty.to_string()
+    );
     // The last good answer stays in use.
     set.update(many(1));
     set.resolution_failed("timeout".into());
