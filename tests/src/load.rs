@@ -26,9 +26,10 @@ impl Try {
     #[must_use]
     pub fn line(&self) -> String {
         let Self { began, took, .. } = self;
+        let one_line = |text: &str| text.replace(['\n', '\t'], " ");
         match &self.outcome {
-            Ok((status, name)) => format!("{began}\t{took}\tok\t{status}\t{name}"),
-            Err(error) => format!("{began}\t{took}\tfailed\t0\t{error}"),
+            Ok((status, text)) => format!("{began}\t{took}\tok\t{status}\t{}", one_line(text)),
+            Err(error) => format!("{began}\t{took}\tfailed\t0\t{}", one_line(error)),
         }
     }
 

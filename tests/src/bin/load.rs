@@ -107,7 +107,7 @@ impl Client {
             took: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             outcome: result.map_err(|error| {
                 *kept = None;
-                format!("{error:#}").replace(['\n', '\t'], " ")
+                format!("{error:#}")
             }),
         }
     }

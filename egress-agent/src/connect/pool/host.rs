@@ -17,19 +17,22 @@ use super::http1::Connection;
 use super::lease::{Held, Http1, Http2, Lease};
 use super::{DialRequest, Dialled, Identity, Io, Key, Payload, Pool, Reach, Version};
 use crate::endpoint::resolved::Destination;
-use crate::endpoint::{ConnectionGuard, EndpointSet, Outcome, Permit, Picked};
+use crate::endpoint::{ConnectionGuard, Endpoint, EndpointSet, Outcome, Permit, Picked};
 use crate::flag::Side;
 use crate::policy::model::{ConnectionPool, TrafficPolicy};
 
 /// While a request waits for a place under `maxConnections`, other workers may
 /// give one back without our being told; so it is asked for again.
 const PERMIT_POLL: Duration = Duration::from_millis(20);
+/// How often idle connections are looked at for an address that vanished.
+const GONE_POLL: Duration = Duration::from_secs(5);
 
 /// The connections to one address, for one kind of caller.
 pub struct Host<B, S> {
     pool: Weak<Pool<B, S>>,
     key: Key,
     set: Arc<EndpointSet>,
+    endpoint: Arc<Endpoint>,
     policy: Arc<TrafficPolicy>,
     /// Idle HTTP/1 connections; the one used last is used next, so that the
     /// rest can grow old.
@@ -67,12 +70,14 @@ where
         pool: Weak<Pool<B, S>>,
         key: Key,
         set: Arc<EndpointSet>,
+        endpoint: Arc<Endpoint>,
         policy: Arc<TrafficPolicy>,
     ) -> Rc<Self> {
         Rc::new(Self {
             pool,
             key,
             set,
+            endpoint,
             policy,
             idle: RefCell::default(),
             http2: RefCell::default(),
@@ -89,9 +94,10 @@ where
         &self.key
     }
 
-    /// Whether connections made here fit `policy`.
+    /// Whether connections made here fit `policy`, and the address is still
+    /// one of the service's.
     pub(super) fn serves(&self, policy: &Arc<TrafficPolicy>) -> bool {
-        Arc::ptr_eq(&self.policy, policy) || *self.policy == **policy
+        !self.endpoint.is_gone() && (Arc::ptr_eq(&self.policy, policy) || *self.policy == **policy)
     }
 
     /// Whether this is the host for a pick, and takes requests.
@@ -103,6 +109,7 @@ where
         identity: &Identity,
     ) -> bool {
         !self.retired.get()
+            && !self.endpoint.is_gone()
             && Arc::ptr_eq(&self.set, set)
             && Arc::ptr_eq(&self.policy, policy)
             && self.key.destination == *destination
@@ -339,6 +346,7 @@ where
             .is_some_and(|most| http1.requests >= most);
         if used_up
             || self.retired.get()
+            || self.endpoint.is_gone()
             || !http1.connection.is_reusable()
             || self.too_old(http1.opened)
         {
@@ -416,7 +424,10 @@ where
     fn sweep(&self, cx: &mut Context<'_>) -> Option<Instant> {
         let now = Instant::now();
         let longest = self.limits().http_idle_timeout;
-        let stays = |since: Instant| longest.is_none_or(|longest| now < since + longest);
+        // An address that vanished (from DNS, or from the policy) gets no
+        // further request; what is under way may end.
+        let gone = self.endpoint.is_gone();
+        let stays = |since: Instant| !gone && longest.is_none_or(|longest| now < since + longest);
         let mut idle = self.idle.borrow_mut();
         let mut at = 0;
         while at < idle.len() {
@@ -439,7 +450,8 @@ where
             .min()?;
         // Without a timeout there is still the list to be kept short.
         let longest = longest.unwrap_or(Duration::from_hours(1));
-        Some((oldest + longest).max(now + Duration::from_millis(100)))
+        let next = (oldest + longest).min(now + GONE_POLL);
+        Some(next.max(now + Duration::from_millis(100)))
     }
 }
 
