@@ -77,8 +77,10 @@ spec:
         ensure!(line.is_some(), "{name}: {table}");
     }
     // A name that is not there is told at once, and why.
+    let arguments = ["--include", "--header", "Host: none.wild.example.com"];
     let none = lab
-        .curl(&["--include", "http://none.wild.example.com/"])
+        .curl(&arguments)
+        .arg("http://a.wild.example.com/")
         .text()?;
     ensure!(none.starts_with("HTTP/1.1 503"), "{none}");
     let record = agent.record("the failed lookup", |r| r.has_flag("DF"))?;

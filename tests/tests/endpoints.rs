@@ -9,7 +9,7 @@ use lab::backend::{Backend, Speaks};
 use lab::dns::NameServer;
 use lab::load::{self, Mode, Try};
 use lab::process::wait_for;
-use lab::{Lab, RESOLVER, Result, ensure};
+use lab::{Lab, RESOLVER, Result, bail, ensure};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
 /// Requests a second.
@@ -306,12 +306,18 @@ print("open", flush=True)
     }
     let tries = load.finish(Duration::from_secs(40))?;
     let bad: Vec<&Try> = tries.iter().filter(|one| one.is_bad()).collect();
-    ensure!(
-        bad.is_empty(),
-        "{} failed: {:?}",
-        bad.len(),
-        &bad[..bad.len().min(5)]
-    );
+    if !bad.is_empty() {
+        let mut records = agent.records()?;
+        records.retain(|record| record.flag() != "-");
+        bail!(
+            "{} failed: {:?}
+{records:?}
+{}",
+            bad.len(),
+            &bad[..bad.len().min(5)],
+            agent.log()?
+        );
+    }
     ensure!(tries.len() > 500, "{}", tries.len());
     for backend in &backends {
         ensure!(backend.served() > 20, "no part for {}", backend.ip());

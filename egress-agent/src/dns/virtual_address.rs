@@ -29,7 +29,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
 use holding::Clock;
-use number::{NUMBERS, hash};
+use number::hash;
 
 use super::DnsError;
 use crate::shared_map::SharedMap;

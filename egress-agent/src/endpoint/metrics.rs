@@ -51,8 +51,12 @@ impl Told {
     }
 }
 
-/// Value of a counter of a set.
-type OfSet = (&'static str, &'static str, fn(&EndpointSet) -> &AtomicU64);
+/// Reads a counter of a set.
+type Read = fn(&EndpointSet) -> &AtomicU64;
+/// Counters told apart by a label, with its values.
+type Named = &'static [(&'static str, Read)];
+/// Name, help and value of a counter of a set.
+type OfSet = (&'static str, &'static str, Read);
 /// Value of a gauge of a set.
 type GaugeOfSet = (&'static str, &'static str, fn(&EndpointSet) -> &AtomicU32);
 /// Value of one limit.
@@ -104,7 +108,7 @@ const COUNTERS: [OfSet; 4] = [
     ),
 ];
 
-const EJECTIONS: [(&str, fn(&EndpointSet) -> &AtomicU64); 3] = [
+const EJECTIONS: Named = &[
     ("consecutive-5xx", |set| &set.counters().ejections_5xx),
     ("consecutive-gateway", |set| {
         &set.counters().ejections_gateway
@@ -114,7 +118,7 @@ const EJECTIONS: [(&str, fn(&EndpointSet) -> &AtomicU64); 3] = [
     }),
 ];
 
-const CHECKS: [(&str, fn(&EndpointSet) -> &AtomicU64); 2] = [
+const CHECKS: Named = &[
     ("passed", |set| &set.counters().checks_passed),
     ("failed", |set| &set.counters().checks_failed),
 ];
@@ -221,21 +225,20 @@ impl Collector for Metrics {
                 .map(|told| (told.labels.clone(), value(&told.set).load(Relaxed)));
             family(encoder, (name, help, true), series)?;
         }
-        let named =
-            |label: &'static str, values: &'static [(&str, fn(&EndpointSet) -> &AtomicU64)]| {
-                let told = &told;
-                told.iter().flat_map(move |told| {
-                    values.iter().map(move |(name, value)| {
-                        let labels = told.labels(&[(label, name)]);
-                        (labels, value(&told.set).load(Relaxed))
-                    })
+        let named = |label: &'static str, values: Named| {
+            let told = &told;
+            told.iter().flat_map(move |told| {
+                values.iter().map(move |(name, value)| {
+                    let labels = told.labels(&[(label, name)]);
+                    (labels, value(&told.set).load(Relaxed))
                 })
-            };
+            })
+        };
         let help = "Ejections by outlier detection";
-        let series = named("reason", &EJECTIONS);
+        let series = named("reason", EJECTIONS);
         family(encoder, ("egress_outlier_ejections", help, true), series)?;
         let help = "Active health checks";
-        let series = named("result", &CHECKS);
+        let series = named("result", CHECKS);
         family(encoder, ("egress_health_checks", help, true), series)?;
         for (name, help, counts, value) in LIMITS {
             let series = told.iter().flat_map(|told| {

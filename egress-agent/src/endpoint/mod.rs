@@ -44,6 +44,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod variants;
+mod wanted;
 mod warmup;
 mod weighted;
 
@@ -64,3 +65,4 @@ pub use slots::{Slot, Slots};
 pub use status::{
     EndpointState, EndpointStatus, FailureStatus, LevelStatus, LimitStatus, SetStatus,
 };
+pub use wanted::ConnectionWanted;

@@ -22,6 +22,7 @@ use super::picked::{PickContext, Picked};
 use super::pool::{Kind, Pool};
 use super::resolved::{Destination, ResolvedEndpoint};
 use super::shared::{SetCounters, Shared, bump, name_of};
+use super::wanted::Wanted;
 use crate::policy::model::Resolution;
 use crate::policy::snapshot::{Cluster, ClusterKey};
 
@@ -81,6 +82,7 @@ impl EndpointSet {
                 name: name_of(&cluster.key),
                 limits: Limits::new(&cluster.policy, now),
                 counters: SetCounters::default(),
+                wanted: Wanted::default(),
                 created: now,
                 version: watch::Sender::new(0),
                 watchers,

@@ -239,6 +239,8 @@ where
         let _waiting = Counted::new(&self.waiting);
         let started = Instant::now();
         let deadline = started + super::PENDING_TIMEOUT;
+        // Set while only a place under `maxConnections` is missing.
+        let mut wanted = None;
         loop {
             let notified = self.wake.notified();
             if want != Want::Fresh
@@ -260,6 +262,10 @@ where
                     tokio::task::yield_now().await;
                     continue;
                 }
+                if wanted.is_none() {
+                    wanted = Some(self.set.want_connection());
+                }
+                self.set.ask_for_connection();
             }
             let now = Instant::now();
             if now >= deadline {
@@ -363,6 +369,7 @@ where
         if used_up
             || self.retired.get()
             || self.endpoint.is_gone()
+            || self.is_wanted_elsewhere()
             || !http1.connection.is_reusable()
             || self.too_old(http1.opened)
         {
@@ -382,6 +389,14 @@ where
         if self.waiting.get() > 0 {
             self.wake.notify_one();
         }
+    }
+
+    /// Whether a free connection goes to a request that waits elsewhere (at
+    /// another worker, for another address): by lot, so that each waits its
+    /// share.
+    fn is_wanted_elsewhere(&self) -> bool {
+        let wanted = self.set.connections_wanted();
+        wanted > 0 && fastrand::u32(..wanted) >= self.waiting.get()
     }
 
     /// A stream of an HTTP/2 connection has ended.
@@ -408,12 +423,19 @@ where
         }
         // Until the task has run for the first time.
         *self.reaper.borrow_mut() = Some(Waker::noop().clone());
-        let host = Rc::downgrade(self);
+        let (host, set) = (Rc::downgrade(self), Arc::clone(&self.set));
+        let mut asked = Box::pin(set.connection_asked_for());
         let mut timer = Box::pin(sleep_until(Instant::now()));
         spawn_local(poll_fn(move |cx| {
             let Some(host) = host.upgrade() else {
                 return Poll::Ready(());
             };
+            while asked.as_mut().poll(cx).is_ready() {
+                asked.set(set.connection_asked_for());
+                if set.connections_wanted() > 0 {
+                    host.close_one_idle();
+                }
+            }
             loop {
                 *host.reaper.borrow_mut() = Some(cx.waker().clone());
                 let Some(next) = host.sweep(cx) else {

@@ -17,7 +17,7 @@ use super::resolver::{IDLE_LIMIT, Inner};
 use super::upstream::{Families, Query};
 
 /// Longest time of one lookup, all tries and servers together.
-const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the tasks need.
 pub(super) struct Shared {
