@@ -181,14 +181,19 @@ fn requests_that_wait_for_a_connection_are_bounded() -> Result<()> {
     let scene = Scene::new(Speaks::Http, 80, &service("HTTP", 80, pool))?;
     for round in 1..=2 {
         scene.backend.hold();
+        let target = (Mode::Http, "limited.example.com", 80);
+        let first = load::burst(&scene.lab, LOAD, target, 1)?;
+        wait_for("the first request", Duration::from_secs(10), || {
+            Ok((scene.backend.now() == 1).then_some(()))
+        })?;
+        // Five wait for the only connection, whatever worker they came to.
         let load = scene.burst(Mode::Http, 80)?;
-        // One on the only connection, five that wait for it, whatever worker
-        // they came to.
-        load.wait_for("58 answers", 58, |one| matches!(one.outcome, Ok((503, _))))?;
+        load.wait_for("59 answers", 59, |one| matches!(one.outcome, Ok((503, _))))?;
         scene.backend.release();
         let tries = load.finish(DEADLINE)?;
         let served = tries.iter().filter(|one| one.server().is_some()).count();
-        ensure!(served == 6, "{served} were served: {tries:?}");
+        ensure!(served == 5, "{served} were served: {tries:?}");
+        ensure!(first.finish(DEADLINE)?[0].server().is_some());
         ensure!(scene.backend.served() == 6 * round);
         scene.all_is_given_back("http1MaxPendingRequests")?;
     }

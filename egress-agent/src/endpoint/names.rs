@@ -115,11 +115,15 @@ impl EndpointSet {
     }
 
     /// As [`Self::resolution_failed`], for one name. Its addresses, if it has
-    /// any, stay in use.
-    pub fn name_failed(&self, name: &Arc<str>, error: Arc<str>) {
+    /// any, stay in use unless they are `given_up`.
+    pub fn name_failed(&self, name: &Arc<str>, error: Arc<str>, given_up: bool) {
         let now = Instant::now();
         self.resolution().failure = Some((now, Arc::clone(&error)));
-        self.known(name, now).0.ended(Some(error));
+        let known = self.known(name, now).0;
+        if given_up {
+            known.pool.update(Vec::new(), now);
+        }
+        known.ended(Some(error));
     }
 
     /// The name that a client asks for; told to the watchers when it is new.

@@ -155,6 +155,12 @@ impl EndpointSet {
         self.resolved.send_replace(Resolved::Done);
     }
 
+    /// No address is left: the names were denied by their own servers for long
+    /// enough. Tell why by [`Self::resolution_failed`].
+    pub fn give_up(&self) {
+        self.pool.update(Vec::new(), Instant::now());
+    }
+
     /// Resolution failed; what was resolved before stays in use.
     pub fn resolution_failed(&self, error: Arc<str>) {
         self.resolution().failure = Some((Instant::now(), error));

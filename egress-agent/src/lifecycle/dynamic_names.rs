@@ -81,12 +81,8 @@ async fn keep(set: Weak<EndpointSet>, name: Arc<str>, resolver: Resolver) {
             State::Pending => {}
             State::Fresh => set.update_name(&name, endpoints(&set, &name, &answer)),
             // The last good addresses stay in use.
-            State::Stale { error, .. } => set.name_failed(&name, error.to_string().into()),
-            State::Failed { error } => {
-                // Addresses that were given up since.
-                set.update_name(&name, Vec::new());
-                set.name_failed(&name, error.to_string().into());
-            }
+            State::Stale { error, .. } => set.name_failed(&name, error.to_string().into(), false),
+            State::Failed { error } => set.name_failed(&name, error.to_string().into(), true),
         }
         drop(set);
         if answers.changed().await.is_err() {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dns::state::Record;
+use crate::dns::virtual_address::number::NUMBERS;
 use tokio::time::Instant;
 
 fn names(list: &[&str]) -> Vec<Arc<str>> {

@@ -218,7 +218,7 @@ async fn each_name_of_a_dynamic_cluster_has_its_own_endpoints() {
     // What the resolver said of a name is told for that name alone.
     let mut waits = Box::pin(set.resolved("c.example.com"));
     assert!(!is_done(&mut waits).await);
-    set.name_failed(&"c.example.com".into(), "no such name".into());
+    set.name_failed(&"c.example.com".into(), "no such name".into(), true);
     waits.await;
     let error = pick_name("c.example.com").unwrap_err();
     assert!(
@@ -227,8 +227,11 @@ async fn each_name_of_a_dynamic_cluster_has_its_own_endpoints() {
     );
     assert_eq!(set.explain(error, "d.example.com"), error.to_string());
     // A failure leaves addresses in use.
-    set.name_failed(&"a.example.com".into(), "no answer".into());
+    set.name_failed(&"a.example.com".into(), "no answer".into(), false);
     assert!(pick_name("a.example.com").is_ok());
+    set.name_failed(&"b.example.com".into(), "no such name".into(), true);
+    let error = pick_name("b.example.com").unwrap_err();
+    assert_eq!(error, PickError::Unresolved);
     // Names are bounded; idle ones are forgotten.
     for n in 0..3000 {
         set.update_name(&format!("n{n}.example.com").into(), vec![at(n)]);
