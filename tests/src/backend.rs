@@ -218,8 +218,10 @@ fn http(mut stream: &TcpStream, name: &str, state: &State) -> std::io::Result<()
                 return Ok(());
             }
         }
-        let _begun = state.begin();
+        let begun = state.begin();
         state.wait_until_released();
+        // Over before the client knows: its next request may come at once.
+        drop(begun);
         let status = match state.status.load(Ordering::SeqCst) {
             0 => 200,
             status => status,

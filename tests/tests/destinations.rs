@@ -483,3 +483,31 @@ fn two_registered_names_of_one_address_are_told_apart() -> Result<()> {
     })?;
     agent.stop()
 }
+
+/// The service's IPv6 address is a black hole: its IPv4 address answers long
+/// before the connect timeout.
+#[test]
+fn a_dead_address_family_is_not_waited_for() -> Result<()> {
+    let lab = Lab::new()?;
+    let records = "10.0.0.1 dual.example.com\n2001:db8:1::1 dual.example.com\n";
+    let _dns = NameServer::start(&lab, RESOLVER, records)?;
+    let _v4 = Backend::start(&lab, "v4", "10.0.0.1:7000", Speaks::Name)?;
+    lab.world()
+        .ip("route add blackhole 2001:db8:1::1/128 table local metric 1\n")?;
+    let pool = "    connectionPool:
+      tcp:
+        connectTimeout: 60s
+        idleTimeout: 60s";
+    let document = policy::tcp("dual.example.com", 7000) + &rule("dual.example.com", pool);
+    let agent = lab.agent().policy("dual", &document)?.start()?;
+    // Sixteen times, since each connection begins with either of them.
+    let script = r#"
+import socket
+for _ in range(16):
+    with socket.create_connection(("dual.example.com", 7000), 5) as s:
+        s.settimeout(15)
+        assert s.makefile().readline() == "v4\n"
+"#;
+    lab.python(script).text()?;
+    agent.stop()
+}
