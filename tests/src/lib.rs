@@ -16,11 +16,13 @@
 //! are in the cgroup that the kernel programs are attached to.
 
 pub mod agent;
+pub mod backend;
 pub mod certificates;
 mod cgroup;
 pub mod clients;
 pub mod dns;
 pub mod kernel;
+pub mod load;
 pub mod netns;
 pub mod nginx;
 pub mod policy;

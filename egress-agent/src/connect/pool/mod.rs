@@ -207,7 +207,7 @@ where
         let mut hosts = self.hosts.borrow_mut();
         let make = |key: Key| {
             let (pool, set, policy) = (Rc::downgrade(self), Arc::clone(set), Arc::clone(policy));
-            Host::new(pool, key, set, policy)
+            Host::new(pool, key, set, Arc::clone(&picked.endpoint), policy)
         };
         match hosts.entry(key) {
             Entry::Vacant(entry) => {
