@@ -16,6 +16,7 @@ pub mod heartbeat;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+mod namespaces;
 mod node;
 pub mod panics;
 mod policies;

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use super::StartError;
 use super::bridges::Derived;
 use super::feed::Feed;
-use crate::capture::keys::{self, AddressBook, Scopes};
+use crate::capture::keys::{self, AddressBook, ScopeNames, Scopes};
 use crate::capture::{Kernel, KernelSettings};
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
@@ -89,6 +89,11 @@ impl Node {
             scopes,
             derived,
         }
+    }
+
+    /// The namespaces behind scope numbers.
+    pub(super) fn scope_names(&self) -> ScopeNames {
+        self.scopes().names()
     }
 
     fn scopes(&self) -> MutexGuard<'_, Scopes> {
@@ -172,6 +177,9 @@ impl Node {
                 registry_only: settings.outbound == Outbound::RegistryOnly,
                 dns,
                 log: settings.kernel_log.is_on(),
+                errno: u8::try_from(settings.outbound_errno.errno().raw_os_error())
+                    .unwrap_or_default(),
+                observe: true,
             })
             .map_err(StartError::Capture)
     }

@@ -15,6 +15,7 @@ use super::bridges::{Callers, Names, Resolvers};
 use super::direct::Direct;
 use super::drain::Drain;
 use super::heartbeat;
+use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
 use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
@@ -58,7 +59,9 @@ pub(super) struct Agent {
     intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
     pub(super) policy: Option<Keeper>,
-    workers: Vec<mpsc::UnboundedSender<Command>>,
+    workers: Vec<WorkerChannels>,
+    dns: Option<DnsShared>,
+    namespaces: Option<Namespaces>,
     listeners: Option<Listeners>,
     admitted: u32,
 }
@@ -123,6 +126,8 @@ impl Agent {
             intake,
             policy: None,
             workers: Vec::new(),
+            dns: None,
+            namespaces: None,
             listeners: None,
             admitted,
         })
@@ -189,25 +194,34 @@ impl Agent {
         });
         let dns = settings.dns.is_on().then(|| DnsShared {
             registry: Arc::clone(&node.names),
-            resolvers: Arc::new(Resolvers(Arc::clone(&self.kernel))),
-            namespace: Arc::clone(&settings.namespace.0),
+            resolvers: Arc::new(Resolvers {
+                kernel: Arc::clone(&self.kernel),
+                scopes: node.scope_names(),
+                default: Arc::clone(&settings.namespace.0),
+            }),
             callers,
             counters: Arc::default(),
             sockets: self.sockets.clone(),
         });
+        self.dns.clone_from(&dns);
         let (listeners, flows, dns) = serving::open(&self.netns, count, dns.as_ref())?;
         self.listeners = Some(listeners);
         let mut dns = dns.into_iter();
         let mut starts = Vec::with_capacity(count);
         for flow in flows {
             let (sender, commands) = mpsc::unbounded_channel();
+            let (dns_sender, dns_commands) = mpsc::unbounded_channel();
             // The receiver is in the same list.
             let _ = sender.send(Command::Listen(flow));
-            self.workers.push(sender);
+            self.workers.push(WorkerChannels {
+                flow: sender,
+                dns: dns_sender,
+            });
             starts.push(Mutex::new(Some(Start {
                 shared: Arc::clone(&shared),
                 commands,
                 dns: dns.next(),
+                dns_commands,
             })));
         }
         Ok(starts.into())
@@ -218,7 +232,7 @@ impl Agent {
     /// # Errors
     /// When the kernel cannot be told, or the proof fails.
     pub(super) async fn begin(
-        &self,
+        &mut self,
         settings: &Settings,
         vitals: &Vitals,
     ) -> Result<(), StartError> {
@@ -234,7 +248,17 @@ impl Agent {
                 .set_listeners(self.netns.cookie, listeners)
                 .map_err(StartError::Capture)?;
         }
+        let namespaces = Namespaces::new(
+            Arc::clone(&self.kernel),
+            &self.netns,
+            self.dns.clone(),
+            self.workers.clone(),
+        );
+        namespaces.open_present().await;
         node.configure(settings, settings.dns.is_on())?;
+        let reports = namespaces::reports(&self.kernel)?;
+        vitals.spawn("network namespaces", namespaces.clone().run(reports));
+        self.namespaces = Some(namespaces);
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
         let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
@@ -323,13 +347,16 @@ impl Agent {
         if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
             tracing::error!("{error}");
         }
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.stop();
+        }
         // What the kernel has handed over by now still waits to be accepted.
         let workers = self.workers.clone();
         spawn_local(async move {
             tokio::time::sleep(HANDED_OVER).await;
             for worker in &workers {
                 // A worker that is gone accepts nothing either.
-                let _ = worker.send(Command::StopAccepting);
+                let _ = worker.flow.send(Command::StopAccepting);
             }
         });
     }
