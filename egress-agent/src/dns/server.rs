@@ -213,10 +213,12 @@ impl Server {
         resolver: SocketAddr,
         transport: Transport,
     ) -> Result<Vec<u8>, DnsError> {
-        match transport {
+        let reply = match transport {
             Transport::Udp => self.forwarder.udp(query, resolver).await,
             Transport::Tcp => self.forwarder.tcp(query, resolver).await,
-        }
+        }?;
+        self.registry.seen().learn(&reply);
+        Ok(reply)
     }
 
     /// What the client hears about a failure.

@@ -14,7 +14,7 @@ use super::StartError;
 use super::bridges::Derived;
 use super::feed::Feed;
 use crate::capture::keys::{self, AddressBook, ScopeNames, Scopes};
-use crate::capture::{Kernel, KernelSettings};
+use crate::capture::{AllowedNetwork, Kernel, KernelSettings, OutboundControl};
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
 use crate::endpoint::resolve::Resolver;
@@ -170,6 +170,28 @@ impl Node {
     /// When the map cannot be written.
     pub(super) fn configure(&self, settings: &Settings, dns: bool) -> Result<(), StartError> {
         let default_scope = self.scopes().number(&settings.namespace.0);
+        let outbound = OutboundControl {
+            registry_only: settings
+                .outbound_in
+                .iter()
+                .map(|one| {
+                    let scope = self.scopes().number(&one.namespace.0);
+                    (scope, one.outbound == Outbound::RegistryOnly)
+                })
+                .collect(),
+            allowed: settings
+                .outbound_allow
+                .iter()
+                .map(|one| AllowedNetwork {
+                    network: one.network,
+                    port: one.port,
+                })
+                .collect(),
+        };
+        // What is allowed is known before anything is refused.
+        self.kernel
+            .sync_outbound(&outbound)
+            .map_err(StartError::Capture)?;
         self.kernel
             .configure(&KernelSettings {
                 default_scope,
@@ -179,7 +201,7 @@ impl Node {
                 log: settings.kernel_log.is_on(),
                 errno: u8::try_from(settings.outbound_errno.errno().raw_os_error())
                     .unwrap_or_default(),
-                observe: true,
+                observe: settings.observe.is_on(),
             })
             .map_err(StartError::Capture)
     }

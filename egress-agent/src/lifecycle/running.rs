@@ -12,11 +12,13 @@ use tokio::task::spawn_local;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
+use super::cgroups::CgroupWatch;
 use super::direct::Direct;
 use super::drain::Drain;
 use super::heartbeat;
 use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
+use super::outbound;
 use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
 use super::views::Views;
@@ -270,6 +272,11 @@ impl Agent {
             let never = addresses.keep_saved().await;
             match never {}
         });
+        if let Some(refusals) = self.kernel.take_refusals() {
+            let telling =
+                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
+            vitals.spawn("refusals", telling);
+        }
         let changed = Arc::clone(&node.feed.changed);
         if let Some(reports) = self.kernel.take_direct_reports() {
             let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
@@ -286,7 +293,9 @@ impl Agent {
         }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
+        let cgroup = self.kernel.cgroup().to_owned();
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        vitals.spawn("new cgroups", follow_cgroups(Rc::clone(&self.node), cgroup));
         if settings.kernel_log.is_on()
             && let Some(mut lines) = self.kernel.take_logger()
         {
@@ -399,6 +408,28 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         if let Err(error) = node.sync_kernel(&snapshot) {
             tracing::error!("{error}");
         }
+    }
+}
+
+/// Tells the kernel of new cgroups before anything runs in them.
+async fn follow_cgroups(node: Rc<tokio::sync::Mutex<Node>>, cgroup: PathBuf) {
+    let mut watch = match CgroupWatch::new(&cgroup) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+    };
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+        if let Err(error) = node.lock().await.sync_scopes() {
+            tracing::error!("{error}");
+        }
+        // One walk for all that are made together.
+        tokio::time::sleep(SETTLE).await;
     }
 }
 
