@@ -34,7 +34,7 @@ pub use error::CaptureError;
 pub use kernel::{Kernel, Options};
 pub use origins::{Origins, address, ip};
 pub use outbound::{AllowedNetwork, OutboundControl, Refusals, Refused, Transport, Unregistered};
-pub use reports::Reports;
+pub use reports::{Reports, watch_descriptor};
 pub use services::{Changes, MapKey};
 pub use status::{AttachedProgram, Counters, Usage};
 pub use system::cgroup_root;

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::Pod;
 use aya::maps::{MapData, RingBuf};
@@ -36,6 +36,18 @@ impl<T> AsRawFd for Reports<T> {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
+}
+
+/// Registers a descriptor with the runtime of the calling task, to wait until
+/// it can be read.
+///
+/// # Errors
+/// When it cannot be registered.
+pub fn watch_descriptor(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` always gives the same descriptor, and owns it until
+    // it is dropped together with the result.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    watched.map_err(io::Error::from)
 }
 
 impl<T: Pod> Reports<T> {

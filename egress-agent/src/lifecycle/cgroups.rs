@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags, add_watch};
 use tokio::io::unix::AsyncFd;
 
+use crate::capture::watch_descriptor;
+
 /// Cgroups that are watched at most; those beyond are found by the look around
 /// every few seconds.
 const WATCHES: usize = 65_536;
@@ -35,7 +37,7 @@ impl CgroupWatch {
     pub(super) fn new(cgroup: &Path) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         let mut watch = Self {
-            inotify: AsyncFd::new(inotify)?,
+            inotify: watch_descriptor(inotify)?,
             paths: HashMap::new(),
             full: false,
         };
