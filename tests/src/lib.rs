@@ -16,6 +16,7 @@
 //! are in the cgroup that the kernel programs are attached to.
 
 pub mod agent;
+pub mod apiserver;
 pub mod certificates;
 mod cgroup;
 pub mod clients;

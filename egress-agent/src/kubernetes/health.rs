@@ -2,6 +2,7 @@
 //! of Kubernetes, so that it is there without it too.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,13 @@ struct Shared {
     node: Arc<str>,
     started: Instant,
     watches: Mutex<BTreeMap<Arc<str>, State>>,
+    rows: AtomicU64,
 }
 
 #[derive(Clone, Debug, Default)]
 struct State {
+    /// Which row of this name it is.
+    row: u64,
     objects: usize,
     synced: bool,
     contact: Option<Instant>,
@@ -80,6 +84,7 @@ impl Board {
             node: node.into(),
             started: Instant::now(),
             watches: Mutex::default(),
+            rows: AtomicU64::new(0),
         }))
     }
 
@@ -107,12 +112,15 @@ impl Board {
         self.row(what, state)
     }
 
-    fn row(&self, what: &str, state: State) -> Row {
+    fn row(&self, what: &str, mut state: State) -> Row {
         let what: Arc<str> = what.into();
+        let row = self.0.rows.fetch_add(1, Ordering::Relaxed);
+        state.row = row;
         self.watches().insert(Arc::clone(&what), state);
         Row(Arc::new(RowInner {
             board: self.clone(),
             what,
+            row,
         }))
     }
 
@@ -180,11 +188,16 @@ pub struct Row(Arc<RowInner>);
 struct RowInner {
     board: Board,
     what: Arc<str>,
+    row: u64,
 }
 
 impl Drop for RowInner {
     fn drop(&mut self) {
-        self.board.watches().remove(&self.what);
+        let mut watches = self.board.watches();
+        // Another one of the same name may stand there by now.
+        if watches.get(&self.what).is_some_and(|s| s.row == self.row) {
+            watches.remove(&self.what);
+        }
     }
 }
 

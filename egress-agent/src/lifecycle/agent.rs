@@ -110,6 +110,7 @@ async fn control(
     let process = Rc::new(Process::new(loaded, registry, log, order));
     serve_admin(settings, &process).await?;
     agent.read_policy(loaded).await?;
+    agent.join_cluster(settings).await?;
     process.views.replace(agent.views().await);
 
     let drain = process.drain.clone();

@@ -13,6 +13,11 @@ pub mod drain;
 mod error;
 mod feed;
 pub mod heartbeat;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "kubernetes_off.rs"]
+mod kubernetes;
 pub mod lock;
 pub mod logging;
 pub mod metrics;

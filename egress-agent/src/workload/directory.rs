@@ -140,6 +140,14 @@ impl Directory {
         self.judge(Known::new(rules, Arc::clone(&old.pods)), &old);
     }
 
+    /// Namespaces of callers that rules and pods name.
+    pub fn namespaces(&self) -> std::collections::BTreeSet<Arc<str>> {
+        let known = self.0.known.load();
+        let rules = known.rules.list.iter().map(|rule| &rule.namespace);
+        let pods = known.pods.values().map(|pod| &pod.namespace);
+        rules.chain(pods).cloned().collect()
+    }
+
     /// Takes over which pods run on this node. What is known is judged anew.
     pub fn set_pods(&self, pods: Pods) {
         let _finding = self

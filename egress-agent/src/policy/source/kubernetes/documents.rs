@@ -120,6 +120,11 @@ impl Documents {
         Some((known.meta.clone()?, known.has_status))
     }
 
+    /// Whether none is known.
+    pub fn is_empty(&self) -> bool {
+        self.state.borrow().known.is_empty()
+    }
+
     /// Waits until nothing waits to be given to the keeper.
     pub async fn settled(&self) {
         while !self.state.borrow().pending.is_empty() {
