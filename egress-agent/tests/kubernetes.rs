@@ -11,7 +11,12 @@
 )]
 
 #[path = "../../tests/src/apiserver.rs"]
-#[allow(dead_code, missing_docs, unreachable_pub, reason = "shared with the lab")]
+#[allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "shared with the lab"
+)]
 mod apiserver;
 
 use std::collections::BTreeMap;
@@ -107,7 +112,12 @@ impl Follower {
         }));
         if reports {
             let told = documents.clone();
-            tasks.push(spawn_local(report::run(client, told, keeper.clone(), "n1".into())));
+            tasks.push(spawn_local(report::run(
+                client,
+                told,
+                keeper.clone(),
+                "n1".into(),
+            )));
         }
         Self {
             keeper,
@@ -135,7 +145,11 @@ impl Follower {
     async fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let since = Instant::now();
         while !holds(self) {
-            assert!(since.elapsed() < PATIENCE, "{what}: {:?}", self.board.report());
+            assert!(
+                since.elapsed() < PATIENCE,
+                "{what}: {:?}",
+                self.board.report()
+            );
             sleep(Duration::from_millis(10)).await;
         }
     }

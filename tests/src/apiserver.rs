@@ -580,7 +580,11 @@ async fn answer(
             .istio
             .is_none_or(|version| !path.starts_with(&format!("/apis/{GROUP}/{version}")))
     {
-        return Ok(refuse(404, "NotFound", "the server could not find the requested resource"));
+        return Ok(refuse(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        ));
     }
     if let Some(version) = manners.istio
         && path == format!("/apis/{GROUP}/{version}")
@@ -638,11 +642,7 @@ fn get(shared: &Shared, place: &Place) -> Response<Answer> {
     }
 }
 
-fn list(
-    shared: &Shared,
-    place: &Place,
-    parameters: &BTreeMap<String, String>,
-) -> Response<Answer> {
+fn list(shared: &Shared, place: &Place, parameters: &BTreeMap<String, String>) -> Response<Answer> {
     let mut state = shared.state();
     let limit: usize = parameters
         .get("limit")
@@ -687,7 +687,10 @@ fn list(
 fn write(shared: &Arc<Shared>, method: &Method, place: &Place, value: Value) -> Response<Answer> {
     let mut state = shared.state();
     let name = match *method {
-        Method::POST => value["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+        Method::POST => value["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
         _ => place.name.clone(),
     };
     let key = (place.plural.clone(), place.namespace.clone(), name);
@@ -728,7 +731,11 @@ fn write(shared: &Arc<Shared>, method: &Method, place: &Place, value: Value) -> 
 }
 
 fn gone(version: u64) -> Value {
-    failure(410, "Expired", &format!("too old resource version: {version}"))
+    failure(
+        410,
+        "Expired",
+        &format!("too old resource version: {version}"),
+    )
 }
 
 fn open(
@@ -771,7 +778,9 @@ fn open(
                     let event = json!({ "type": "ERROR", "object": gone(from) });
                     teller.say(&event).await;
                 } else {
-                    teller.tell(&place, selector.as_ref(), from, bookmarks).await;
+                    teller
+                        .tell(&place, selector.as_ref(), from, bookmarks)
+                        .await;
                 }
             };
             let _ = tokio::time::timeout(limit, told).await;
@@ -810,7 +819,12 @@ impl Teller {
                 return false;
             }
             tokio::time::sleep(pause).await;
-            if self.pieces.send(Ok(Bytes::copy_from_slice(piece))).await.is_err() {
+            if self
+                .pieces
+                .send(Ok(Bytes::copy_from_slice(piece)))
+                .await
+                .is_err()
+            {
                 return false;
             }
         }

@@ -22,6 +22,7 @@ mod cgroup;
 pub mod clients;
 pub mod dns;
 pub mod kernel;
+pub mod kubernetes;
 pub mod netns;
 pub mod nginx;
 pub mod policy;

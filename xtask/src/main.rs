@@ -46,6 +46,8 @@ enum Command {
     Test(commands::test::Arguments),
     /// Format and lint checks alone.
     Lint(commands::lint::Arguments),
+    /// Make the Debian package.
+    Package(commands::package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => commands::run::run(arguments),
         Command::Test(arguments) => commands::test::run(arguments),
         Command::Lint(arguments) => commands::lint::run(arguments),
+        Command::Package(arguments) => commands::package::run(arguments),
     };
     match result {
         Ok(code) => code,

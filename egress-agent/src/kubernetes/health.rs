@@ -90,11 +90,7 @@ impl Board {
 
     /// Sets the URL of the server.
     pub fn server(&self, url: &str) {
-        *self
-            .0
-            .server
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = url.into();
+        *self.0.server.lock().unwrap_or_else(PoisonError::into_inner) = url.into();
     }
 
     /// A row of the board, which goes when the last clone of it is dropped.

@@ -94,7 +94,10 @@ impl Cluster {
         };
         let board = Board::new(&node);
         let pods = Arc::new(Notify::new());
-        let (told, found) = watch::channel(kept.value(LOCALITY).map(|text: String| Locality::parse(&text)));
+        let (told, found) = watch::channel(
+            kept.value(LOCALITY)
+                .map(|text: String| Locality::parse(&text)),
+        );
         let (orders, inbox) = mpsc::unbounded_channel();
         let (started, ready) = oneshot::channel();
         let body = Body {
@@ -111,9 +114,7 @@ impl Cluster {
         std::thread::Builder::new()
             .name("kubernetes".into())
             .spawn(move || body.run(inbox, started))
-            .map_err(|error| {
-                StartError::Kubernetes(KubernetesError::Local("a thread", error))
-            })?;
+            .map_err(|error| StartError::Kubernetes(KubernetesError::Local("a thread", error)))?;
         let ended = || {
             let error = std::io::Error::other("it has ended; see the log");
             StartError::Kubernetes(KubernetesError::Local("the thread of Kubernetes", error))
@@ -209,11 +210,7 @@ impl Body {
         let row = self.board.watch("pods");
         let namespaces = Rc::new(Notify::new());
 
-        let wait = if known {
-            FIRST_LISTS_KEPT
-        } else {
-            FIRST_LISTS
-        };
+        let wait = if known { FIRST_LISTS_KEPT } else { FIRST_LISTS };
         let waiting = async {
             let lists = async {
                 while !self.board.is_synced() {
@@ -260,7 +257,13 @@ impl Body {
         let reporting = async {
             if self.report {
                 let keeper = self.rooms.keeper.clone();
-                report::run(client.clone(), documents.clone(), keeper, Arc::clone(&self.node)).await;
+                report::run(
+                    client.clone(),
+                    documents.clone(),
+                    keeper,
+                    Arc::clone(&self.node),
+                )
+                .await;
             }
             std::future::pending::<()>().await;
         };
@@ -304,7 +307,8 @@ impl Body {
             changed.notified().await;
             sleep(KEEP_PODS).await;
             let now = pods.borrow().pods();
-            let list: Vec<(&str, &PodInfo)> = now.iter().map(|(uid, pod)| (&**uid, &**pod)).collect();
+            let list: Vec<(&str, &PodInfo)> =
+                now.iter().map(|(uid, pod)| (&**uid, &**pod)).collect();
             if let Err(error) = self.kept.set_value(PODS, &list) {
                 tracing::warn!("the pods of this node are not kept for a restart: {error}");
             }

@@ -20,7 +20,9 @@ const SUBZONE: [&str; 1] = ["topology.istio.io/subzone"];
 pub fn locality(labels: &BTreeMap<String, String>) -> Option<Locality> {
     let first = |keys: &[&str]| -> Box<str> {
         let mut values = keys.iter().filter_map(|key| labels.get(*key));
-        values.next().map_or_else(Box::default, |v| v.as_str().into())
+        values
+            .next()
+            .map_or_else(Box::default, |v| v.as_str().into())
     };
     let locality = Locality {
         region: first(&REGION),
@@ -54,6 +56,9 @@ mod tests {
         let old = labels(&[("failure-domain.beta.kubernetes.io/region", "r")]);
         let found = locality(&old).map(|locality| locality.to_string());
         assert_eq!(found.as_deref(), Some("r"));
-        assert_eq!(locality(&labels(&[("topology.kubernetes.io/zone", "z")])), None);
+        assert_eq!(
+            locality(&labels(&[("topology.kubernetes.io/zone", "z")])),
+            None
+        );
     }
 }

@@ -96,11 +96,14 @@ impl Documents {
                 meta: None,
                 has_status: false,
             });
-            state.pending.entry(Arc::clone(&name)).or_insert(ObjectChange {
-                name,
-                modified: document.modified,
-                text: Some(document.text),
-            });
+            state
+                .pending
+                .entry(Arc::clone(&name))
+                .or_insert(ObjectChange {
+                    name,
+                    modified: document.modified,
+                    text: Some(document.text),
+                });
         }
         drop(state);
         self.count();
@@ -285,7 +288,10 @@ impl Documents {
             // What changed meanwhile waits for the next round.
             let mut state = self.state.borrow_mut();
             for (name, hash_given) in given {
-                let now = state.pending.get(&name).map(|c| c.text.as_deref().map(hash));
+                let now = state
+                    .pending
+                    .get(&name)
+                    .map(|c| c.text.as_deref().map(hash));
                 if now == Some(hash_given) {
                     state.pending.remove(&name);
                 }

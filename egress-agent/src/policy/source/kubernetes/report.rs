@@ -266,9 +266,8 @@ fn condition_differs(meta: &Meta, verdict: &Verdict) -> bool {
     match condition(meta) {
         None => !verdict.is_good(),
         Some(written) => {
-            let same = |key: &str, value: &str| {
-                written.get(key).and_then(Value::as_str) == Some(value)
-            };
+            let same =
+                |key: &str, value: &str| written.get(key).and_then(Value::as_str) == Some(value);
             !(same("status", verdict.accepted())
                 && same("reason", verdict.reason)
                 && same("message", &verdict.message))
@@ -335,7 +334,14 @@ fn event(meta: &Meta, verdict: &Verdict, node: &str) -> Event {
             resource_version: Some(meta.version.clone()),
             field_path: None,
         },
-        type_: Some(if verdict.is_good() { "Normal" } else { "Warning" }.to_owned()),
+        type_: Some(
+            if verdict.is_good() {
+                "Normal"
+            } else {
+                "Warning"
+            }
+            .to_owned(),
+        ),
         reason: Some(verdict.reason.to_owned()),
         message: Some(verdict.message.clone()),
         count: Some(1),
