@@ -375,7 +375,9 @@ pub fn check_tls(reader: &mut Reader<'_>, tls: &Tls) {
     if let Some(name) = &tls.credential_name
         && let Some(map) = name.strip_prefix("configmap://")
     {
-        reader.within("credentialName", |reader| check_config_map(reader, name, map));
+        reader.within("credentialName", |reader| {
+            check_config_map(reader, name, map)
+        });
     }
     let skip = tls.insecure_skip_verify.filter(|skip| skip.value);
     if let Some(skip) = skip {

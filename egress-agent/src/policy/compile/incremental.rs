@@ -72,7 +72,8 @@ impl Compiler {
         let generation = self.ids.begin();
         let everything = anew || touched.len() * 2 > self.documents.len();
         let (again, split, part) = self.compile(touched, joints, everything, options);
-        self.ids.forget(split.goes.iter().map(|service| &service.key));
+        self.ids
+            .forget(split.goes.iter().map(|service| &service.key));
         self.replace_warnings(&again, part.warnings, everything);
         for id in &again {
             self.services.remove(id);

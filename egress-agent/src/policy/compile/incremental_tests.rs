@@ -79,7 +79,11 @@ fn canon(snapshot: &Snapshot) -> Vec<String> {
     let mut clusters: Vec<String> = snapshot
         .clusters
         .iter()
-        .map(|cluster| numbers.replace_all(&format!("{cluster:?}"), "_").into_owned())
+        .map(|cluster| {
+            numbers
+                .replace_all(&format!("{cluster:?}"), "_")
+                .into_owned()
+        })
         .collect();
     clusters.sort_unstable();
     out.extend(clusters);
@@ -120,7 +124,11 @@ fn whole(snapshot: &Snapshot) {
 
 fn document(text: &str) -> Arc<Document> {
     // A file for each document.
-    let name = text.split("spec").next().unwrap_or_default().replace('\n', " ");
+    let name = text
+        .split("spec")
+        .next()
+        .unwrap_or_default()
+        .replace('\n', " ");
     let loaded = load_text(&name, text, &Options::default());
     assert!(loaded.is_valid(), "{text}\n{:?}", loaded.diagnostics);
     Arc::clone(&loaded.documents.list[0])

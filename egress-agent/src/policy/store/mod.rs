@@ -418,7 +418,8 @@ impl Store {
                 self.settle(id);
             }
             self.warnings = self.compiler.warnings().to_vec();
-            self.warnings.extend(self.overridden.values().flatten().cloned());
+            self.warnings
+                .extend(self.overridden.values().flatten().cloned());
             self.started = true;
         }
         (Arc::clone(&self.snapshot), &self.warnings)
