@@ -21,6 +21,7 @@ mod cgroup;
 pub mod clients;
 pub mod dns;
 pub mod kernel;
+pub mod mariadb;
 pub mod netns;
 pub mod nginx;
 pub mod policy;

@@ -4,6 +4,7 @@ mod dial;
 mod error;
 pub mod pool;
 mod proxy_protocol;
+pub mod starttls;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -75,6 +75,7 @@ impl TlsFacts {
 }
 
 /// A handshake ready to start.
+#[derive(Debug)]
 pub(super) struct Prepared {
     config: Arc<TlsConfig>,
     name: ServerName<'static>,
