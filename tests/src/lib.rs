@@ -142,6 +142,15 @@ impl Lab {
         self.cgroup.group(Group::Clients)
     }
 
+    /// Makes a group of clients of its own below the captured cgroup, and
+    /// returns the line by which a Python script joins it.
+    pub fn client_group(&self, name: &str) -> Result<String> {
+        let path = self.client_cgroup().join(name);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        let procs = path.join("cgroup.procs");
+        Ok(format!("open({procs:?}, 'w').write('0')\n"))
+    }
+
     /// A process of `group`: clients and what is outside run in the
     /// namespace `app`, servers in `world`.
     pub fn spawn(&self, group: Group, program: impl AsRef<Path>) -> Spawn {
