@@ -22,6 +22,7 @@ pub mod clients;
 pub mod dns;
 pub mod kernel;
 pub mod mariadb;
+pub mod offices;
 pub mod netns;
 pub mod nginx;
 pub mod policy;

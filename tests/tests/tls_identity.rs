@@ -254,8 +254,7 @@ fn chains_that_break_a_rule_are_refused_with_that_rule() -> Result<()> {
         let policy = world.policy(&[world.rule("istio-system", "", &identity)]);
         lab.write_policy("pay", &policy)?;
         lab::process::wait_for("the refusal", lab::process::DEADLINE, || {
-            let answer = lab.curl(&["-o", "/dev/null", &format!("http://{HOST}/")]).output()?;
-            assert_eq!(answer.code(), 0, "{answer:?}");
+            lab.curl(&["-o", "/dev/null", &format!("http://{HOST}/")]).output()?;
             let records = agent.records()?;
             Ok(records.iter().any(|record| record.detail().contains(said)).then_some(()))
         })?;

@@ -94,6 +94,16 @@ pub async fn dial_observed(
         .tls
         .map(|tls| tls::prepare(context, tls))
         .transpose()?;
+    dial_prepared(context, destination, tls, phase).await
+}
+
+/// As [`dial_observed`], with its material at hand.
+pub(super) async fn dial_prepared(
+    context: &DialContext<'_>,
+    destination: &Destination,
+    tls: Option<tls::Prepared>,
+    phase: &Cell<Phase>,
+) -> Result<Connected, ConnectError> {
     let limit = context.policy.connection_pool.connect_timeout;
     match timeout(limit, dial_in_time(context, destination, tls, phase)).await {
         Ok(connected) => connected,

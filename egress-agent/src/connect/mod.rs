@@ -3,6 +3,7 @@
 mod dial;
 mod error;
 pub mod pool;
+mod probe;
 mod proxy_protocol;
 pub mod starttls;
 mod stream;
@@ -13,6 +14,7 @@ mod tunnel;
 
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
+pub use probe::probe;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;

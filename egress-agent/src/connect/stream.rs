@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustls::ClientConnection;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -44,6 +45,15 @@ impl Stream {
             Self::Tls(stream) => stream.fill_buf().await.map(drop),
             Self::TlsUnix(stream) => stream.fill_buf().await.map(drop),
             Self::Unready => Err(unready()),
+        }
+    }
+
+    /// The TLS session, where there is one.
+    pub fn session(&self) -> Option<&ClientConnection> {
+        match self {
+            Self::Tls(stream) => Some(stream.get_ref().1),
+            Self::TlsUnix(stream) => Some(stream.get_ref().1),
+            Self::Tcp(_) | Self::Unix(_) | Self::Unready => None,
         }
     }
 

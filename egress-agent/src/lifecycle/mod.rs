@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 mod bridges;
+mod connect;
 mod direct;
 pub mod drain;
 mod error;

@@ -150,9 +150,11 @@ impl Reading {
     fn new(secrets: &Secrets, tls: &ClientTls, namespace: &str, known: &[PathBuf]) -> Self {
         let before = source::fingerprint(known);
         let published = secrets.published.load();
+        let svid = secrets.svid.load();
         let mut finder = Finder {
             settings: &secrets.settings,
             published: &published,
+            svid: &svid,
             namespace,
             watched: Vec::new(),
         };

@@ -27,13 +27,14 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod workload_api;
 
 pub use config::TlsConfig;
 pub(crate) use config::iana_name;
 pub use describe::CertificateSummary;
 use entry::Entry;
 pub use error::{Purpose, SecretError};
-use source::Published;
+use source::{Published, Svid};
 pub use source::{MeshIdentity, SecretData, SecretSettings};
 pub use status::{Labels as SecretLabels, SecretStatus};
 pub use verify::{RefusedChain, take_refused};
@@ -63,6 +64,8 @@ pub struct Secrets {
     /// Read without a lock by every handshake.
     entries: ArcSwap<HashMap<Key, Arc<Entry>>>,
     published: ArcSwap<Published>,
+    /// Identity of the SPIFFE Workload API.
+    svid: ArcSwap<Svid>,
     system: SystemRoots,
     /// Held while `entries` or `published` is replaced.
     writing: Mutex<()>,
@@ -75,6 +78,7 @@ impl Secrets {
             settings,
             entries: ArcSwap::default(),
             published: ArcSwap::default(),
+            svid: ArcSwap::from_pointee(Err("it has not been asked yet".into())),
             system: SystemRoots::default(),
             writing: Mutex::new(()),
         })
@@ -138,6 +142,16 @@ impl Secrets {
             };
             self.published.store(Arc::new(published));
         }
+        self.refresh(Look::Contents);
+    }
+
+    /// Takes over an identity of the SPIFFE Workload API, or why there is none
+    /// now: then the one in force stays in force.
+    fn take_svid(&self, svid: Svid) {
+        if svid.is_err() && self.svid.load().is_ok() {
+            return;
+        }
+        self.svid.store(Arc::new(svid));
         self.refresh(Look::Contents);
     }
 

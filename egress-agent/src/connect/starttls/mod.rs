@@ -179,6 +179,20 @@ pub async fn open<C: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// Starts TLS with no application there, to see whether it can be started.
+///
+/// # Errors
+/// What keeps TLS from starting.
+pub(super) async fn start_alone(connected: &mut Connected) -> Result<(), ConnectError> {
+    match connected.opening.take() {
+        Some(Opening::Mysql(waiting)) => {
+            let request = mysql::plain_request();
+            waiting.start(&request, connected).await
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Waiting {
     /// Asks for TLS with `request`, and starts it.
     async fn start(self, request: &[u8], connected: &mut Connected) -> Result<(), ConnectError> {

@@ -164,6 +164,18 @@ pub(super) fn ssl_request(answer: &[u8]) -> Result<[u8; SSL_REQUEST], StartTlsFa
     Ok(request)
 }
 
+/// The SSLRequest of a client that wants nothing more.
+pub(super) fn plain_request() -> Vec<u8> {
+    const SECURE_CONNECTION: u16 = 1 << 15;
+    let mut request = [0; SSL_REQUEST];
+    let flags = CLIENT_PROTOCOL_41 | CLIENT_SSL | SECURE_CONNECTION;
+    request[..2].copy_from_slice(&flags.to_le_bytes());
+    // 16 MiB, utf8mb4.
+    request[7] = 1;
+    request[8] = 45;
+    packet(1, &request)
+}
+
 fn with_tls(mut answer: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
     if let Some(byte) = answer.get_mut(1) {
         *byte |= CLIENT_SSL.to_le_bytes()[1];
