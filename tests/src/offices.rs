@@ -12,7 +12,7 @@ use crate::process::{DEADLINE, Process, wait_for};
 use crate::{Context, Group, Lab, Result, bail, tcp};
 
 /// Of every user of these servers.
-pub const PASSWORD: &str = "correct horse";
+pub const PASSWORD: &str = "correct-horse";
 
 /// A running server; ended on drop.
 pub struct Office {
@@ -57,7 +57,8 @@ impl Office {
             ("anvil", "unix", "-", "1", "anvil"),
             ("postlog", "unix-dgram", "-", "1", "postlogd"),
         ] {
-            let private = if name == "postlog" { "n" } else { "-" };
+            let public = matches!(name, "cleanup" | "qmgr" | "postlog");
+            let private = if public { "n" } else { "-" };
             services.push_str(&format!(
                 "{name} {kind} {private} - n {wake} {limit} {program}\n"
             ));

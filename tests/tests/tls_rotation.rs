@@ -207,7 +207,9 @@ fn a_bad_version_leaves_the_old_one(
         Ok(told.then_some(()))
     })?;
     world.sees(last)?;
-    assert!(agent.log()?.contains("the old stays in force"));
+    wait_for("the log to tell", Duration::from_secs(10), || {
+        Ok(agent.log()?.contains("the old stays in force").then_some(()))
+    })?;
     replace(&last.key, key)?;
     wait_for("the good version to be in force", Duration::from_secs(10), || {
         Ok((world.secrets()?[0]["state"] == "active").then_some(()))

@@ -16,7 +16,8 @@ fn explain_connects_with_the_identity_of_the_policy() -> Result<()> {
     let TlsUpstream { lab, nginx, .. } = &upstream;
     let agent = upstream.agent()?.start()?;
     let explain = |arguments: &[&str]| {
-        let all = [&["explain", "--connect", &format!("http://{HOST}/")], arguments].concat();
+        let url = format!("http://{HOST}/");
+        let all = [&["explain", "--connect", &url], arguments].concat();
         lab.egressctl(&all)?.text()
     };
     // The name is resolved when it is first asked for.
