@@ -22,6 +22,7 @@ mod eyeballs;
 mod first_bytes;
 mod http;
 mod opening;
+mod source;
 mod upstream;
 mod worker;
 

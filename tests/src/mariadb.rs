@@ -7,8 +7,8 @@ use rustix::process::Signal;
 
 use crate::certificates::Certificate;
 use crate::process::{DEADLINE, Process, wait_for};
-use crate::{Group, Lab, Result, bail};
 use crate::{Context, ensure};
+use crate::{Group, Lab, Result, bail};
 
 /// Of the user `app`.
 pub const PASSWORD: &str = "correct horse";

@@ -171,5 +171,9 @@ fn folder(lab: &Lab, name: &str, address: &str) -> Result<PathBuf> {
 
 fn own(path: &std::path::Path, like: &fs::Metadata) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
-    Ok(std::os::unix::fs::chown(path, Some(like.uid()), Some(like.gid()))?)
+    Ok(std::os::unix::fs::chown(
+        path,
+        Some(like.uid()),
+        Some(like.gid()),
+    )?)
 }

@@ -62,9 +62,8 @@ impl Postgres {
         match certificate {
             None => access.push_str("host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n"),
             Some(certificate) => {
-                access.push_str(
-                    "hostssl all all all scram-sha-256\nhostnossl all all all reject\n",
-                );
+                access
+                    .push_str("hostssl all all all scram-sha-256\nhostnossl all all all reject\n");
                 let (pem, key) = (directory.join("server.pem"), directory.join("server.key"));
                 fs::copy(&certificate.certificate, &pem)?;
                 fs::copy(&certificate.key, &key)?;

@@ -52,8 +52,14 @@ client.quit()
 "#
     );
     let direct = lab.python(&script).text()?;
-    assert!(direct.contains("True") && direct.contains("530"), "{direct}");
-    let agent = lab.agent().policy("mail", &world.policy(25, "smtp"))?.start()?;
+    assert!(
+        direct.contains("True") && direct.contains("530"),
+        "{direct}"
+    );
+    let agent = lab
+        .agent()
+        .policy("mail", &world.policy(25, "smtp"))?
+        .start()?;
     assert_eq!(lab.python(&script).text()?, "False\nsent\n");
     agent.stop()?;
     // With another authority the client hears why.
@@ -89,7 +95,10 @@ client.logout()
 "#
     );
     assert_eq!(lab.python(&script).text()?, "True True\nrefused\n");
-    let agent = lab.agent().policy("mail", &world.policy(143, "imap"))?.start()?;
+    let agent = lab
+        .agent()
+        .policy("mail", &world.policy(143, "imap"))?
+        .start()?;
     assert_eq!(lab.python(&script).text()?, "False False\n1\n");
     agent.stop()
 }
@@ -101,18 +110,33 @@ fn ldap_reaches_an_openldap_that_takes_only_tls() -> Result<()> {
     let _slapd = Office::slapd(lab, REAL, &world.authority.issue(&[HOST])?)?;
     let whoami = |flag: &str| {
         lab.client("ldapwhoami")
-            .args(["-x", "-H", &format!("ldap://{HOST}"), "-D", "cn=admin,dc=example"])
+            .args([
+                "-x",
+                "-H",
+                &format!("ldap://{HOST}"),
+                "-D",
+                "cn=admin,dc=example",
+            ])
             .args(["-w", PASSWORD, flag])
             .env("LDAPNOINIT", "1")
             .output()
     };
     let direct = whoami("-v")?;
-    assert!(direct.stderr.contains("confidentiality required"), "{direct:?}");
-    let agent = lab.agent().policy("directory", &world.policy(389, "ldap"))?.start()?;
+    assert!(
+        direct.stderr.contains("confidentiality required"),
+        "{direct:?}"
+    );
+    let agent = lab
+        .agent()
+        .policy("directory", &world.policy(389, "ldap"))?
+        .start()?;
     // `-Z` asks for TLS of its own and goes on without.
     for flag in ["-v", "-Z"] {
         let seen = whoami(flag)?;
-        assert!(seen.stdout.contains("dn:cn=admin,dc=example"), "{flag} {seen:?}");
+        assert!(
+            seen.stdout.contains("dn:cn=admin,dc=example"),
+            "{flag} {seen:?}"
+        );
     }
     agent.stop()
 }

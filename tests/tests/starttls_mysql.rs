@@ -33,7 +33,12 @@ impl World {
     fn mariadb(&self, flag: &str, query: &str) -> Spawn {
         self.lab
             .client("mariadb")
-            .args(["--no-defaults", "--user=app", "--batch", "--skip-column-names"])
+            .args([
+                "--no-defaults",
+                "--user=app",
+                "--batch",
+                "--skip-column-names",
+            ])
             .args(["--connect-timeout=10", &format!("--host={HOST}")])
             .args([&format!("--password={PASSWORD}"), flag])
             .args(["--execute", query])
@@ -61,13 +66,17 @@ fn clients_reach_a_mariadb_that_takes_only_tls() -> Result<()> {
     let direct = world.mariadb("--skip-ssl", "SELECT 1").output()?;
     assert_ne!(direct.code(), 0, "{direct:?}");
     let agent = world.lab.agent().policy("db", &world.policy())?.start()?;
-    for flag in ["--skip-ssl", "--compress", "--default-auth=mysql_clear_password"] {
-        let seen = world.mariadb(flag, "SHOW STATUS LIKE 'Ssl_version'").text()?;
+    for flag in [
+        "--skip-ssl",
+        "--compress",
+        "--default-auth=mysql_clear_password",
+    ] {
+        let seen = world
+            .mariadb(flag, "SHOW STATUS LIKE 'Ssl_version'")
+            .text()?;
         assert_eq!(seen.trim(), "Ssl_version\tTLSv1.3", "{flag}");
     }
-    let wrong = world
-        .mariadb("--password=wrong", "SELECT 1")
-        .output()?;
+    let wrong = world.mariadb("--password=wrong", "SELECT 1").output()?;
     assert!(wrong.stderr.contains("ERROR 1045"), "{wrong:?}");
     // A client that insists on TLS fails, and the record says what to set.
     let insisting = world.mariadb("--ssl", "SELECT 1").output()?;

@@ -72,7 +72,9 @@ fn psql_reaches_a_server_that_takes_only_tls() -> Result<()> {
         "{insisting:?}"
     );
     let record = agent.record("the record of the client that insists", |record| {
-        record.detail().contains("sslmode=disable or sslmode=prefer")
+        record
+            .detail()
+            .contains("sslmode=disable or sslmode=prefer")
     })?;
     assert!(record.has_flag("DC"), "{record}");
     agent.stop()

@@ -114,7 +114,8 @@ with ThreadPoolExecutor(8) as pool:
 fn no_tenant_shows_the_certificate_of_another() -> Result<()> {
     let world = World::new()?;
     let lab = &world.lab;
-    let [alpha, beta, gamma] = ["alpha", "beta", "gamma"].map(|name| world.authority.issue(&[name]));
+    let [alpha, beta, gamma] =
+        ["alpha", "beta", "gamma"].map(|name| world.authority.issue(&[name]));
     let (alpha, beta, gamma) = (alpha?, beta?, gamma?);
     // By namespace, and by workloadSelector within one.
     let selector = "workloadSelector: {matchLabels: {app: gamma}}\n  exportTo: [\".\"]";
@@ -195,7 +196,9 @@ fn one_credential_name_is_another_secret_in_each_namespace() -> Result<()> {
     let refused = lab.python(&other).output()?;
     assert_ne!(refused.code(), 0);
     agent.record("the reason", |record| {
-        record.detail().contains("credentialName client: no such credential")
+        record
+            .detail()
+            .contains("credentialName client: no such credential")
     })?;
     agent.stop()
 }
@@ -206,7 +209,11 @@ fn a_service_resumes_sessions_and_refuses_bad_clients() -> Result<()> {
     let lab = &world.lab;
     let good = world.authority.issue(&["good"])?;
     let policy = world.policy(&[world.rule("istio-system", "", &world.files(&good))]);
-    let agent = lab.agent().policy("pay", &policy)?.setting("--workers", "1").start()?;
+    let agent = lab
+        .agent()
+        .policy("pay", &policy)?
+        .setting("--workers", "1")
+        .start()?;
     let url = format!("http://{HOST}:8080/who");
     let first = lab.curl(&["--fail", &url]).text()?;
     assert_eq!(first.trim(), format!("{} .", good.serial));
@@ -240,12 +247,23 @@ fn chains_that_break_a_rule_are_refused_with_that_rule() -> Result<()> {
         (
             "revoked",
             &revoked_server,
-            format!("caCertificates: {}\n      caCrl: {}", ca(&world.authority), list.display()),
+            format!(
+                "caCertificates: {}\n      caCrl: {}",
+                ca(&world.authority),
+                list.display()
+            ),
             "revoked",
         ),
-        ("constrained", &outside, format!("caCertificates: {}", ca(&narrow)), "name constraints"),
+        (
+            "constrained",
+            &outside,
+            format!("caCertificates: {}", ca(&narrow)),
+            "name constraints",
+        ),
     ] {
-        let nginx = Nginx::new(lab, name).https(&format!("{REAL}:443"), server)?.start()?;
+        let nginx = Nginx::new(lab, name)
+            .https(&format!("{REAL}:443"), server)?
+            .start()?;
         let identity = format!(
             "clientCertificate: {}\n      privateKey: {}\n      {trust}",
             good.certificate.display(),
@@ -254,9 +272,13 @@ fn chains_that_break_a_rule_are_refused_with_that_rule() -> Result<()> {
         let policy = world.policy(&[world.rule("istio-system", "", &identity)]);
         lab.write_policy("pay", &policy)?;
         lab::process::wait_for("the refusal", lab::process::DEADLINE, || {
-            lab.curl(&["-o", "/dev/null", &format!("http://{HOST}/")]).output()?;
+            lab.curl(&["-o", "/dev/null", &format!("http://{HOST}/")])
+                .output()?;
             let records = agent.records()?;
-            Ok(records.iter().any(|record| record.detail().contains(said)).then_some(()))
+            Ok(records
+                .iter()
+                .any(|record| record.detail().contains(said))
+                .then_some(()))
         })?;
         assert!(nginx.requests()?.is_empty(), "{name}: nothing came through");
         nginx.stop()?;

@@ -46,7 +46,8 @@ impl World {
 
     /// A service of bytes: each connection of a client is one handshake.
     fn policy(identity: &str) -> String {
-        let entry = policy::tcp(HOST, 80).replace("protocol: TCP", "protocol: TCP\n      targetPort: 443");
+        let entry =
+            policy::tcp(HOST, 80).replace("protocol: TCP", "protocol: TCP\n      targetPort: 443");
         let rule = format!(
             "apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -94,10 +95,17 @@ print("failed", len(failed), *failed[:3], "of", "many" if done[0] > 10 else done
 
     /// Waits until the service sees this certificate.
     fn sees(&self, certificate: &Certificate) -> Result<()> {
-        wait_for("the service to see the new certificate", Duration::from_secs(10), || {
-            let serial = self.lab.curl(&["--fail", &format!("http://{HOST}/who")]).text()?;
-            Ok((serial.trim() == certificate.serial).then_some(()))
-        })
+        wait_for(
+            "the service to see the new certificate",
+            Duration::from_secs(10),
+            || {
+                let serial = self
+                    .lab
+                    .curl(&["--fail", &format!("http://{HOST}/who")])
+                    .text()?;
+                Ok((serial.trim() == certificate.serial).then_some(()))
+            },
+        )
     }
 
     fn end(load: &mut Process) -> Result<()> {
@@ -198,22 +206,31 @@ fn a_bad_version_leaves_the_old_one(
 ) -> Result<()> {
     let stranger = world.authority.issue(&["stranger"])?;
     replace(&stranger.key, key)?;
-    wait_for("the bad version to be told", Duration::from_secs(10), || {
-        let secrets = world.secrets()?;
-        let told = secrets[0]["state"] == "stale"
-            && secrets[0]["error"]
-                .as_str()
-                .is_some_and(|error| error.contains("does not belong to the certificate"));
-        Ok(told.then_some(()))
-    })?;
+    wait_for(
+        "the bad version to be told",
+        Duration::from_secs(10),
+        || {
+            let secrets = world.secrets()?;
+            let told = secrets[0]["state"] == "stale"
+                && secrets[0]["error"]
+                    .as_str()
+                    .is_some_and(|error| error.contains("does not belong to the certificate"));
+            Ok(told.then_some(()))
+        },
+    )?;
     world.sees(last)?;
     wait_for("the log to tell", Duration::from_secs(10), || {
-        Ok(agent.log()?.contains("the old stays in force").then_some(()))
+        Ok(agent
+            .log()?
+            .contains("the old stays in force")
+            .then_some(()))
     })?;
     replace(&last.key, key)?;
-    wait_for("the good version to be in force", Duration::from_secs(10), || {
-        Ok((world.secrets()?[0]["state"] == "active").then_some(()))
-    })
+    wait_for(
+        "the good version to be in force",
+        Duration::from_secs(10),
+        || Ok((world.secrets()?[0]["state"] == "active").then_some(())),
+    )
 }
 
 #[test]
@@ -240,7 +257,8 @@ fn secrets_rotate_by_the_api() -> Result<()> {
             indented(&world.authority.path())?,
         );
         let file = lab.write("secret.yaml", &document)?;
-        lab.egressctl(&["apply", "-f", &file.display().to_string()])?.text()?;
+        lab.egressctl(&["apply", "-f", &file.display().to_string()])?
+            .text()?;
         Ok(made)
     };
     world.sees(&apply()?)?;

@@ -38,7 +38,11 @@ fn explain_connects_with_the_identity_of_the_policy() -> Result<()> {
     let value: serde_json::Value = serde_json::from_str(&explain(&["-o", "json"])?)?;
     let tls = &value["connections"][0]["tls"];
     assert_eq!(tls["sni"], HOST);
-    assert!(tls["chain"][0]["days_left"].as_i64().is_some_and(|days| days > 1000));
+    assert!(
+        tls["chain"][0]["days_left"]
+            .as_i64()
+            .is_some_and(|days| days > 1000)
+    );
     // Not a byte of an application was sent.
     assert_eq!(nginx.requests()?.len(), 1);
 
@@ -62,7 +66,9 @@ fn explain_connects_within_protocols() -> Result<()> {
     let _dns = NameServer::start(&lab, RESOLVER, &records)?;
     let policy = policy::tls_tcp(DB, 5432, "postgres", &authority.path());
     let agent = lab.agent().policy("db", &policy)?.start()?;
-    lab.psql(DB, "SELECT 1").env("PGPASSWORD", lab::postgres::PASSWORD).text()?;
+    lab.psql(DB, "SELECT 1")
+        .env("PGPASSWORD", lab::postgres::PASSWORD)
+        .text()?;
     let target = format!("{DB}:5432");
     let text = lab.egressctl(&["explain", "--connect", &target])?.text()?;
     assert!(text.contains("starts within postgres"), "{text}");
@@ -114,7 +120,9 @@ fn the_mesh_identity_is_presented_and_peers_are_known_by_spiffe_id() -> Result<(
     lab.write_policy("api", &rule("spiffe://example.org/ns/other/sa/server"))?;
     agent_refuses(&lab, &url)?;
     agent.record("the reason", |record| {
-        record.detail().contains("not for spiffe://example.org/ns/other/sa/server")
+        record
+            .detail()
+            .contains("not for spiffe://example.org/ns/other/sa/server")
             && record.detail().contains(THEIRS)
     })?;
     agent.stop()?;
@@ -122,7 +130,9 @@ fn the_mesh_identity_is_presented_and_peers_are_known_by_spiffe_id() -> Result<(
     // Without an identity: refused, and never in the clear.
     let agent = lab.agent().policy("api", &rule(THEIRS))?.start()?;
     agent_refuses(&lab, &url)?;
-    agent.record("the reason", |record| record.detail().contains("mesh-identity"))?;
+    agent.record("the reason", |record| {
+        record.detail().contains("mesh-identity")
+    })?;
     agent.stop()
 }
 

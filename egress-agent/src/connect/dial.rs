@@ -146,8 +146,7 @@ async fn dial_in_time(
                         }
                         Begun::Later(greeting) => {
                             let plain = Plain::Tcp(stream);
-                            let opening =
-                                Opening::later(greeting, plain, tls, destination, limit);
+                            let opening = Opening::later(greeting, plain, tls, destination, limit);
                             (Stream::Unready, None, Some(opening))
                         }
                     }
@@ -174,8 +173,7 @@ async fn dial_in_time(
                         }
                         Begun::Later(greeting) => {
                             let plain = Plain::Unix(stream);
-                            let opening =
-                                Opening::later(greeting, plain, tls, destination, limit);
+                            let opening = Opening::later(greeting, plain, tls, destination, limit);
                             (Stream::Unready, None, Some(opening))
                         }
                     }

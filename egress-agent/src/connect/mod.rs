@@ -2,6 +2,7 @@
 
 mod dial;
 mod error;
+mod inspect;
 pub mod pool;
 mod probe;
 mod proxy_protocol;
@@ -14,7 +15,8 @@ mod tunnel;
 
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
-pub use probe::probe;
+pub use inspect::inspect;
+pub use probe::EndpointProber;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::admin::ApiError;
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::connect::{self, Alpn, DialContext};
-use crate::endpoint::{Live, PickContext};
+use crate::endpoint::{Live, PickContext, PickError};
 use crate::identify::Spoken;
 use crate::policy::explain::report::Connection;
 use crate::policy::model::{Protocol, UpstreamHttp};
@@ -21,6 +21,9 @@ const ENDPOINTS: usize = 4;
 const CLUSTERS: usize = 4;
 /// For all of them; the admin API answers within ten seconds.
 const LIMIT: Duration = Duration::from_secs(8);
+
+/// For a name that is resolved for the first time.
+const RESOLVE: Duration = Duration::from_secs(3);
 
 /// What connections need.
 #[derive(Clone)]
@@ -69,21 +72,29 @@ impl Connector {
         };
         let mut tried = Vec::new();
         while tried.len() < ENDPOINTS {
-            let picked = set.pick(&PickContext {
+            let context = PickContext {
                 client: &attempt.client,
                 original: ([0, 0, 0, 0], cluster.target.port).into(),
                 host: &attempt.host,
                 hash: None,
                 tried: &tried,
                 remote_localities: false,
-            });
+            };
+            let picked = match set.pick(&context) {
+                // A name that nobody has asked for yet.
+                Err(PickError::Unresolved) => {
+                    let _ = timeout(RESOLVE, set.resolved(&attempt.host)).await;
+                    set.pick(&context)
+                }
+                picked => picked,
+            };
             let picked = match picked {
                 Ok(picked) => picked,
                 Err(error) => {
                     seen.push(Connection {
                         cluster: cluster.target.host.to_string(),
                         endpoint: cluster.target.host.to_string(),
-                        error: Some(set.explain(error)),
+                        error: Some(set.explain(error, &attempt.host)),
                         ..Connection::default()
                     });
                     return;
@@ -108,7 +119,7 @@ impl Connector {
                 },
                 source: ([127, 0, 0, 1], 0).into(),
             };
-            let mut connection = connect::probe(&context, &picked.destination).await;
+            let mut connection = connect::inspect(&context, &picked.destination).await;
             connection.cluster = cluster.target.host.to_string();
             seen.push(connection);
         }

@@ -34,8 +34,8 @@ pub(crate) use config::iana_name;
 pub use describe::CertificateSummary;
 use entry::Entry;
 pub use error::{Purpose, SecretError};
-use source::{Published, Svid};
 pub use source::{MeshIdentity, SecretData, SecretSettings};
+use source::{Published, Svid};
 pub use status::{Labels as SecretLabels, SecretStatus};
 pub use verify::{RefusedChain, take_refused};
 

@@ -116,10 +116,7 @@ impl Finder<'_> {
             Identity::None => None,
             Identity::Files { certificate, key } => Some(self.pair(certificate, key)?),
             Identity::Secret(name) => Some(self.credential_pair(tls, name)?),
-            Identity::Mesh => Some((
-                self.mesh(Purpose::Certificate)?,
-                self.mesh(Purpose::Key)?,
-            )),
+            Identity::Mesh => Some((self.mesh(Purpose::Certificate)?, self.mesh(Purpose::Key)?)),
         };
         let mut pieces = Pieces {
             identity,

@@ -20,8 +20,8 @@ use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::source::{MeshIdentity, SecretData};
 use super::Secrets;
+use super::source::{MeshIdentity, SecretData};
 
 const METHOD: &str = "http://localhost/SpiffeWorkloadAPI/FetchX509SVID";
 /// For connecting and for the head of the answer; the stream itself is open as
@@ -162,7 +162,11 @@ async fn call(socket: &Path, tell: &mut dyn FnMut(SecretData)) -> Result<(), Api
 fn refused(headers: &HeaderMap) -> Result<(), ApiError> {
     let text = |name| {
         let value = headers.get(name);
-        value.map(|value| String::from_utf8_lossy(value.as_bytes()).escape_debug().to_string())
+        value.map(|value| {
+            String::from_utf8_lossy(value.as_bytes())
+                .escape_debug()
+                .to_string()
+        })
     };
     match text("grpc-status") {
         Some(code) if code != "0" => {
@@ -209,7 +213,11 @@ fn svid(response: &[u8]) -> Result<SecretData, ApiError> {
     let bundle = certificates(part(BUNDLE, "an identity has no roots")?)?;
     data.insert("ca.crt".into(), Arc::new(bundle));
     let mut key = Zeroizing::new(Vec::new());
-    pem("PRIVATE KEY", part(KEY, "an identity has no key")?, &mut key);
+    pem(
+        "PRIVATE KEY",
+        part(KEY, "an identity has no key")?,
+        &mut key,
+    );
     data.insert("tls.key".into(), Arc::new(key));
     Ok(data)
 }

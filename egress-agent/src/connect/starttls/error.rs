@@ -145,7 +145,10 @@ impl fmt::Display for StartTlsFailure {
                 title(*protocol)
             ),
             Self::Password(why) => {
-                write!(f, "the password that the application sent is of no use: {why}")
+                write!(
+                    f,
+                    "the password that the application sent is of no use: {why}"
+                )
             }
             Self::Late(limit) => write!(
                 f,

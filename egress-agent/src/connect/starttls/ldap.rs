@@ -30,9 +30,7 @@ pub(super) async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
     let answer = parse(&message).ok_or(StartTlsFailure::NotSpoken(PROTOCOL))?;
     match answer {
         // An unsolicited notice (message id 0) is the server's goodbye.
-        Answer {
-            id: 1, code: 0, ..
-        } => Ok(()),
+        Answer { id: 1, code: 0, .. } => Ok(()),
         Answer { code, text, .. } => {
             let words = format!("result code {code}: {}", quoted(text));
             Err(StartTlsFailure::Refused(PROTOCOL, words))

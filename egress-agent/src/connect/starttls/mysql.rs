@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::error::StartTlsFailure;
 use super::packets::{PacketError, Packets, packet};
 use super::password::password_key;
-use super::{Connected, ConnectError, TEXT, Waiting, farewell, plain_text, quoted};
+use super::{ConnectError, Connected, TEXT, Waiting, farewell, plain_text, quoted};
 use crate::connect::Stream;
 use crate::policy::model::StartTls;
 
@@ -201,7 +201,10 @@ async fn authenticate<C: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), StartTlsFailure> {
     let mut server = Packets::new(stream, 2);
     let mut password = Password::NotAsked;
-    server.write(answer).await.map_err(StartTlsFailure::broken)?;
+    server
+        .write(answer)
+        .await
+        .map_err(StartTlsFailure::broken)?;
     for _ in 0..PACKETS {
         tokio::select! {
             biased;

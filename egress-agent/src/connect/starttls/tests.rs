@@ -129,8 +129,14 @@ async fn imap_hides_capabilities_that_tls_changes() {
     let (begun, heard) = ask(StartTls::Imap, true, &parts).await;
     assert_eq!(greeted(begun), b"* OK Dovecot ready.\r\n");
     assert_eq!(heard, b"egress1 STARTTLS\r\n");
-    assert_eq!(imap::without_capabilities(b"* OK [X y] hi\r\n"), b"* OK [X y] hi\r\n");
-    assert_eq!(imap::without_capabilities(b"* OK [CAPABILITY a]\r\n"), b"* OK ready\r\n");
+    assert_eq!(
+        imap::without_capabilities(b"* OK [X y] hi\r\n"),
+        b"* OK [X y] hi\r\n"
+    );
+    assert_eq!(
+        imap::without_capabilities(b"* OK [CAPABILITY a]\r\n"),
+        b"* OK ready\r\n"
+    );
 }
 
 #[tokio::test]
@@ -269,7 +275,10 @@ async fn channel_binding_is_not_offered() {
     let (opened, heard, _) = session(&sasl(&["SCRAM-SHA-256-PLUS"])).await;
     assert!(matches!(opened, Err(StartTlsFailure::ChannelBinding)));
     let heard = String::from_utf8_lossy(&heard);
-    assert!(heard.contains("SFATAL") && heard.contains("channel binding"), "{heard}");
+    assert!(
+        heard.contains("SFATAL") && heard.contains("channel binding"),
+        "{heard}"
+    );
 }
 
 #[tokio::test]
@@ -324,7 +333,9 @@ fn the_greeting_shown_has_no_tls_and_is_else_the_same() {
     let greeting = mysql::parse_greeting(&payload).unwrap();
     let Opened { shown, nonce } = opened(&greeting);
     assert_eq!(nonce, b"12345678abcdefghijkl");
-    let differing: Vec<_> = (0..payload.len()).filter(|&at| shown[at] != payload[at]).collect();
+    let differing: Vec<_> = (0..payload.len())
+        .filter(|&at| shown[at] != payload[at])
+        .collect();
     assert_eq!(differing.len(), 1);
     assert_eq!(shown[differing[0]], 0xf7);
     // MariaDB's versions are shown as they are.
@@ -350,7 +361,10 @@ fn an_ssl_request_has_what_the_application_has() {
     assert_eq!(request[1], 0xa2 | 0x08);
     assert_eq!(request[2..], answer[2..32]);
     let insists = mysql::ssl_request(&self::answer(0x00ff_aa85)).unwrap_err();
-    assert!(insists.to_string().contains("ssl-mode=DISABLED"), "{insists}");
+    assert!(
+        insists.to_string().contains("ssl-mode=DISABLED"),
+        "{insists}"
+    );
     assert!(mysql::ssl_request(&self::answer(0x85)).is_err());
     assert!(mysql::ssl_request(&answer[..31]).is_err());
 }
@@ -385,8 +399,14 @@ async fn a_password_comes_out_as_it_went_in() {
     use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey};
     use base64::Engine;
     let key = password::password_key().await.unwrap();
-    let text: String = key.public.lines().filter(|line| !line.starts_with('-')).collect();
-    let der = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+    let text: String = key
+        .public
+        .lines()
+        .filter(|line| !line.starts_with('-'))
+        .collect();
+    let der = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .unwrap();
     let public = PublicEncryptingKey::from_der(&der).unwrap();
     let public = OaepPublicEncryptingKey::new(public).unwrap();
     let nonce = b"12345678abcdefghijkl";
@@ -425,7 +445,10 @@ async fn refusals_are_in_the_protocol_of_the_application() {
     assert!(refused);
     let text = String::from_utf8_lossy(&heard);
     assert!(text.starts_with("NE"), "{text}");
-    assert!(text.contains("C08006\0Megress: expired certificate\0\0"), "{text}");
+    assert!(
+        text.contains("C08006\0Megress: expired certificate\0\0"),
+        "{text}"
+    );
     let length = u32::from_be_bytes([heard[2], heard[3], heard[4], heard[5]]);
     assert_eq!(length as usize, heard.len() - 2);
 

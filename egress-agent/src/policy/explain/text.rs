@@ -291,8 +291,14 @@ fn connection(page: &mut Page, one: &Connection) {
     };
     let text = format!("{}{local}: {}, {}", one.endpoint, tls.version, tls.cipher);
     page.section("Connect", &text);
-    page.line(&format!("time: TCP {:.1} ms, TLS {:.1} ms", one.tcp_ms, one.tls_ms));
-    page.line(&format!("SNI: {}", tls.sni.as_deref().unwrap_or("none (an address)")));
+    page.line(&format!(
+        "time: TCP {:.1} ms, TLS {:.1} ms",
+        one.tcp_ms, one.tls_ms
+    ));
+    page.line(&format!(
+        "SNI: {}",
+        tls.sni.as_deref().unwrap_or("none (an address)")
+    ));
     page.line(&format!("ALPN: {}", tls.alpn.as_deref().unwrap_or("none")));
     page.line(&format!(
         "client certificate: {}",
