@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use lab::agent::Agent;
 use lab::backend::{Backend, Speaks};
+use lab::certificates::Authority;
 use lab::dns::NameServer;
 use lab::load::{self, Mode, Try};
+use lab::nginx::Nginx;
 use lab::process::wait_for;
-use lab::{Lab, RESOLVER, Result, ensure};
+use lab::{Lab, RESOLVER, Result, ensure, policy};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
 /// Requests a second.
@@ -218,4 +220,109 @@ fn tcp_servers_fail_and_recover_under_load() -> Result<()> {
 fn servers_of_the_direct_path_fail_and_recover_under_load() -> Result<()> {
     let direct = three("TCP", 7000, "");
     servers_fail_and_recover(&direct, Mode::Tcp, &[KILLED, BLACK_HOLED])
+}
+
+/// A server that does not speak TLS is ejected for it; the default retries
+/// hide it from clients meanwhile.
+#[test]
+fn a_failed_tls_handshake_counts_against_its_endpoint() -> Result<()> {
+    let lab = Lab::new()?;
+    let _dns = NameServer::start(&lab, RESOLVER, "")?;
+    let authority = Authority::new(&lab, "world")?;
+    let certificate = authority.issue(&["pair.example.com"])?;
+    let _good = Nginx::new(&lab, "good")
+        .https("10.0.0.1:443", &certificate)?
+        .start()?;
+    let bad = Backend::start(&lab, "no TLS here", "10.0.0.2:443", Speaks::Name)?;
+    let entry = policy::tcp_static("pair.example.com", 80, &["10.0.0.1", "10.0.0.2"])
+        .replace("protocol: TCP", "protocol: HTTP\n      targetPort: 443");
+    let document = format!(
+        "{entry}---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: pair
+  namespace: default
+spec:
+  host: pair.example.com
+  trafficPolicy:
+    loadBalancer:
+      simple: ROUND_ROBIN
+    tls:
+      mode: SIMPLE
+      caCertificates: {}
+    outlierDetection:
+      consecutive5xxErrors: 3
+      baseEjectionTime: 60s
+",
+        authority.path().display()
+    );
+    let agent = lab.agent().policy("pair", &document)?.start()?;
+    wait_for("an ejection", Duration::from_secs(20), || {
+        let body = lab.curl(&["--fail", "http://pair.example.com/"]).text()?;
+        ensure!(body.contains("\"server\":\"good\""), "{body}");
+        Ok((!told(&agent, "endpoint ejected", "10.0.0.2")?.is_empty()).then_some(()))
+    })?;
+    let met = bad.served();
+    for _ in 0..6 {
+        lab.curl(&["--fail", "http://pair.example.com/"]).text()?;
+    }
+    ensure!(bad.served() == met, "an ejected endpoint was used");
+    let arguments = ["proxy-config", "endpoints", "pair.example.com"];
+    let table = lab.egressctl(&arguments)?.text()?;
+    let line = table.lines().find(|line| line.contains("10.0.0.2:443"));
+    let line = line.unwrap_or_default();
+    for part in ["ejected", "TLS handshake failed", "consecutive-5xx until"] {
+        ensure!(line.contains(part), "no {part}: {table}");
+    }
+    let metrics = agent.metrics(&lab)?;
+    let mut ejections = metrics
+        .lines()
+        .filter(|line| line.starts_with("egress_outlier_ejections_total{"));
+    ensure!(ejections.any(|line| line.ends_with(" 1")), "{metrics}");
+    agent.stop()
+}
+
+/// One endpoint alone is not ejected: its errors stay what they are.
+#[test]
+fn a_single_endpoint_is_never_ejected() -> Result<()> {
+    let lab = Lab::new()?;
+    let _dns = NameServer::start(&lab, RESOLVER, "")?;
+    let mut only = Backend::start(&lab, "only", "10.0.0.1:7000", Speaks::Name)?;
+    let detection = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: single
+  namespace: default
+spec:
+  host: single.example.com
+  trafficPolicy:
+    outlierDetection:
+      consecutive5xxErrors: 2
+      baseEjectionTime: 60s
+";
+    let document = policy::tcp_static("single.example.com", 7000, &["10.0.0.1"]) + detection;
+    let agent = lab.agent().policy("single", &document)?.start()?;
+    only.kill();
+    let script = r#"
+import socket
+for _ in range(10):
+    try:
+        socket.create_connection(("single.example.com", 7000), 5)
+        raise SystemExit("connected")
+    except ConnectionRefusedError:
+        pass
+"#;
+    lab.python(script).text()?;
+    only.revive(&lab)?;
+    // At once, not after an ejection's time.
+    let script = r#"
+import socket
+with socket.create_connection(("single.example.com", 7000), 5) as s:
+    assert s.makefile().readline() == "only\n"
+"#;
+    lab.python(script).text()?;
+    ensure!(told(&agent, "endpoint ejected", "10.0.0.1")?.is_empty());
+    agent.stop()
 }
