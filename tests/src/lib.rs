@@ -16,12 +16,14 @@
 //! are in the cgroup that the kernel programs are attached to.
 
 pub mod agent;
+pub mod apiserver;
 pub mod backend;
 pub mod certificates;
 mod cgroup;
 pub mod clients;
 pub mod dns;
 pub mod kernel;
+pub mod kubernetes;
 pub mod load;
 pub mod netns;
 pub mod nginx;

@@ -145,6 +145,7 @@ impl Process {
         let views = self.views.borrow();
         let policy = views.as_ref().map(Views::policy);
         let capture = views.as_ref().map(|views| views.capture(&mut warnings));
+        let kubernetes = views.as_ref().and_then(|v| v.kubernetes(&mut warnings));
         if let Some(refused) = policy.as_ref().map(|p| p.rejected).filter(|n| *n > 0) {
             warnings.push(format!(
                 "{refused} policy documents were refused; `egressctl get -o wide` says why"
@@ -165,6 +166,7 @@ impl Process {
                 need_restart,
             },
             policy,
+            kubernetes,
             capture,
             warnings,
         }

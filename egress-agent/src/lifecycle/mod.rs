@@ -15,6 +15,11 @@ mod dynamic_names;
 mod error;
 mod feed;
 pub mod heartbeat;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "kubernetes_off.rs"]
+mod kubernetes;
 pub mod lock;
 pub mod logging;
 pub mod metrics;

@@ -17,6 +17,7 @@ use super::direct::Direct;
 use super::drain::Drain;
 use super::dynamic_names;
 use super::heartbeat;
+use super::kubernetes::{Cluster, Rooms};
 use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
 use super::outbound;
@@ -32,6 +33,7 @@ use crate::connect::EndpointProber;
 use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
 use crate::secret::{SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
@@ -66,6 +68,8 @@ pub(super) struct Agent {
     workers: Vec<WorkerChannels>,
     dns: Option<DnsShared>,
     namespaces: Option<Namespaces>,
+    /// The Kubernetes API server, where the settings ask for it.
+    cluster: Option<Cluster>,
     listeners: Option<Listeners>,
     admitted: u32,
 }
@@ -131,6 +135,7 @@ impl Agent {
             log,
             intake,
             policy: None,
+            cluster: None,
             workers: Vec::new(),
             dns: None,
             namespaces: None,
@@ -153,6 +158,43 @@ impl Agent {
         self.node.lock().await.apply(snapshot).await
     }
 
+    /// Joins a Kubernetes API server, if the settings ask for it, and puts what
+    /// it has in force.
+    ///
+    /// # Errors
+    /// When nothing says how it is reached. That it cannot be reached is no
+    /// error.
+    pub(super) async fn join_cluster(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let Some(policy) = self.policy.clone().filter(|_| settings.kubernetes.is_on()) else {
+            return Ok(());
+        };
+        let rooms = {
+            let node = self.node.lock().await;
+            Rooms {
+                keeper: policy.clone(),
+                secrets: Arc::clone(&node.secrets),
+                directory: node.directory.clone(),
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+            }
+        };
+        let cluster = Cluster::join(settings, rooms).await?;
+        let locality = cluster.locality.borrow().clone();
+        self.cluster = Some(cluster);
+        let mut node = self.node.lock().await;
+        if settings.locality.is_none()
+            && let Some(locality) = locality
+        {
+            node.sets.set_locality(locality.clone());
+            policy
+                .change_options(move |options| options.locality = locality)
+                .await
+                .map_err(StartError::Policy)?;
+        }
+        let snapshot = Arc::clone(&policy.published().borrow().snapshot);
+        node.apply(snapshot).await
+    }
+
     /// What the admin API tells about the rooms, once the policy was read.
     pub(super) async fn views(&self) -> Option<Views> {
         let node = self.node.lock().await;
@@ -164,6 +206,7 @@ impl Agent {
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
+            cluster: self.cluster.as_ref().map(|cluster| cluster.board.clone()),
         })
     }
 
@@ -317,6 +360,15 @@ impl Agent {
         if let Some(policy) = &self.policy {
             let published = policy.published();
             vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+            if let Some(cluster) = &self.cluster {
+                let pods = Arc::clone(&cluster.pods);
+                vitals.spawn("pods", follow_pods(Rc::clone(&self.node), pods));
+                if settings.locality.is_none() {
+                    let node = Rc::clone(&self.node);
+                    let locality = cluster.locality.clone();
+                    vitals.spawn("locality", follow_locality(node, policy.clone(), locality));
+                }
+            }
         }
 
         let kernel = Arc::clone(&self.kernel);
@@ -343,12 +395,19 @@ impl Agent {
         if let Some(log) = &self.log {
             log.reopen();
         }
+        let mut options = policies::options(settings);
+        if let Some(cluster) = &self.cluster
+            && settings.locality.is_none()
+        {
+            options.locality = cluster.locality.borrow().clone().unwrap_or_default();
+        }
         if let Some(policy) = &self.policy
-            && let Err(error) = policy
-                .reload(policies::paths(loaded), policies::options(settings))
-                .await
+            && let Err(error) = policy.reload(policies::paths(loaded), options).await
         {
             tracing::error!("{error}");
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.read_again();
         }
     }
 
@@ -401,6 +460,33 @@ async fn follow_policy(
         if published.changed().await.is_err() {
             tracing::error!("the thread of the policy has ended; policy stays as it is");
             return;
+        }
+    }
+}
+
+/// Tells the kernel whose cgroups are whose when pods come and go.
+async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
+    loop {
+        changed.notified().await;
+        let node = node.lock().await;
+        if let Err(error) = node.sync_scopes() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// Puts another locality of this node in force.
+async fn follow_locality(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    policy: Keeper,
+    mut told: tokio::sync::watch::Receiver<Option<Locality>>,
+) {
+    while told.changed().await.is_ok() {
+        let locality = told.borrow_and_update().clone().unwrap_or_default();
+        node.lock().await.sets.set_locality(locality.clone());
+        let changed = policy.change_options(move |options| options.locality = locality);
+        if let Err(error) = changed.await {
+            tracing::error!("{error}");
         }
     }
 }

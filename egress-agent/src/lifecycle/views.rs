@@ -13,12 +13,16 @@ use crate::capture::{CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
 use crate::endpoint::resolve::Resolver;
 use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live};
+use crate::kubernetes::health::Board;
 use crate::policy::explain::{self, LiveEndpoint, LiveView};
 use crate::policy::model::{DocumentRef, HostPattern, Protocol, Resolution, Visibility};
 use crate::policy::snapshot::{Client, Cluster, Path, Service};
 use crate::policy::source::keeper::Keeper;
 use crate::secret::{CertificateSummary, SecretLabels, SecretStatus, Secrets};
 use crate::workload::directory::Directory;
+
+/// A server that is silent for longer is warned of.
+const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The parts that are looked at; all of them are shared.
 pub(super) struct Views {
@@ -29,6 +33,7 @@ pub(super) struct Views {
     pub(super) secrets: Arc<Secrets>,
     pub(super) policy: Keeper,
     pub(super) directory: Directory,
+    pub(super) cluster: Option<Board>,
 }
 
 impl Views {
@@ -51,6 +56,43 @@ impl Views {
                 .unwrap_or_default()
                 .as_secs(),
         }
+    }
+
+    /// The Kubernetes API server, and what is wrong with it.
+    pub(super) fn kubernetes(&self, warnings: &mut Vec<String>) -> Option<view::Kubernetes> {
+        let report = self.cluster.as_ref()?.report();
+        if report.behind > CLUSTER_BEHIND {
+            warnings.push(format!(
+                "the Kubernetes API server was last seen {} s ago; what it had then is in force",
+                report.behind.as_secs()
+            ));
+        }
+        for watch in &report.watches {
+            if let Some(error) = watch.error.as_ref().filter(|_| watch.behind.is_zero()) {
+                warnings.push(format!("Kubernetes {}: {error}", watch.what));
+            }
+        }
+        Some(view::Kubernetes {
+            server: report.server,
+            node: report.node,
+            synced: report.synced,
+            age_seconds: report.behind.as_secs(),
+            error: report.error,
+            watches: report
+                .watches
+                .into_iter()
+                .map(|watch| view::KubernetesWatch {
+                    resource: watch.what.to_string(),
+                    objects: watch.objects,
+                    synced: watch.synced,
+                    age_seconds: watch.behind.as_secs(),
+                    lists: watch.lists,
+                    watches: watch.watches,
+                    failures: watch.failures,
+                    error: watch.error.map(|error| error.to_string()),
+                })
+                .collect(),
+        })
     }
 
     /// The kernel side, and what could not be read of it.
