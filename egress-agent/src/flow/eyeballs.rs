@@ -10,7 +10,6 @@ use tokio::time::sleep;
 use crate::account::ConnectionRecord;
 use crate::connect::starttls::Opening;
 use crate::connect::{ConnectError, Connected, DialContext, Phase, dial_observed};
-use crate::endpoint::resolved::Destination;
 use crate::endpoint::{Endpoint, EndpointId, Outcome, Picked};
 
 /// How long an address has to itself (RFC 8305 section 5 recommends this).
@@ -79,12 +78,4 @@ async fn one(context: &DialContext<'_>, picked: Picked, phase: &Cell<Phase>) -> 
             Err(error)
         }
     }
-}
-
-/// Addresses of one name, one of each family.
-pub(super) fn are_siblings(one: &Endpoint, other: &Endpoint) -> bool {
-    let (Destination::Tcp(a), Destination::Tcp(b)) = (&one.destination, &other.destination) else {
-        return false;
-    };
-    one.name.is_some() && one.name == other.name && a.is_ipv4() != b.is_ipv4()
 }

@@ -116,8 +116,7 @@ pub(super) async fn connect(
         record.trying(&picked.destination);
         tried.push(picked.endpoint.id);
         let company = |endpoint: &Endpoint, tried: &[EndpointId]| {
-            let other = set.pick(&pick_context(identified, hash, tried)).ok()?;
-            eyeballs::are_siblings(endpoint, &other.endpoint).then_some(other)
+            set.pick_sibling(&pick_context(identified, hash, tried), endpoint)
         };
         let dialled = eyeballs::dial(&dial_context, picked, company, &mut tried, record);
         let error = match dialled.await {
