@@ -41,7 +41,8 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn listeners(config: &Config, netns: u64) -> Option<&'static Listeners> {
     let beat = *HEARTBEAT.get(0)?;
-    if now().saturating_sub(beat) > config.heartbeat_limit_ns {
+    // Zero is "stopped", also on a machine that is younger than the limit.
+    if beat == 0 || now().saturating_sub(beat) > config.heartbeat_limit_ns {
         return None;
     }
     // SAFETY: a value may be replaced while it is read; each port is read once

@@ -17,12 +17,14 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod backend;
 pub mod certificates;
 mod cgroup;
 pub mod clients;
 pub mod dns;
 pub mod kernel;
 pub mod kubernetes;
+pub mod load;
 pub mod netns;
 pub mod nginx;
 pub mod policy;

@@ -215,10 +215,22 @@ pub struct Endpoint {
     pub reason: String,
     /// Open connections or requests in flight.
     pub active: u64,
+    /// Open connections, those of the direct path included.
+    pub connections: u64,
+    /// Requests in flight (HTTP).
+    pub requests: u64,
     /// Connections or requests since it is known.
     pub total: u64,
     /// Failed ones.
     pub failed: u64,
+    /// Times that outlier detection ejected it.
+    pub ejections: u64,
+    /// What the newest failure was.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub last_failure: String,
+    /// Seconds since then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure_seconds: Option<u64>,
 }
 
 /// `GET /v1/routes`.

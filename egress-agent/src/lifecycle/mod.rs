@@ -10,6 +10,7 @@ pub mod api;
 mod bridges;
 mod direct;
 pub mod drain;
+mod dynamic_names;
 mod error;
 mod feed;
 pub mod heartbeat;

@@ -78,7 +78,7 @@ impl Node {
             live: Arc::default(),
             sets: Sets::new(Options {
                 locality: settings.locality.clone().unwrap_or_default(),
-                ..Options::default()
+                drain_grace: settings.dns_drain_grace,
             }),
             feed: Feed::new(resolver.clone()),
             published: Vec::new(),

@@ -14,6 +14,7 @@ use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
 use super::direct::Direct;
 use super::drain::Drain;
+use super::dynamic_names;
 use super::heartbeat;
 use super::kubernetes::{Cluster, Rooms};
 use super::node::Node;
@@ -25,7 +26,8 @@ use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
-use crate::endpoint::TcpProber;
+use crate::connect::EndpointProber;
+use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
 use crate::policy::model::Locality;
@@ -117,6 +119,8 @@ impl Agent {
             .transpose()
             .map_err(failed("the access log"))?;
         let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        let live = Arc::clone(&node.live);
+        registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
             node: Rc::new(tokio::sync::Mutex::new(node)),
             kernel,
@@ -280,7 +284,10 @@ impl Agent {
         node.configure(settings, settings.dns.is_on())?;
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
-        let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
+        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        vitals.spawn("dynamic names", names);
+        let secrets = Arc::clone(&node.secrets);
+        let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());

@@ -206,8 +206,10 @@ impl Views {
             let status = set.status();
             let (host, namespace, port) = (status.host, status.namespace, status.port);
             let subset = status.subset.unwrap_or_default();
+            let http = set.cluster().target.protocol.is_http();
             status.endpoints.into_iter().map(move |endpoint| {
                 let (health, reason) = health(&endpoint.state);
+                let last = endpoint.last_failure.as_ref();
                 view::Endpoint {
                     namespace: namespace.to_string(),
                     host: host.clone(),
@@ -222,8 +224,17 @@ impl Views {
                     health: health.to_owned(),
                     reason,
                     active: open_connections(&endpoint).max(endpoint.active_requests.into()),
+                    connections: open_connections(&endpoint),
+                    requests: if http {
+                        endpoint.active_requests.into()
+                    } else {
+                        0
+                    },
                     total: endpoint.picks,
                     failed: endpoint.failures,
+                    ejections: endpoint.ejections,
+                    last_failure: last.map_or_else(String::new, |last| last.what.clone()),
+                    last_failure_seconds: last.map(|last| last.ms_ago / 1000),
                     locality: endpoint.locality,
                     address: endpoint.address,
                 }

@@ -127,6 +127,11 @@ settings! {
             /// destination under `registry-only`.
             outbound_errno: RefusalErrno { "outbound-errno" "ECONNREFUSED|EPERM|EACCES|EHOSTUNREACH|ENETUNREACH" Reload default "ECONNREFUSED" }
 
+            /// Time that open connections to an address have to end after it
+            /// disappeared from DNS (`resolution: DNS`). New ones do not go
+            /// there. `0s` cuts them at once.
+            dns_drain_grace: Duration { "dns-drain-grace" "DURATION" Start default "30s" }
+
             /// Connections through the agent that may be open at once; further
             /// ones are reset. `auto` is what the limit of open descriptors
             /// allows.

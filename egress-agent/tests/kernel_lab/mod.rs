@@ -25,7 +25,8 @@ use egress_common::{
 };
 
 const CGROUP_VARIABLE: &str = "EGRESS_KERNEL_TEST_CGROUP";
-const DEADLINE: Duration = Duration::from_mins(1);
+/// For a hang, not for a slow machine: emulated processors take long.
+const DEADLINE: Duration = Duration::from_mins(3);
 
 /// Runs `body` in the lab. `name` is the test's own name.
 pub(crate) fn in_lab(name: &str, body: impl FnOnce()) {

@@ -470,3 +470,21 @@ fn one_source_port_may_serve_two_listeners() {
         assert_eq!(one.peer, two.peer);
     });
 }
+
+/// As on a machine that has just booted: its age is below the limit.
+#[test]
+fn a_stopped_heartbeat_does_not_wait_for_the_limit() {
+    in_lab(
+        "tcp::a_stopped_heartbeat_does_not_wait_for_the_limit",
+        || {
+            let lab = Lab::with(KernelSettings {
+                heartbeat_limit: Duration::from_hours(24 * 365 * 100),
+                ..SETTINGS
+            });
+            lab.register(&[(exact(HOST, 80), value(1, VERDICT_PROXY))]);
+            lab.kernel.stop_heartbeat().unwrap();
+            refused(TcpStream::connect((HOST, 80)));
+            assert_eq!(lab.kernel.counters().unwrap().refused_agent_down, 1);
+        },
+    );
+}

@@ -6,6 +6,7 @@ pub(crate) mod lint;
 pub(crate) mod package;
 pub(crate) mod run;
 pub(crate) mod test;
+pub(crate) mod vm_test;
 
 use std::process::{Command, ExitCode};
 
