@@ -421,4 +421,55 @@ mod tests {
         expected.sort();
         assert_eq!(told, expected);
     }
+
+    #[test]
+    fn pods_give_their_cgroups_namespace_and_labels() {
+        use super::super::pods::PodInfo;
+        let (home, hierarchy, directory) =
+            directory(&["kubepods/podaaaaaaaa-0000-4000-8000-000000000003=named"]);
+        let uid = |n: u8| format!("aaaaaaaa-0000-4000-8000-00000000000{n}");
+        let systemd = format!(
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice",
+            uid(1).replace('-', "_")
+        );
+        let cgroupfs = format!("kubepods/besteffort/pod{}", uid(2));
+        let named = format!("kubepods/pod{}", uid(3));
+        for pod in [&systemd, &cgroupfs, &named] {
+            fs::create_dir_all(home.path().join(pod).join("container")).unwrap();
+        }
+        let pod = |n: u8| {
+            let info = PodInfo {
+                namespace: format!("ns{n}").into(),
+                name: format!("shop-{n}").into(),
+                workload: "shop".into(),
+                labels: Arc::new([("app".into(), "shop".into())].into()),
+                service_account: "default".into(),
+            };
+            (uid(n).into(), Arc::new(info))
+        };
+        directory.set_pods([pod(1), pod(2), pod(3)].into());
+        directory.refresh().unwrap();
+        let who = |path: &str| {
+            let id = hierarchy.id(path).unwrap();
+            directory.known(id).unwrap().client.namespace.to_string()
+        };
+        assert_eq!(who(&format!("{systemd}/container")), "ns1");
+        assert_eq!(who(&cgroupfs), "ns2");
+        // What the settings say goes first.
+        assert_eq!(who(&format!("{named}/container")), "named");
+        let told: Vec<u64> = directory
+            .matching()
+            .unwrap()
+            .iter()
+            .map(|(id, _)| *id)
+            .collect();
+        assert_eq!(told.len(), 3, "the pods' own cgroups and no others");
+        let workload = directory.of_path(&format!("/{systemd}/container")).unwrap();
+        assert_eq!(&*workload.name, "shop");
+        assert_eq!(&*workload.pod.unwrap().name, "shop-1");
+
+        directory.set_pods(Pods::new());
+        assert_eq!(who(&cgroupfs), "default");
+        assert_eq!(directory.matching().unwrap().len(), 1);
+    }
 }
