@@ -10,6 +10,7 @@ use egress_common::{
 };
 
 use crate::maps::{CGROUPS, CONFIG, HEARTBEAT, NAMESPACES, NETWORKS, SERVICES};
+use crate::sock_create;
 use crate::socket::Ip;
 
 /// Deepest cgroup level that is looked at; Kubernetes uses about six.
@@ -47,7 +48,11 @@ pub fn listeners(config: &Config, netns: u64) -> Option<&'static Listeners> {
     }
     // SAFETY: a value may be replaced while it is read; each port is read once
     // and stands alone.
-    unsafe { NAMESPACES.get(netns) }
+    let found = unsafe { NAMESPACES.get(netns) };
+    if found.is_none() {
+        sock_create::ask(netns);
+    }
+    found
 }
 
 /// Scope of the calling process: that of its cgroup, else of the nearest

@@ -301,6 +301,41 @@ pub struct Name {
     pub error: Option<String>,
 }
 
+/// `GET /v1/unregistered`: a destination that nothing registers, and who went
+/// there.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unregistered {
+    /// Policy namespace of the caller.
+    pub namespace: String,
+    /// Workload: unit, container or pod, or the name that a rule gives.
+    pub workload: String,
+    /// Path of its cgroup; empty when it is gone.
+    pub cgroup: String,
+    /// Task name of the first process of the cgroup that went there.
+    pub comm: String,
+    /// Id of that process.
+    pub pid: u32,
+    /// Its user id.
+    pub uid: u32,
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// Address and port.
+    pub destination: String,
+    /// `tcp` or `udp`.
+    pub transport: String,
+    /// Names that DNS answers gave for the address, the latest first.
+    pub names: Vec<String>,
+    /// Whether it was refused; else it passed.
+    pub refused: bool,
+    /// Connections, and datagrams sent without one.
+    pub count: u64,
+    /// Seconds since the first.
+    pub first_seconds: u64,
+    /// Seconds since the last.
+    pub last_seconds: u64,
+}
+
 /// `GET /v1/documents`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -54,7 +54,7 @@ pub use hash::{hash_address, hash_bytes};
 pub use health::{ProbeFailure, ProbeFuture, ProbeTarget, Prober};
 pub use host::{ConnectionGuard, Endpoint, EndpointCounters, EndpointId};
 pub use limits::{LimitKind, Overflow, Permit};
-pub use live::{Live, Options, Registry};
+pub use live::{Live, Options, Registry, is_at};
 pub use metrics::Metrics;
 pub use outcome::Outcome;
 pub use outlier::{EjectReason, Generation};

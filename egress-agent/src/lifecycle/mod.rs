@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 mod bridges;
+mod cgroups;
 mod direct;
 pub mod drain;
 mod dynamic_names;
@@ -22,7 +23,9 @@ mod kubernetes;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+mod namespaces;
 mod node;
+mod outbound;
 pub mod panics;
 mod policies;
 pub mod process;

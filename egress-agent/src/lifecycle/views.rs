@@ -118,6 +118,7 @@ impl Views {
             ("refused-agent-down", counters.refused_agent_down),
             ("refused-policy", counters.refused_policy),
             ("refused-udp", counters.refused_udp),
+            ("refused-unregistered", counters.refused_unregistered),
             ("dns", counters.dns),
             ("bypassed", counters.bypassed),
             ("lost", counters.lost),
@@ -334,6 +335,29 @@ impl Views {
     }
 
     /// `GET /v1/dns`.
+    /// Unregistered destinations by caller, the busiest first.
+    pub(super) fn observe(&self, query: &Query) -> Result<Vec<view::Unregistered>, String> {
+        let found = self
+            .kernel
+            .unregistered()
+            .map_err(|error| error.to_string())?;
+        let mut rows: Vec<view::Unregistered> = found
+            .iter()
+            .map(|one| super::outbound::view(one, &self.directory, self.names.seen()))
+            .filter(|row| {
+                query
+                    .get("namespace")
+                    .is_none_or(|namespace| row.namespace == namespace)
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            (b.count.cmp(&a.count))
+                .then_with(|| (&a.namespace, &a.workload).cmp(&(&b.namespace, &b.workload)))
+                .then_with(|| a.destination.cmp(&b.destination))
+        });
+        Ok(rows)
+    }
+
     pub(super) fn dns(&self, query: &Query) -> Vec<view::Name> {
         let mut names: BTreeMap<String, view::Name> = BTreeMap::new();
         for holding in self.names.addresses().all() {

@@ -121,6 +121,34 @@ impl Secrets {
         entry
     }
 
+    /// Reads the material of many blocks at once, so that
+    /// [`client_config`](Self::client_config) finds it ready.
+    pub fn prepare<'a>(&self, wanted: impl Iterator<Item = (&'a ClientTls, &'a Arc<str>)>) {
+        let _writing = self.write();
+        let known = self.entries.load();
+        let mut new: HashMap<Key, Arc<Entry>> = HashMap::new();
+        for (tls, namespace) in wanted {
+            let namespace = if uses_credential(tls) {
+                Arc::clone(namespace)
+            } else {
+                Arc::default()
+            };
+            let key = (tls.clone(), namespace);
+            if !known.contains_key(&key) && !new.contains_key(&key) {
+                let entry = Arc::new(Entry::load(self, key.0.clone(), key.1.clone()));
+                new.insert(key, entry);
+            }
+        }
+        if !new.is_empty() {
+            new.extend(
+                known
+                    .iter()
+                    .map(|(key, entry)| (key.clone(), Arc::clone(entry))),
+            );
+            self.entries.store(Arc::new(new));
+        }
+    }
+
     /// Forgets every configuration whose block is not among `used`: those of
     /// policies that are gone.
     pub fn retain(&self, used: impl Fn(&ClientTls) -> bool) {

@@ -151,6 +151,8 @@ pub(crate) const SETTINGS: KernelSettings = KernelSettings {
     registry_only: false,
     dns: true,
     log: false,
+    errno: 0,
+    observe: false,
 };
 
 impl Lab {
@@ -242,7 +244,7 @@ impl Lab {
         let (length, from) = socket.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], query);
         socket.send_to(answer, from).unwrap();
-        self.kernel.resolver(slot).unwrap().expect("a resolver")
+        self.kernel.resolver(slot).unwrap().expect("a resolver").0
     }
 
     /// The same on an IPv6 DNS socket.
@@ -251,7 +253,7 @@ impl Lab {
         let (length, from) = self.dns6[slot].recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], query);
         self.dns6[slot].send_to(answer, from).unwrap();
-        self.kernel.resolver6(slot).unwrap().expect("a resolver")
+        self.kernel.resolver6(slot).unwrap().expect("a resolver").0
     }
 
     pub(crate) fn cgroup_id(&self) -> u64 {

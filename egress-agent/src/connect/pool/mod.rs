@@ -233,6 +233,18 @@ where
         }
     }
 
+    /// Closes idle connections of a network namespace (by cookie) that its
+    /// callers have left; busy ones finish what they are at.
+    pub fn leave_namespace(&self, netns: u64) {
+        self.hosts.borrow_mut().retain(|key, host| {
+            let left = key.identity.netns == netns;
+            if left {
+                host.retire();
+            }
+            !left
+        });
+    }
+
     /// Number of addresses that connections are kept for.
     pub fn len(&self) -> usize {
         self.hosts.borrow().len()

@@ -105,6 +105,15 @@ impl DocumentStatus {
     }
 }
 
+/// Whether two versions were read from the same text at the same place.
+pub(super) fn same_text(a: &Document, b: &Document) -> bool {
+    let (from, to) = (&a.source, &b.source);
+    a.reference == b.reference
+        && from.name == to.name
+        && from.lines_before == to.lines_before
+        && from.text == to.text
+}
+
 /// Whether two versions say the same, wherever they stand.
 pub(super) fn same_content(a: &Document, b: &Document) -> bool {
     // What is printed has no places, and of a Secret no data.
