@@ -49,6 +49,11 @@ const HANDED_OVER: Duration = Duration::from_millis(100);
 const KERNEL_LOG: Duration = Duration::from_millis(200);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
+/// How often the cgroup of a new pod is looked for at first, how long that
+/// often, and how long at all.
+const POD_CGROUP: Duration = Duration::from_millis(100);
+const POD_CGROUP_SOON: Duration = Duration::from_secs(20);
+const POD_CGROUP_DEADLINE: Duration = Duration::from_mins(5);
 /// Age of a record of a connection that nobody accepted.
 const ORPHANED: Duration = Duration::from_mins(1);
 /// Health checks that run at once.
@@ -464,13 +469,34 @@ async fn follow_policy(
     }
 }
 
-/// Tells the kernel whose cgroups are whose when pods come and go.
+/// Tells the kernel whose cgroups are whose when pods come and go. The API
+/// server tells of a pod before kubelet makes its cgroup, so that is looked for
+/// closely: it must be known before the first container runs.
 async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
     loop {
         changed.notified().await;
-        let node = node.lock().await;
-        if let Err(error) = node.sync_scopes() {
-            tracing::error!("{error}");
+        let mut since = tokio::time::Instant::now();
+        loop {
+            let homeless = {
+                let node = node.lock().await;
+                if let Err(error) = node.sync_scopes() {
+                    tracing::error!("{error}");
+                }
+                node.directory.homeless()
+            };
+            let waited = since.elapsed();
+            if homeless == 0 || waited > POD_CGROUP_DEADLINE {
+                break;
+            }
+            let pause = if waited < POD_CGROUP_SOON {
+                POD_CGROUP
+            } else {
+                10 * POD_CGROUP
+            };
+            tokio::select! {
+                () = changed.notified() => since = tokio::time::Instant::now(),
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
 }

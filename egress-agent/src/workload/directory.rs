@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ struct Shared {
     known: ArcSwap<Known>,
     /// Taken to find out or to change rules, and when the last walk was.
     finding: Mutex<Option<Instant>>,
+    /// Pods that had no cgroup at the last look.
+    homeless: AtomicUsize,
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +125,7 @@ impl Directory {
             hierarchy,
             known: ArcSwap::from_pointee(Known::new(rules, Arc::default())),
             finding: Mutex::new(None),
+            homeless: AtomicUsize::new(0),
         }))
     }
 
@@ -266,17 +270,25 @@ impl Directory {
     pub fn matching(&self) -> io::Result<Vec<(u64, Arc<Workload>)>> {
         let known = self.0.known.load();
         let mut found = Vec::new();
+        let mut pods = std::collections::HashSet::new();
         self.0.hierarchy.walk(|id, path| {
             let named = |rule: &Rule| rule.cgroup.matches(path);
-            let is_pod = || {
-                let pod = super::container::pod_of(path);
-                pod.is_some_and(|pod| known.pods.contains_key(&pod.uid))
-            };
-            if known.rules.list.iter().any(named) || is_pod() {
+            let pod = super::container::pod_of(path);
+            let pod = pod.filter(|pod| known.pods.contains_key(&pod.uid));
+            if pod.is_some() || known.rules.list.iter().any(named) {
                 found.push((id, Arc::new(known.workload(path))));
             }
+            pods.extend(pod.map(|pod| pod.uid));
         })?;
+        let homeless = known.pods.len().saturating_sub(pods.len());
+        self.0.homeless.store(homeless, Ordering::Relaxed);
         Ok(found)
+    }
+
+    /// Pods that had no cgroup yet when [`matching`](Self::matching) looked
+    /// last.
+    pub fn homeless(&self) -> usize {
+        self.0.homeless.load(Ordering::Relaxed)
     }
 
     /// How many are known.
@@ -464,10 +476,14 @@ mod tests {
             .map(|(id, _)| *id)
             .collect();
         assert_eq!(told.len(), 3, "the pods' own cgroups and no others");
+        assert_eq!(directory.homeless(), 0);
         let workload = directory.of_path(&format!("/{systemd}/container")).unwrap();
         assert_eq!(&*workload.name, "shop");
         assert_eq!(&*workload.pod.unwrap().name, "shop-1");
 
+        directory.set_pods([pod(4)].into());
+        assert_eq!(directory.matching().unwrap().len(), 1);
+        assert_eq!(directory.homeless(), 1);
         directory.set_pods(Pods::new());
         assert_eq!(who(&cgroupfs), "default");
         assert_eq!(directory.matching().unwrap().len(), 1);
