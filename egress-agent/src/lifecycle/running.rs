@@ -33,6 +33,7 @@ use crate::connect::EndpointProber;
 use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::kubernetes::metrics::Slot as ClusterMetrics;
 use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
 use crate::secret::{SecretSettings, Secrets};
@@ -75,6 +76,7 @@ pub(super) struct Agent {
     namespaces: Option<Namespaces>,
     /// The Kubernetes API server, where the settings ask for it.
     cluster: Option<Cluster>,
+    cluster_metrics: ClusterMetrics,
     listeners: Option<Listeners>,
     admitted: u32,
 }
@@ -119,6 +121,8 @@ impl Agent {
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let cluster_metrics = ClusterMetrics::default();
+        cluster_metrics.register(registry);
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -141,6 +145,7 @@ impl Agent {
             intake,
             policy: None,
             cluster: None,
+            cluster_metrics,
             workers: Vec::new(),
             dns: None,
             namespaces: None,
@@ -185,6 +190,7 @@ impl Agent {
         };
         let cluster = Cluster::join(settings, rooms).await?;
         let locality = cluster.locality.borrow().clone();
+        self.cluster_metrics.show(cluster.board.clone());
         self.cluster = Some(cluster);
         let mut node = self.node.lock().await;
         if settings.locality.is_none()
