@@ -13,7 +13,9 @@ mod direct;
 mod error;
 mod kernel;
 pub mod keys;
+mod numbering;
 mod origins;
+mod pins;
 mod probe;
 mod services;
 pub mod sockets;
@@ -29,6 +31,8 @@ pub use direct::{
 };
 pub use error::CaptureError;
 pub use kernel::{Kernel, Options};
+pub use numbering::Numbered;
+pub use pins::clean_up;
 pub use origins::{Origins, address, ip};
 pub use services::{Changes, MapKey};
 pub use status::{AttachedProgram, Counters, Usage};

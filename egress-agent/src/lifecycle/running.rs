@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
 use super::StartError;
@@ -23,7 +23,7 @@ use super::worker::Vitals;
 use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
-use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
+use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
 use crate::endpoint::TcpProber;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
@@ -61,6 +61,9 @@ pub(super) struct Agent {
     workers: Vec<mpsc::UnboundedSender<Command>>,
     listeners: Option<Listeners>,
     admitted: u32,
+    /// True while another agent, which takes over, does what the control
+    /// runtime does.
+    paused: watch::Sender<bool>,
 }
 
 impl Agent {
@@ -77,7 +80,8 @@ impl Agent {
         let failed = |what| move |error| StartError::Process { what, error };
         let kernel = Kernel::attach(&AttachOptions {
             cgroup: settings.cgroup.clone(),
-            bpffs: None,
+            bpffs: Some(settings.bpffs.clone()),
+            pins_lock: None,
         })
         .map_err(StartError::Capture)?;
         let kernel = Arc::new(kernel);
@@ -112,7 +116,7 @@ impl Agent {
             .map(|target| AccessLog::open(target, &metrics))
             .transpose()
             .map_err(failed("the access log"))?;
-        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets)?;
         Ok(Self {
             node: Rc::new(tokio::sync::Mutex::new(node)),
             kernel,
@@ -125,6 +129,7 @@ impl Agent {
             workers: Vec::new(),
             listeners: None,
             admitted,
+            paused: watch::Sender::new(false),
         })
     }
 
@@ -134,7 +139,11 @@ impl Agent {
     /// When applied documents cannot be kept, or the kernel's maps not be
     /// written.
     pub(super) async fn read_policy(&mut self, loaded: &Loaded) -> Result<(), StartError> {
-        let keeper = Keeper::start(policies::places(loaded))
+        let known = self
+            .kernel
+            .known(Numbered::Service)
+            .map_err(StartError::Capture)?;
+        let keeper = Keeper::start(policies::places(loaded, known))
             .await
             .map_err(StartError::Policy)?;
         let snapshot = Arc::clone(&keeper.published().borrow().snapshot);
@@ -258,7 +267,10 @@ impl Agent {
                 account,
                 &settings.namespace.0,
             );
-            vitals.spawn("direct", direct.run(node.sets.subscribe(), reports));
+            vitals.spawn(
+                "direct",
+                direct.run(node.sets.subscribe(), reports, self.paused.subscribe()),
+            );
         }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));

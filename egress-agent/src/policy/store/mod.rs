@@ -22,6 +22,7 @@ use std::time::SystemTime;
 
 use super::Options;
 use super::compile::{Ids, compile};
+use crate::numbers::Known;
 use super::diagnostic::{Diagnostic, Severity, Source, Span};
 use super::document::{Document, DocumentId, Documents, Outcome};
 use super::load::{read_part, replaced};
@@ -118,6 +119,12 @@ impl Store {
             snapshot: Arc::new(snapshot),
             warnings: Vec::new(),
         }
+    }
+
+    /// Goes on with the numbers of services that an agent before gave out. To be
+    /// called before the first snapshot is made.
+    pub fn go_on_with(&mut self, known: Known) {
+        self.ids.go_on_with(known);
     }
 
     /// How documents are read.
