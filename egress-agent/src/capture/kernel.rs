@@ -18,6 +18,7 @@ use super::control::Control;
 use super::direct::DirectMaps;
 use super::error::CaptureError;
 use super::origins::Origins;
+use super::outbound::OutboundMaps;
 use super::pins::Pins;
 use super::services::KernelStore;
 use super::sys::{self, PerCpu, Table};
@@ -31,8 +32,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 /// and the kernel's numbers for those (`enum bpf_attach_type`), in the order in
 /// which they are attached: what shows addresses and answers comes before what
 /// changes them.
-pub(super) const PROGRAMS: [(&str, &str, u32); 10] = [
+pub(super) const PROGRAMS: [(&str, &str, u32); 11] = [
     ("egress_release", "sock_release", 34),
+    ("egress_create", "sock_create", 2),
     ("egress_sock_ops", "sock_ops", 3),
     ("egress_peername4", "getpeername4", 29),
     ("egress_peername6", "getpeername6", 30),
@@ -46,20 +48,26 @@ pub(super) const PROGRAMS: [(&str, &str, u32); 10] = [
 
 /// The maps that are pinned: all but the programs' constants and the ring of
 /// their log lines, which belong to one load of the programs.
-const PINNED: [&str; 20] = [
+const PINNED: [&str; 26] = [
+    "ALLOWED",
     "CGROUPS",
     "CONFIG",
     "COUNTERS",
+    "DESTINATIONS",
     "DIRECT",
     "DIRECT_SOCKETS",
     "ENDPOINTS",
     "EVENTS",
     "HEARTBEAT",
     "NAMESPACES",
+    "NAMESPACES_ASKED",
+    "NAMESPACE_EVENTS",
     "NETWORKS",
     "NUMBERS",
     "ORIGINS",
+    "OUTBOUND",
     "PLACES",
+    "REFUSALS",
     "RESOLVERS",
     "RESOLVERS6",
     "RESOLVER_NEXT",
@@ -101,6 +109,7 @@ pub struct Kernel {
     pub(super) resolvers: Table<u32, Resolver>,
     pub(super) resolver_slots: Table<Resolver, u32>,
     pub(super) resolvers6: Table<u32, Resolvers6>,
+    pub(super) outbound: OutboundMaps,
     pub(super) counters: PerCpu,
     pub(super) numbers: Table<Fingerprint, u64>,
     bypass: Bypass,
@@ -159,6 +168,7 @@ impl Kernel {
             resolvers: maps.resolvers,
             resolver_slots: maps.resolver_slots,
             resolvers6: maps.resolvers6,
+            outbound: maps.outbound,
             counters: maps.counters,
             numbers: maps.numbers,
             bypass: maps.bypass,
@@ -271,6 +281,7 @@ struct Maps {
     resolvers: Table<u32, Resolver>,
     resolver_slots: Table<Resolver, u32>,
     resolvers6: Table<u32, Resolvers6>,
+    outbound: OutboundMaps,
     counters: PerCpu,
     numbers: Table<Fingerprint, u64>,
     bypass: Bypass,
@@ -297,6 +308,11 @@ fn open(pins: Option<&Pins>) -> Result<(Ebpf, Maps), CaptureError> {
         resolvers: table(&mut ebpf, "RESOLVERS")?,
         resolver_slots: table(&mut ebpf, "RESOLVER_SLOTS")?,
         resolvers6: table(&mut ebpf, "RESOLVERS6")?,
+        outbound: OutboundMaps {
+            modes: table(&mut ebpf, "OUTBOUND")?,
+            allowed: table(&mut ebpf, "ALLOWED")?,
+            destinations: table(&mut ebpf, "DESTINATIONS")?,
+        },
         counters: PerCpu::new(map_fd(&mut ebpf, "COUNTERS")?, system::cpus()?),
         numbers: table(&mut ebpf, "NUMBERS")?,
         bypass: Bypass::new(map_fd(&mut ebpf, "SOCKETS")?),
@@ -404,6 +420,7 @@ const fn data(map: &Map) -> Option<&MapData> {
         Map::Array(data)
         | Map::PerCpuArray(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::LpmTrie(data)
         | Map::RingBuf(data)
         | Map::SkStorage(data) => Some(data),

@@ -13,6 +13,8 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use super::{MapKey, address};
 use crate::numbers::{Fingerprint, Known, fingerprint};
 use crate::policy::model::{Protocol, Resolution, Visibility};
@@ -33,6 +35,18 @@ pub struct Scopes {
     numbers: HashMap<Arc<str>, u32>,
     known: Known,
     last: u32,
+    names: ScopeNames,
+}
+
+/// The namespaces behind scope numbers, for any thread.
+#[derive(Clone, Debug, Default)]
+pub struct ScopeNames(Arc<ArcSwap<HashMap<u32, Arc<str>>>>);
+
+impl ScopeNames {
+    /// The namespace with this number.
+    pub fn get(&self, number: u32) -> Option<Arc<str>> {
+        self.0.load().get(&number).cloned()
+    }
 }
 
 impl Scopes {
@@ -42,6 +56,7 @@ impl Scopes {
             numbers: HashMap::new(),
             last: known.last(),
             known,
+            names: ScopeNames::default(),
         }
     }
 
@@ -56,6 +71,9 @@ impl Scopes {
             self.last
         });
         self.numbers.insert(namespace.clone(), number);
+        let mut names = HashMap::clone(&self.names.0.load());
+        names.insert(number, namespace.clone());
+        self.names.0.store(Arc::new(names));
         number
     }
 
@@ -64,6 +82,11 @@ impl Scopes {
         let all = self.numbers.iter();
         all.map(|(name, number)| (fingerprint(&[name.as_bytes()]), *number))
             .collect()
+    }
+
+    /// The way back from numbers to names.
+    pub fn names(&self) -> ScopeNames {
+        self.names.clone()
     }
 }
 

@@ -53,7 +53,9 @@ pub struct Counters {
     pub refused_overflow: u64,
     /// Direct connections refused: no endpoint may be used.
     pub refused_no_endpoint: u64,
-    /// Reports on direct connections that found the ring buffer full.
+    /// Connections and datagrams refused: not registered.
+    pub refused_unregistered: u64,
+    /// Reports to the agent that found their ring buffer full.
     pub reports_lost: u64,
 }
 
@@ -113,7 +115,8 @@ impl Kernel {
             opened_agent_down: at(counter::OPENED_AGENT_DOWN),
             refused_overflow: at(counter::REFUSED_OVERFLOW),
             refused_no_endpoint: at(counter::REFUSED_NO_ENDPOINT),
-            reports_lost: at(counter::EVENTS_LOST),
+            refused_unregistered: at(counter::REFUSED_UNREGISTERED),
+            reports_lost: at(counter::EVENTS_LOST) + at(counter::REPORTS_LOST),
         })
     }
 

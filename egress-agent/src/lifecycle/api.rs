@@ -235,6 +235,19 @@ impl AdminApi for Process {
         self.look(|views| Ok(views.dns(query)))
     }
 
+    fn observe(&self, query: &Query) -> Result<Vec<view::Unregistered>, ApiError> {
+        self.look(|views| views.observe(query).map_err(ApiError::Failed))
+    }
+
+    fn forget_observed(&self) -> Result<(), ApiError> {
+        self.look(|views| {
+            views
+                .kernel
+                .forget_unregistered()
+                .map_err(|error| ApiError::Failed(error.to_string()))
+        })
+    }
+
     fn documents(&self, query: &Query) -> Pending<Vec<view::Document>> {
         self.keep(|keeper| documents::documents(keeper, query))
     }

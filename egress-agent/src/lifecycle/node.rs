@@ -13,8 +13,8 @@ use arc_swap::ArcSwap;
 use super::StartError;
 use super::bridges::Derived;
 use super::feed::Feed;
-use crate::capture::keys::{self, AddressBook, Scopes};
-use crate::capture::{Kernel, KernelSettings, Numbered};
+use crate::capture::keys::{self, AddressBook, ScopeNames, Scopes};
+use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundControl};
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
 use crate::endpoint::resolve::Resolver;
@@ -79,7 +79,7 @@ impl Node {
             live: Arc::default(),
             sets: Sets::new(Options {
                 locality: settings.locality.clone().unwrap_or_default(),
-                ..Options::default()
+                drain_grace: settings.dns_drain_grace,
             }),
             feed: Feed::new(resolver.clone()),
             published: Vec::new(),
@@ -90,6 +90,11 @@ impl Node {
             scopes,
             derived,
         })
+    }
+
+    /// The namespaces behind scope numbers.
+    pub(super) fn scope_names(&self) -> ScopeNames {
+        self.scopes().names()
     }
 
     fn scopes(&self) -> MutexGuard<'_, Scopes> {
@@ -184,12 +189,32 @@ impl Node {
     /// # Errors
     /// When the map cannot be written.
     pub(super) fn configure(&self, settings: &Settings, dns: bool) -> Result<(), StartError> {
-        let (default_scope, all) = {
-            let mut scopes = self.scopes();
-            (scopes.number(&settings.namespace.0), scopes.all())
+        let default_scope = self.scopes().number(&settings.namespace.0);
+        let outbound = OutboundControl {
+            registry_only: settings
+                .outbound_in
+                .iter()
+                .map(|one| {
+                    let scope = self.scopes().number(&one.namespace.0);
+                    (scope, one.outbound == Outbound::RegistryOnly)
+                })
+                .collect(),
+            allowed: settings
+                .outbound_allow
+                .iter()
+                .map(|one| AllowedNetwork {
+                    network: one.network,
+                    port: one.port,
+                })
+                .collect(),
         };
+        let scopes = self.scopes().all();
         self.kernel
-            .keep_numbers(Numbered::Scope, &all)
+            .keep_numbers(Numbered::Scope, &scopes)
+            .map_err(StartError::Capture)?;
+        // What is allowed is known before anything is refused.
+        self.kernel
+            .sync_outbound(&outbound)
             .map_err(StartError::Capture)?;
         self.kernel
             .configure(&KernelSettings {
@@ -198,6 +223,9 @@ impl Node {
                 registry_only: settings.outbound == Outbound::RegistryOnly,
                 dns,
                 log: settings.kernel_log.is_on(),
+                errno: u8::try_from(settings.outbound_errno.errno().raw_os_error())
+                    .unwrap_or_default(),
+                observe: settings.observe.is_on(),
             })
             .map_err(StartError::Capture)
     }

@@ -12,10 +12,14 @@ use tokio::task::spawn_local;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
+use super::cgroups::CgroupWatch;
 use super::direct::Direct;
 use super::drain::Drain;
+use super::dynamic_names;
 use super::heartbeat;
+use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
+use super::outbound;
 use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
 use super::views::Views;
@@ -24,7 +28,8 @@ use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
-use crate::endpoint::TcpProber;
+use crate::connect::EndpointProber;
+use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
 use crate::policy::source::keeper::{Keeper, Published};
@@ -58,7 +63,9 @@ pub(super) struct Agent {
     intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
     pub(super) policy: Option<Keeper>,
-    workers: Vec<mpsc::UnboundedSender<Command>>,
+    workers: Vec<WorkerChannels>,
+    dns: Option<DnsShared>,
+    namespaces: Option<Namespaces>,
     listeners: Option<Listeners>,
     admitted: u32,
     /// True while another agent, which takes over, does what the control
@@ -117,6 +124,8 @@ impl Agent {
             .transpose()
             .map_err(failed("the access log"))?;
         let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets)?;
+        let live = Arc::clone(&node.live);
+        registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
             node: Rc::new(tokio::sync::Mutex::new(node)),
             kernel,
@@ -127,6 +136,8 @@ impl Agent {
             intake,
             policy: None,
             workers: Vec::new(),
+            dns: None,
+            namespaces: None,
             listeners: None,
             admitted,
             paused: watch::Sender::new(false),
@@ -198,25 +209,34 @@ impl Agent {
         });
         let dns = settings.dns.is_on().then(|| DnsShared {
             registry: Arc::clone(&node.names),
-            resolvers: Arc::new(Resolvers(Arc::clone(&self.kernel))),
-            namespace: Arc::clone(&settings.namespace.0),
+            resolvers: Arc::new(Resolvers {
+                kernel: Arc::clone(&self.kernel),
+                scopes: node.scope_names(),
+                default: Arc::clone(&settings.namespace.0),
+            }),
             callers,
             counters: Arc::default(),
             sockets: self.sockets.clone(),
         });
+        self.dns.clone_from(&dns);
         let (listeners, flows, dns) = serving::open(&self.netns, count, dns.as_ref())?;
         self.listeners = Some(listeners);
         let mut dns = dns.into_iter();
         let mut starts = Vec::with_capacity(count);
         for flow in flows {
             let (sender, commands) = mpsc::unbounded_channel();
+            let (dns_sender, dns_commands) = mpsc::unbounded_channel();
             // The receiver is in the same list.
             let _ = sender.send(Command::Listen(flow));
-            self.workers.push(sender);
+            self.workers.push(WorkerChannels {
+                flow: sender,
+                dns: dns_sender,
+            });
             starts.push(Mutex::new(Some(Start {
                 shared: Arc::clone(&shared),
                 commands,
                 dns: dns.next(),
+                dns_commands,
             })));
         }
         Ok(starts.into())
@@ -227,7 +247,7 @@ impl Agent {
     /// # Errors
     /// When the kernel cannot be told, or the proof fails.
     pub(super) async fn begin(
-        &self,
+        &mut self,
         settings: &Settings,
         vitals: &Vitals,
     ) -> Result<(), StartError> {
@@ -243,10 +263,23 @@ impl Agent {
                 .set_listeners(self.netns.cookie, listeners)
                 .map_err(StartError::Capture)?;
         }
+        let namespaces = Namespaces::new(
+            Arc::clone(&self.kernel),
+            &self.netns,
+            self.dns.clone(),
+            self.workers.clone(),
+        );
+        namespaces.open_present().await;
         node.configure(settings, settings.dns.is_on())?;
+        let reports = namespaces::reports(&self.kernel)?;
+        vitals.spawn("network namespaces", namespaces.clone().run(reports));
+        self.namespaces = Some(namespaces);
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
-        let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
+        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        vitals.spawn("dynamic names", names);
+        let secrets = Arc::clone(&node.secrets);
+        let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
@@ -255,6 +288,11 @@ impl Agent {
             let never = addresses.keep_saved().await;
             match never {}
         });
+        if let Some(refusals) = self.kernel.take_refusals() {
+            let telling =
+                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
+            vitals.spawn("refusals", telling);
+        }
         let changed = Arc::clone(&node.feed.changed);
         if let Some(reports) = self.kernel.take_direct_reports() {
             let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
@@ -274,7 +312,9 @@ impl Agent {
         }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
+        let cgroup = self.kernel.cgroup().to_owned();
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        vitals.spawn("new cgroups", follow_cgroups(Rc::clone(&self.node), cgroup));
         if settings.kernel_log.is_on()
             && let Some(mut lines) = self.kernel.take_logger()
         {
@@ -335,13 +375,16 @@ impl Agent {
         if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
             tracing::error!("{error}");
         }
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.stop();
+        }
         // What the kernel has handed over by now still waits to be accepted.
         let workers = self.workers.clone();
         spawn_local(async move {
             tokio::time::sleep(HANDED_OVER).await;
             for worker in &workers {
                 // A worker that is gone accepts nothing either.
-                let _ = worker.send(Command::StopAccepting);
+                let _ = worker.flow.send(Command::StopAccepting);
             }
         });
     }
@@ -356,7 +399,7 @@ fn per_worker(admitted: u32, workers: usize) -> usize {
 /// Puts each new version of the policy in force.
 async fn follow_policy(
     node: Rc<tokio::sync::Mutex<Node>>,
-    mut published: tokio::sync::watch::Receiver<Published>,
+    mut published: watch::Receiver<Published>,
 ) {
     loop {
         let snapshot = Arc::clone(&published.borrow_and_update().snapshot);
@@ -384,6 +427,28 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         if let Err(error) = node.sync_kernel(&snapshot) {
             tracing::error!("{error}");
         }
+    }
+}
+
+/// Tells the kernel of new cgroups before anything runs in them.
+async fn follow_cgroups(node: Rc<tokio::sync::Mutex<Node>>, cgroup: PathBuf) {
+    let mut watch = match CgroupWatch::new(&cgroup) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+    };
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+        if let Err(error) = node.lock().await.sync_scopes() {
+            tracing::error!("{error}");
+        }
+        // One walk for all that are made together.
+        tokio::time::sleep(SETTLE).await;
     }
 }
 

@@ -76,6 +76,7 @@ impl Views {
             ("refused-agent-down", counters.refused_agent_down),
             ("refused-policy", counters.refused_policy),
             ("refused-udp", counters.refused_udp),
+            ("refused-unregistered", counters.refused_unregistered),
             ("dns", counters.dns),
             ("bypassed", counters.bypassed),
             ("lost", counters.lost),
@@ -164,8 +165,10 @@ impl Views {
             let status = set.status();
             let (host, namespace, port) = (status.host, status.namespace, status.port);
             let subset = status.subset.unwrap_or_default();
+            let http = set.cluster().target.protocol.is_http();
             status.endpoints.into_iter().map(move |endpoint| {
                 let (health, reason) = health(&endpoint.state);
+                let last = endpoint.last_failure.as_ref();
                 view::Endpoint {
                     namespace: namespace.to_string(),
                     host: host.clone(),
@@ -180,8 +183,17 @@ impl Views {
                     health: health.to_owned(),
                     reason,
                     active: open_connections(&endpoint).max(endpoint.active_requests.into()),
+                    connections: open_connections(&endpoint),
+                    requests: if http {
+                        endpoint.active_requests.into()
+                    } else {
+                        0
+                    },
                     total: endpoint.picks,
                     failed: endpoint.failures,
+                    ejections: endpoint.ejections,
+                    last_failure: last.map_or_else(String::new, |last| last.what.clone()),
+                    last_failure_seconds: last.map(|last| last.ms_ago / 1000),
                     locality: endpoint.locality,
                     address: endpoint.address,
                 }
@@ -281,6 +293,29 @@ impl Views {
     }
 
     /// `GET /v1/dns`.
+    /// Unregistered destinations by caller, the busiest first.
+    pub(super) fn observe(&self, query: &Query) -> Result<Vec<view::Unregistered>, String> {
+        let found = self
+            .kernel
+            .unregistered()
+            .map_err(|error| error.to_string())?;
+        let mut rows: Vec<view::Unregistered> = found
+            .iter()
+            .map(|one| super::outbound::view(one, &self.directory, self.names.seen()))
+            .filter(|row| {
+                query
+                    .get("namespace")
+                    .is_none_or(|namespace| row.namespace == namespace)
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            (b.count.cmp(&a.count))
+                .then_with(|| (&a.namespace, &a.workload).cmp(&(&b.namespace, &b.workload)))
+                .then_with(|| a.destination.cmp(&b.destination))
+        });
+        Ok(rows)
+    }
+
     pub(super) fn dns(&self, query: &Query) -> Vec<view::Name> {
         let mut names: BTreeMap<String, view::Name> = BTreeMap::new();
         for holding in self.names.addresses().all() {

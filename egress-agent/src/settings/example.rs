@@ -46,6 +46,11 @@ fn entry(text: &mut String, setting: &Setting) {
             text,
             "#dns-upstream = [\"192.0.2.53\", \"[2001:db8::53]:53\"]"
         ),
+        ("outbound-in", ..) => writeln!(text, "#outbound-in = [\"payments=registry-only\"]"),
+        ("outbound-allow", ..) => writeln!(
+            text,
+            "#outbound-allow = [\"192.0.2.0/24\", \"192.0.2.1:123\", \"[2001:db8::/32]:443\"]"
+        ),
         (key, Some(default), Some(_)) => writeln!(text, "#{key} = [\"{default}\"]"),
         (key, None, Some(_)) => writeln!(text, "#{key} = []"),
         // Numbers and switches read better without quotes.

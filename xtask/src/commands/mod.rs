@@ -5,6 +5,7 @@ pub(crate) mod demo;
 pub(crate) mod lint;
 pub(crate) mod run;
 pub(crate) mod test;
+pub(crate) mod vm_test;
 
 use std::process::{Command, ExitCode};
 

@@ -17,19 +17,33 @@ use super::http1::Connection;
 use super::lease::{Held, Http1, Http2, Lease};
 use super::{DialRequest, Dialled, Identity, Io, Key, Payload, Pool, Reach, Version};
 use crate::endpoint::resolved::Destination;
-use crate::endpoint::{ConnectionGuard, EndpointSet, Outcome, Permit, Picked};
+use crate::endpoint::{ConnectionGuard, Endpoint, EndpointSet, Outcome, Permit, Picked};
 use crate::flag::Side;
 use crate::policy::model::{ConnectionPool, TrafficPolicy};
 
 /// While a request waits for a place under `maxConnections`, other workers may
 /// give one back without our being told; so it is asked for again.
 const PERMIT_POLL: Duration = Duration::from_millis(20);
+/// How often idle connections are looked at for an address that vanished.
+const GONE_POLL: Duration = Duration::from_secs(5);
+
+/// What kind of connection a request wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Want {
+    /// Any; should it turn out dead, the request can be sent again.
+    Open,
+    /// One that is not known to be dead.
+    Checked,
+    /// A new one.
+    Fresh,
+}
 
 /// The connections to one address, for one kind of caller.
 pub struct Host<B, S> {
     pool: Weak<Pool<B, S>>,
     key: Key,
     set: Arc<EndpointSet>,
+    endpoint: Arc<Endpoint>,
     policy: Arc<TrafficPolicy>,
     /// Idle HTTP/1 connections; the one used last is used next, so that the
     /// rest can grow old.
@@ -67,12 +81,14 @@ where
         pool: Weak<Pool<B, S>>,
         key: Key,
         set: Arc<EndpointSet>,
+        endpoint: Arc<Endpoint>,
         policy: Arc<TrafficPolicy>,
     ) -> Rc<Self> {
         Rc::new(Self {
             pool,
             key,
             set,
+            endpoint,
             policy,
             idle: RefCell::default(),
             http2: RefCell::default(),
@@ -89,9 +105,10 @@ where
         &self.key
     }
 
-    /// Whether connections made here fit `policy`.
+    /// Whether connections made here fit `policy`, and the address is still
+    /// one of the service's.
     pub(super) fn serves(&self, policy: &Arc<TrafficPolicy>) -> bool {
-        Arc::ptr_eq(&self.policy, policy) || *self.policy == **policy
+        !self.endpoint.is_gone() && (Arc::ptr_eq(&self.policy, policy) || *self.policy == **policy)
     }
 
     /// Whether this is the host for a pick, and takes requests.
@@ -103,6 +120,7 @@ where
         identity: &Identity,
     ) -> bool {
         !self.retired.get()
+            && !self.endpoint.is_gone()
             && Arc::ptr_eq(&self.set, set)
             && Arc::ptr_eq(&self.policy, policy)
             && self.key.destination == *destination
@@ -152,20 +170,20 @@ where
         self: &Rc<Self>,
         picked: &Picked,
         reach: Reach<'_>,
-        fresh: bool,
+        want: Want,
     ) -> Result<Lease<B, S>, AcquireError> {
-        if !fresh
+        if want != Want::Fresh
             && self.waiting.get() == 0
-            && let Some(lease) = self.take()
+            && let Some(lease) = self.take(want)
         {
             return Ok(lease);
         }
         // Boxed: rare, and it must not make every request's future larger.
-        Box::pin(self.wait(picked, reach, fresh)).await
+        Box::pin(self.wait(picked, reach, want)).await
     }
 
     /// An open connection with room.
-    fn take(self: &Rc<Self>) -> Option<Lease<B, S>> {
+    fn take(self: &Rc<Self>, want: Want) -> Option<Lease<B, S>> {
         let limits = self.limits();
         if self.key.identity.version == Version::Http2 && !self.only_http1.get() {
             let mut connections = self.http2.borrow_mut();
@@ -183,7 +201,10 @@ where
         loop {
             let mut http1 = self.idle.borrow_mut().pop()?;
             let mut cx = Context::from_waker(Waker::noop());
-            if http1.connection.poll_idle(&mut cx).is_pending() && !self.too_old(http1.opened) {
+            // The task that watches idle connections may be about to learn of
+            // a close that this one knows already.
+            let alive = want == Want::Open || http1.connection.poll_idle(&mut cx).is_pending();
+            if alive && !self.too_old(http1.opened) {
                 return Some(Lease::new(self, Held::Http1(http1), true));
             }
             http1.connection.close();
@@ -212,15 +233,19 @@ where
         self: &Rc<Self>,
         picked: &Picked,
         reach: Reach<'_>,
-        fresh: bool,
+        want: Want,
     ) -> Result<Lease<B, S>, AcquireError> {
         let _pending = self.set.pending_permit().map_err(AcquireError::Overflow)?;
         let _waiting = Counted::new(&self.waiting);
         let started = Instant::now();
         let deadline = started + super::PENDING_TIMEOUT;
+        // Set while only a place under `maxConnections` is missing.
+        let mut wanted = None;
         loop {
             let notified = self.wake.notified();
-            if !fresh && let Some(lease) = self.take() {
+            if want != Want::Fresh
+                && let Some(lease) = self.take(want)
+            {
                 return Ok(lease);
             }
             if self.may_open() {
@@ -237,6 +262,10 @@ where
                     tokio::task::yield_now().await;
                     continue;
                 }
+                if wanted.is_none() {
+                    wanted = Some(self.set.want_connection());
+                }
+                self.set.ask_for_connection();
             }
             let now = Instant::now();
             if now >= deadline {
@@ -332,20 +361,22 @@ where
     }
 
     /// Takes a connection back whose response has ended.
-    pub(super) fn put(self: &Rc<Self>, mut http1: Box<Http1<B, S>>) {
+    pub(super) fn put(self: &Rc<Self>, mut http1: Box<Http1<B, S>>, now: Instant) {
         let used_up = self
             .limits()
             .max_requests_per_connection
             .is_some_and(|most| http1.requests >= most);
         if used_up
             || self.retired.get()
+            || self.endpoint.is_gone()
+            || self.is_wanted_elsewhere()
             || !http1.connection.is_reusable()
             || self.too_old(http1.opened)
         {
             http1.connection.close();
             return;
         }
-        http1.since = Instant::now();
+        http1.since = now;
         self.reap();
         if let Some(waker) = &*self.reaper.borrow() {
             let mut cx = Context::from_waker(waker);
@@ -358,6 +389,14 @@ where
         if self.waiting.get() > 0 {
             self.wake.notify_one();
         }
+    }
+
+    /// Whether a free connection goes to a request that waits elsewhere (at
+    /// another worker, for another address): by lot, so that each waits its
+    /// share.
+    fn is_wanted_elsewhere(&self) -> bool {
+        let wanted = self.set.connections_wanted();
+        wanted > 0 && fastrand::u32(..wanted) >= self.waiting.get()
     }
 
     /// A stream of an HTTP/2 connection has ended.
@@ -384,12 +423,19 @@ where
         }
         // Until the task has run for the first time.
         *self.reaper.borrow_mut() = Some(Waker::noop().clone());
-        let host = Rc::downgrade(self);
+        let (host, set) = (Rc::downgrade(self), Arc::clone(&self.set));
+        let mut asked = Box::pin(set.connection_asked_for());
         let mut timer = Box::pin(sleep_until(Instant::now()));
         spawn_local(poll_fn(move |cx| {
             let Some(host) = host.upgrade() else {
                 return Poll::Ready(());
             };
+            while asked.as_mut().poll(cx).is_ready() {
+                asked.set(set.connection_asked_for());
+                if set.connections_wanted() > 0 {
+                    host.close_one_idle();
+                }
+            }
             loop {
                 *host.reaper.borrow_mut() = Some(cx.waker().clone());
                 let Some(next) = host.sweep(cx) else {
@@ -416,7 +462,10 @@ where
     fn sweep(&self, cx: &mut Context<'_>) -> Option<Instant> {
         let now = Instant::now();
         let longest = self.limits().http_idle_timeout;
-        let stays = |since: Instant| longest.is_none_or(|longest| now < since + longest);
+        // An address that vanished (from DNS, or from the policy) gets no
+        // further request; what is under way may end.
+        let gone = self.endpoint.is_gone();
+        let stays = |since: Instant| !gone && longest.is_none_or(|longest| now < since + longest);
         let mut idle = self.idle.borrow_mut();
         let mut at = 0;
         while at < idle.len() {
@@ -439,7 +488,8 @@ where
             .min()?;
         // Without a timeout there is still the list to be kept short.
         let longest = longest.unwrap_or(Duration::from_hours(1));
-        Some((oldest + longest).max(now + Duration::from_millis(100)))
+        let next = (oldest + longest).min(now + GONE_POLL);
+        Some(next.max(now + Duration::from_millis(100)))
     }
 }
 
