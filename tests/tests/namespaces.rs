@@ -18,7 +18,7 @@ const PORT: u16 = 7000;
 /// A service that says who connects.
 struct Service {
     _server: Server,
-    _dns: NameServer,
+    dns: NameServer,
     lab: Lab,
 }
 
@@ -29,7 +29,7 @@ impl Service {
         let server = Server::start(&lab, &format!("{REAL}:{PORT}"), Behaviour::TellPeer)?;
         Ok(Self {
             _server: server,
-            _dns: dns,
+            dns,
             lab,
         })
     }
@@ -203,7 +203,7 @@ fn dns_over_tcp_and_forwarded_queries_leave_from_the_namespace() -> Result<()> {
             "virtual()\ntry:\n    socket.getaddrinfo('unregistered.example.com', 80)\nexcept OSError:\n    pass",
         )
         .text()?;
-    let asked = service._dns.askers("unregistered.example.com")?;
+    let asked = service.dns.askers("unregistered.example.com")?;
     assert!(
         !asked.is_empty() && asked.iter().all(|who| *who == address(1)),
         "{asked:?}"
@@ -236,7 +236,7 @@ fn without_listeners_the_failure_policy_holds() -> Result<()> {
     let service = Service::new()?;
     let lab = &service.lab;
     service
-        ._dns
+        .dns
         .set(&format!("{REAL} {HOST}\n203.0.113.21 {OPEN}\n"))?;
     let _open = Server::start(lab, &format!("203.0.113.21:{PORT}"), Behaviour::TellPeer)?;
     let open = policy::tcp_proxied(OPEN, PORT).replacen(

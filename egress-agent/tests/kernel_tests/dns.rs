@@ -1,6 +1,7 @@
 //! DNS capture: the query reaches the agent with the resolver that was meant,
 //! and the answer seems to come from it.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use egress_agent::capture::KernelSettings;
 use egress_agent::capture::sockets::Sockets;
 use egress_common::{DNS6_PORTS, SERVICE_DNS};
 
-use crate::kernel_lab::{Lab, SETTINGS, in_lab};
+use crate::kernel_lab::{Lab, SETTINGS, cgroup_id, in_lab};
 
 const ONE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const TWO: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
