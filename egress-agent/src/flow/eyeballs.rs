@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::account::ConnectionRecord;
+use crate::connect::starttls::Opening;
 use crate::connect::{ConnectError, Connected, DialContext, Phase, dial_observed};
 use crate::endpoint::{Endpoint, EndpointId, Outcome, Picked};
 
@@ -66,7 +67,10 @@ pub(super) async fn dial(
 async fn one(context: &DialContext<'_>, picked: Picked, phase: &Cell<Phase>) -> Dialled {
     match dial_observed(context, &picked.destination, phase).await {
         Ok(connected) => {
-            picked.report(Outcome::Connected);
+            // An endpoint whose TLS has yet to start is judged when it has.
+            if !matches!(connected.opening, Some(Opening::Mysql(_))) {
+                picked.report(Outcome::Connected);
+            }
             Ok((connected, picked))
         }
         Err(error) => {

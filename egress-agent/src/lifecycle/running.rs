@@ -13,6 +13,7 @@ use tokio::task::spawn_local;
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
 use super::cgroups::CgroupWatch;
+use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
 use super::dynamic_names;
@@ -33,9 +34,10 @@ use crate::connect::EndpointProber;
 use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::kubernetes::metrics::Slot as ClusterMetrics;
 use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
-use crate::secret::{SecretSettings, Secrets};
+use crate::secret::{MeshIdentity, SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
 use crate::workload::directory::Directory;
@@ -49,6 +51,11 @@ const HANDED_OVER: Duration = Duration::from_millis(100);
 const KERNEL_LOG: Duration = Duration::from_millis(200);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
+/// How often the cgroup of a new pod is looked for at first, how long that
+/// often, and how long at all.
+const POD_CGROUP: Duration = Duration::from_millis(100);
+const POD_CGROUP_SOON: Duration = Duration::from_secs(20);
+const POD_CGROUP_DEADLINE: Duration = Duration::from_mins(5);
 /// Age of a record of a connection that nobody accepted.
 const ORPHANED: Duration = Duration::from_mins(1);
 /// Health checks that run at once.
@@ -70,6 +77,7 @@ pub(super) struct Agent {
     namespaces: Option<Namespaces>,
     /// The Kubernetes API server, where the settings ask for it.
     cluster: Option<Cluster>,
+    cluster_metrics: ClusterMetrics,
     listeners: Option<Listeners>,
     admitted: u32,
 }
@@ -108,12 +116,14 @@ impl Agent {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(settings.secrets_dir.clone()),
             credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
-            mesh: None,
+            mesh: settings.mesh_identity.as_deref().map(MeshIdentity::parse),
         });
         let metrics = Metrics::new();
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let cluster_metrics = ClusterMetrics::default();
+        cluster_metrics.register(registry);
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -136,6 +146,7 @@ impl Agent {
             intake,
             policy: None,
             cluster: None,
+            cluster_metrics,
             workers: Vec::new(),
             dns: None,
             namespaces: None,
@@ -180,6 +191,7 @@ impl Agent {
         };
         let cluster = Cluster::join(settings, rooms).await?;
         let locality = cluster.locality.borrow().clone();
+        self.cluster_metrics.show(cluster.board.clone());
         self.cluster = Some(cluster);
         let mut node = self.node.lock().await;
         if settings.locality.is_none()
@@ -207,6 +219,11 @@ impl Agent {
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
             cluster: self.cluster.as_ref().map(|cluster| cluster.board.clone()),
+            connector: Connector {
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+                secrets: Arc::clone(&node.secrets),
+            },
         })
     }
 
@@ -317,6 +334,8 @@ impl Agent {
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
+        let identity = Arc::clone(&node.secrets).follow_workload_api();
+        vitals.spawn("the SPIFFE Workload API", identity);
         let addresses = Arc::clone(node.names.addresses());
         vitals.spawn("virtual addresses", async move {
             let never = addresses.keep_saved().await;
@@ -464,13 +483,34 @@ async fn follow_policy(
     }
 }
 
-/// Tells the kernel whose cgroups are whose when pods come and go.
+/// Tells the kernel whose cgroups are whose when pods come and go. The API
+/// server tells of a pod before kubelet makes its cgroup, so that is looked for
+/// closely: it must be known before the first container runs.
 async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
     loop {
         changed.notified().await;
-        let node = node.lock().await;
-        if let Err(error) = node.sync_scopes() {
-            tracing::error!("{error}");
+        let mut since = tokio::time::Instant::now();
+        loop {
+            let homeless = {
+                let node = node.lock().await;
+                if let Err(error) = node.sync_scopes() {
+                    tracing::error!("{error}");
+                }
+                node.directory.homeless()
+            };
+            let waited = since.elapsed();
+            if homeless == 0 || waited > POD_CGROUP_DEADLINE {
+                break;
+            }
+            let pause = if waited < POD_CGROUP_SOON {
+                POD_CGROUP
+            } else {
+                10 * POD_CGROUP
+            };
+            tokio::select! {
+                () = changed.notified() => since = tokio::time::Instant::now(),
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
 }
