@@ -44,6 +44,8 @@ enum Command {
     Run(commands::run::Arguments),
     /// Format and lint checks, unit tests, kernel and end-to-end tests.
     Test(commands::test::Arguments),
+    /// Measure egress beside Envoy, HAProxy, nginx and no proxy at all.
+    Bench(commands::bench::Arguments),
     /// Format and lint checks alone.
     Lint(commands::lint::Arguments),
 }
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo => commands::demo::run(),
         Command::Run(arguments) => commands::run::run(arguments),
         Command::Test(arguments) => commands::test::run(arguments),
+        Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Lint(arguments) => commands::lint::run(arguments),
     };
     match result {

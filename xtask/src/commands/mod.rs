@@ -1,7 +1,9 @@
 //! The commands, one file each. What several of them need stands here.
 
+pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod demo;
+pub(crate) mod instructions;
 pub(crate) mod lint;
 pub(crate) mod run;
 pub(crate) mod test;
