@@ -56,8 +56,9 @@ pub(crate) fn versions() -> Vec<String> {
 /// The words up to the version, which is the first with a digit and a dot.
 fn brief(line: &str) -> String {
     // envoy  version: HASH/1.40.0/Clean/RELEASE/BoringSSL
-    if let Some(version) = line.split('/').nth(1)
+    if let Some((_, version)) = line.split_once("version: ")
         && line.contains("BoringSSL")
+        && let Some(version) = version.split('/').nth(1)
     {
         return format!("Envoy {version}");
     }
@@ -85,7 +86,7 @@ mod tests {
             "HAProxy 2.6.12-1+deb12u4"
         );
         assert_eq!(
-            brief("envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL"),
+            brief("/a/b/envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL"),
             "Envoy 1.40.0"
         );
         assert_eq!(brief("nginx version: nginx/1.22.1"), "nginx nginx/1.22.1");

@@ -32,7 +32,7 @@ pub use worker::{Command, run_worker};
 
 /// Carries one connection from its hand-over to its end.
 pub async fn serve(context: Rc<Context>, accepted: Accepted) {
-    let _open = context.open();
+    let open = context.open();
     let workload = context.workload_of(&accepted.captured.caller);
     let client = workload.client.clone();
     let mut record = context.account.begin(&accepted, workload);
@@ -40,7 +40,7 @@ pub async fn serve(context: Rc<Context>, accepted: Accepted) {
     // reached is freed then: most open connections are idle relays.
     match Box::pin(reach(&context, accepted, client, &mut record)).await {
         Reached::Bytes(connection) => relay(&context, connection, &mut record).await,
-        Reached::Http(identified) => Box::pin(http::carry(&context, *identified, record)).await,
+        Reached::Http(identified) => http::carry(&context, *identified, record, open),
         Reached::Nobody => {}
     }
 }

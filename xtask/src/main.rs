@@ -6,11 +6,13 @@
 
 mod cargo;
 mod commands;
+mod counts;
 mod failure;
 mod host;
 mod packages;
 mod setup;
 mod step;
+mod vm;
 
 /// The very code by which the build script of egress-agent finds the compiler
 /// and linker of the kernel programs.
@@ -46,6 +48,8 @@ enum Command {
     Test(commands::test::Arguments),
     /// Measure egress beside Envoy, HAProxy, nginx and no proxy at all.
     Bench(commands::bench::Arguments),
+    /// The kernel and end-to-end tests on other kernels, in virtual machines.
+    VmTest(commands::vm_test::Arguments),
     /// Format and lint checks alone.
     Lint(commands::lint::Arguments),
 }
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => commands::run::run(arguments),
         Command::Test(arguments) => commands::test::run(arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
+        Command::VmTest(arguments) => commands::vm_test::run(arguments),
         Command::Lint(arguments) => commands::lint::run(arguments),
     };
     match result {

@@ -98,7 +98,12 @@ impl RequestRecord {
                 origin,
                 service,
                 started,
-                started_at: SystemTime::now() - started.elapsed(),
+                // Only the log shows it.
+                started_at: if account.0.log.is_some() {
+                    SystemTime::now() - started.elapsed()
+                } else {
+                    SystemTime::UNIX_EPOCH
+                },
                 duration: Duration::ZERO,
                 received: 0,
                 sent: 0,

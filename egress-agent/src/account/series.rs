@@ -37,6 +37,25 @@ struct RequestKey {
     grpc: Option<u8>,
 }
 
+impl RequestKey {
+    fn is_for(
+        &self,
+        service: &Service,
+        workload: &Workload,
+        security: &'static str,
+        end: RequestEnd,
+    ) -> bool {
+        self.status == end.status
+            && self.flags == end.flags
+            && self.grpc == end.grpc
+            && self.protocol == end.protocol
+            && self.tcp.service == service.id
+            && self.tcp.security == security
+            && self.tcp.workload == workload.name
+            && self.tcp.namespace == workload.client.namespace
+    }
+}
+
 /// Flags in the order in which they came, at most three.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) struct FlagSet([Option<Flag>; 3]);
@@ -129,6 +148,8 @@ impl RequestSeries {
 pub(super) struct SeriesCache {
     tcp: HashMap<TcpKey, Rc<TcpSeries>>,
     requests: HashMap<RequestKey, Rc<RequestSeries>>,
+    /// What was asked for last: requests come in runs of the same kind.
+    last: Option<(RequestKey, Rc<RequestSeries>)>,
 }
 
 impl std::fmt::Debug for SeriesCache {
@@ -136,7 +157,7 @@ impl std::fmt::Debug for SeriesCache {
         f.debug_struct("SeriesCache")
             .field("tcp", &self.tcp.len())
             .field("requests", &self.requests.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -185,6 +206,11 @@ impl SeriesCache {
         security: &'static str,
         end: RequestEnd,
     ) -> Rc<RequestSeries> {
+        if let Some((key, series)) = &self.last
+            && key.is_for(service, workload, security, end)
+        {
+            return Rc::clone(series);
+        }
         if self.requests.len() >= CACHE_LIMIT {
             self.requests.clear();
         }
@@ -195,8 +221,9 @@ impl SeriesCache {
             status: end.status,
             grpc: end.grpc,
         };
-        self.requests
-            .entry(key)
+        let series = self
+            .requests
+            .entry(key.clone())
             .or_insert_with(|| {
                 let common = Labels {
                     response_flags: end.flags.text(),
@@ -212,7 +239,9 @@ impl SeriesCache {
                     durations: metrics.durations.get_or_create_owned(&labels),
                 })
             })
-            .clone()
+            .clone();
+        self.last = Some((key, Rc::clone(&series)));
+        series
     }
 }
 

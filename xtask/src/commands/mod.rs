@@ -3,10 +3,10 @@
 pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod demo;
-pub(crate) mod instructions;
 pub(crate) mod lint;
 pub(crate) mod run;
 pub(crate) mod test;
+pub(crate) mod vm_test;
 
 use std::process::{Command, ExitCode};
 

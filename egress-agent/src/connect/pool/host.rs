@@ -25,6 +25,17 @@ use crate::policy::model::{ConnectionPool, TrafficPolicy};
 /// give one back without our being told; so it is asked for again.
 const PERMIT_POLL: Duration = Duration::from_millis(20);
 
+/// What kind of connection a request wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Want {
+    /// Any; should it turn out dead, the request can be sent again.
+    Open,
+    /// One that is not known to be dead.
+    Checked,
+    /// A new one.
+    Fresh,
+}
+
 /// The connections to one address, for one kind of caller.
 pub struct Host<B, S> {
     pool: Weak<Pool<B, S>>,
@@ -152,20 +163,20 @@ where
         self: &Rc<Self>,
         picked: &Picked,
         reach: Reach<'_>,
-        fresh: bool,
+        want: Want,
     ) -> Result<Lease<B, S>, AcquireError> {
-        if !fresh
+        if want != Want::Fresh
             && self.waiting.get() == 0
-            && let Some(lease) = self.take()
+            && let Some(lease) = self.take(want)
         {
             return Ok(lease);
         }
         // Boxed: rare, and it must not make every request's future larger.
-        Box::pin(self.wait(picked, reach, fresh)).await
+        Box::pin(self.wait(picked, reach, want)).await
     }
 
     /// An open connection with room.
-    fn take(self: &Rc<Self>) -> Option<Lease<B, S>> {
+    fn take(self: &Rc<Self>, want: Want) -> Option<Lease<B, S>> {
         let limits = self.limits();
         if self.key.identity.version == Version::Http2 && !self.only_http1.get() {
             let mut connections = self.http2.borrow_mut();
@@ -183,7 +194,10 @@ where
         loop {
             let mut http1 = self.idle.borrow_mut().pop()?;
             let mut cx = Context::from_waker(Waker::noop());
-            if http1.connection.poll_idle(&mut cx).is_pending() && !self.too_old(http1.opened) {
+            // The task that watches idle connections may be about to learn of
+            // a close that this one knows already.
+            let alive = want == Want::Open || http1.connection.poll_idle(&mut cx).is_pending();
+            if alive && !self.too_old(http1.opened) {
                 return Some(Lease::new(self, Held::Http1(http1), true));
             }
             http1.connection.close();
@@ -212,7 +226,7 @@ where
         self: &Rc<Self>,
         picked: &Picked,
         reach: Reach<'_>,
-        fresh: bool,
+        want: Want,
     ) -> Result<Lease<B, S>, AcquireError> {
         let _pending = self.set.pending_permit().map_err(AcquireError::Overflow)?;
         let _waiting = Counted::new(&self.waiting);
@@ -220,7 +234,9 @@ where
         let deadline = started + super::PENDING_TIMEOUT;
         loop {
             let notified = self.wake.notified();
-            if !fresh && let Some(lease) = self.take() {
+            if want != Want::Fresh
+                && let Some(lease) = self.take(want)
+            {
                 return Ok(lease);
             }
             if self.may_open() {
@@ -332,7 +348,7 @@ where
     }
 
     /// Takes a connection back whose response has ended.
-    pub(super) fn put(self: &Rc<Self>, mut http1: Box<Http1<B, S>>) {
+    pub(super) fn put(self: &Rc<Self>, mut http1: Box<Http1<B, S>>, now: Instant) {
         let used_up = self
             .limits()
             .max_requests_per_connection
@@ -345,7 +361,7 @@ where
             http1.connection.close();
             return;
         }
-        http1.since = Instant::now();
+        http1.since = now;
         self.reap();
         if let Some(waker) = &*self.reaper.borrow() {
             let mut cx = Context::from_waker(waker);

@@ -219,11 +219,11 @@ impl<B: Payload, S: Io> Lease<B, S> {
         }
     }
 
-    /// The response has ended: the connection may serve another request if
-    /// the request has, too.
-    pub fn give_back(mut self) {
+    /// The response has ended, at `now`: the connection may serve another
+    /// request if the request has ended, too.
+    pub fn give_back(mut self, now: Instant) {
         match self.held.take() {
-            Some(Held::Http1(http1)) => self.host.put(http1),
+            Some(Held::Http1(http1)) => self.host.put(http1, now),
             other => self.held = other,
         }
     }

@@ -36,7 +36,7 @@ pub use conn::LocalExec;
 pub use dialler::Dialler;
 pub use error::{AcquireError, DialError, SendError, SendFailure};
 pub use head::RequestHead;
-pub use host::Host;
+pub use host::{Host, Want};
 pub use lease::{Lease, Upgraded};
 
 /// How long a request waits for a connection where neither route nor try has

@@ -187,10 +187,8 @@ async fn captures_a_name_under_a_wildcard_only_when_it_exists() {
 
 #[tokio::test]
 async fn a_closed_port_is_told_and_silence_is_not() {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let closed = socket.local_addr().unwrap();
-    drop(socket);
-    let room = Room::new(closed).await;
+    // An address of its own: a port that was given back may be taken again.
+    let room = Room::new("127.9.9.9:1".parse().unwrap()).await;
     let client = room.udp().await;
     let reply = exchange(&client, &query("other.example.")).await;
     assert_eq!(reply.response_code, ResponseCode::ServFail);

@@ -99,7 +99,7 @@ proptest! {
             if spaces.contains(&client) {
                 prop_assert_eq!(&*service.key.namespace, client);
             }
-            let who = Client { namespace: client.into(), labels: Default::default() };
+            let who = Client { namespace: client.into(), labels: std::sync::Arc::default() };
             let got = service.view(&who).unwrap().destination_rule.as_ref().map(|r| r.namespace.to_string() + "/" + &r.name);
             let wanted = by_hand(&rules, &SPACES, &service.key.host, client, &service.key.namespace);
             prop_assert_eq!(got, wanted, "{}", text);

@@ -173,9 +173,9 @@ impl<S: ServiceStream> Client<S> {
         Found::Bound(own)
     }
 
-    /// Whether the log shows request headers.
-    pub(super) fn logs_headers(&self) -> bool {
-        self.log.wants_headers()
+    /// Whether there is a log that shows each request.
+    pub(super) fn logs(&self) -> bool {
+        self.log.wants_details()
     }
 
     /// How a new connection for this client is made.
@@ -233,8 +233,8 @@ impl<S: ServiceStream> Client<S> {
 pub(super) struct Open<S: ServiceStream> {
     pub(super) client: Rc<Client<S>>,
     pub(super) record: Record,
-    /// It has had an answer, good or bad.
-    pub(super) answered: bool,
+    /// When it had its answer, good or bad.
+    answered: Option<Instant>,
 }
 
 impl<S: ServiceStream> Open<S> {
@@ -243,18 +243,18 @@ impl<S: ServiceStream> Open<S> {
         Box::new(Self {
             client,
             record,
-            answered: false,
+            answered: None,
         })
     }
 
-    /// The answer is complete.
-    pub(super) fn finish(mut self: Box<Self>) {
-        self.answered = true;
+    /// The answer is complete, at `now`.
+    pub(super) fn finish(mut self: Box<Self>, now: Instant) {
+        self.answered = Some(now);
     }
 
     /// Something broke off what was going well.
     pub(super) fn broken(mut self: Box<Self>, flag: Flag, details: &str) {
-        self.answered = true;
+        self.answered = Some(Instant::now());
         self.record.flag(flag);
         self.record.details = details.into();
     }
@@ -263,11 +263,11 @@ impl<S: ServiceStream> Open<S> {
 impl<S: ServiceStream> Drop for Open<S> {
     fn drop(&mut self) {
         let (client, record) = (&self.client, &mut self.record);
-        if !self.answered {
+        let now = self.answered.unwrap_or_else(Instant::now);
+        if self.answered.is_none() {
             record.flag(Flag::DownstreamConnectionTermination);
             record.details = "the application went away before the response".into();
         }
-        let now = Instant::now();
         record.duration = now - record.started;
         client.state.last.set(now);
         let active = client.state.active.get();

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::client::{Bound, Caller, Client};
-use super::guarded::{Guarded, State, Upgrade, read_some};
+use super::guarded::{Guarded, State, Upgrade, poll_some};
 use super::{Log, ServiceStream, Settings, Worker, exchange};
 use crate::connect::pool::LocalExec;
 use crate::policy::snapshot::Service;
@@ -77,6 +77,7 @@ pub async fn serve<D: Transport + 'static, S: ServiceStream>(
         return End::NoPolicy;
     };
     let client = Client::new(worker, caller, Box::new(log), bound);
+    let _registered = client.worker.drain.register().await;
     loop {
         let first = match first_bytes(&mut stream, &client).await {
             Ok(Some(first)) => first,
@@ -102,16 +103,20 @@ async fn first_bytes<D: Transport, S: ServiceStream>(
     client: &Client<S>,
 ) -> io::Result<Option<Vec<u8>>> {
     let settings = &client.worker.settings;
-    let mut draining = client.worker.draining.clone();
+    let drain = &client.worker.drain;
     let mut first = Vec::new();
-    let mut wait = settings.idle_timeout;
+    let mut silence = pin!(sleep(settings.idle_timeout));
     loop {
-        let read = tokio::select! {
-            biased;
-            read = read_some(stream) => read?,
-            () = sleep(wait) => None,
-            _ = draining.wait_for(|draining| *draining), if first.is_empty() => None,
-        };
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(read) = poll_some(stream, cx) {
+                return Poll::Ready(read);
+            }
+            if (first.is_empty() && drain.has_begun()) || silence.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(None));
+            }
+            Poll::Pending
+        })
+        .await?;
         match read {
             None => return Ok((!first.is_empty()).then_some(first)),
             Some(read) if first.is_empty() => first = read,
@@ -120,7 +125,7 @@ async fn first_bytes<D: Transport, S: ServiceStream>(
         if first.len() >= 3 || !b"PRI".starts_with(&first) {
             return Ok(Some(first));
         }
-        wait = settings.head_timeout;
+        silence.set(sleep(settings.head_timeout));
     }
 }
 
@@ -147,8 +152,7 @@ async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
         .serve_connection(io, service);
     let end = {
         let mut watch = Watch::new(&client.worker.settings, REST_AFTER);
-        let mut draining = client.worker.draining.clone();
-        let mut drain = pin!(draining.wait_for(|draining| *draining));
+        let drain = &client.worker.drain;
         let mut drained = false;
         poll_fn(|cx| {
             loop {
@@ -164,7 +168,7 @@ async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
                 if let Poll::Ready(end) = end {
                     return Poll::Ready(Some(end.map_err(|error| error.to_string())));
                 }
-                if !drained && drain.as_mut().poll(cx).is_ready() {
+                if !drained && drain.has_begun() {
                     drained = true;
                     Pin::new(&mut connection).graceful_shutdown();
                     continue;
@@ -239,16 +243,14 @@ async fn serve_http2<D: Transport + 'static, S: ServiceStream>(
         .max_header_list_size(u32::try_from(super::guard::HEAD_LIMIT).unwrap_or(u32::MAX))
         .serve_connection(TokioIo::new(stream), service);
     let mut watch = Watch::new(settings, settings.idle_timeout);
-    let mut draining = client.worker.draining.clone();
-    let mut drain = pin!(draining.wait_for(|draining| *draining));
+    let drain = &client.worker.drain;
     let mut drained = false;
     let end = poll_fn(|cx| {
         loop {
             if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(end);
             }
-            let drain = !drained && drain.as_mut().poll(cx).is_ready();
-            if drain || (!drained && watch.poll(&state, cx).is_some()) {
+            if !drained && (drain.has_begun() || watch.poll(&state, cx).is_some()) {
                 drained = true;
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
@@ -301,6 +303,8 @@ struct Watch {
     sleep: Option<Pin<Box<Sleep>>>,
     /// The timer aims at a head or body.
     close: bool,
+    /// The timer will wake the task.
+    set: bool,
 }
 
 impl Watch {
@@ -311,6 +315,7 @@ impl Watch {
             idle,
             sleep: None,
             close: false,
+            set: false,
         }
     }
 
@@ -334,6 +339,7 @@ impl Watch {
             let due = self.due(state).0;
             if let Some(sleep) = &mut self.sleep {
                 sleep.as_mut().reset(due);
+                self.set = false;
             }
         }
         self.close = close;
@@ -349,16 +355,23 @@ impl Watch {
                     none.insert(Box::pin(sleep_until(Instant::now() + first)))
                 }
             };
+            // Polling a timer that is set costs more than asking it.
+            if self.set && !sleep.is_elapsed() {
+                return None;
+            }
+            self.set = true;
             if sleep.as_mut().poll(cx).is_pending() {
                 return None;
             }
             let (due, expired) = self.due(state);
             if due <= Instant::now() {
                 self.sleep = None;
+                self.set = false;
                 return Some(expired);
             }
             if let Some(sleep) = &mut self.sleep {
                 sleep.as_mut().reset(due);
+                self.set = false;
             }
         }
     }

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::ServiceStream;
 use super::client::{Client, Found, Open};
@@ -93,8 +94,9 @@ fn answer<S: ServiceStream>(
     let extended = extended::take(&mut request);
     let (head, body) = request.into_parts();
     let mut exchange = Exchange {
-        grpc: local::is_grpc(&head.headers),
-        open: Open::new(Rc::clone(client), record(&head, client.logs_headers())),
+        // gRPC calls are POST.
+        grpc: head.method == Method::POST && local::is_grpc(&head.headers),
+        open: Open::new(Rc::clone(client), record(&head, client.logs())),
     };
     if let Some(refusal) = refusal {
         return Err(exchange.refuse(refusal.status, refusal.reason));
@@ -103,7 +105,9 @@ fn answer<S: ServiceStream>(
         Ok(authority) => authority,
         Err(reason) => return Err(exchange.refuse(StatusCode::BAD_REQUEST, reason)),
     };
-    exchange.open.record.authority = Some(authority.clone());
+    if client.logs() {
+        exchange.open.record.authority = Some(authority.clone());
+    }
     if head.method == Method::CONNECT {
         // As Envoy does where no CONNECT upgrade is configured.
         return Err(exchange.refuse(StatusCode::FORBIDDEN, "CONNECT is not proxied"));
@@ -208,7 +212,7 @@ impl<S: ServiceStream> Exchange<S> {
         if self.open.client.orphaned.get() {
             close(&mut response);
         }
-        self.open.finish();
+        self.open.finish(Instant::now());
         response
     }
 
@@ -236,20 +240,22 @@ pub(super) fn close<B>(response: &mut Response<B>) {
         .insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
-fn record(head: &Parts, keep_headers: bool) -> Record {
-    let kept = |name: HeaderName| {
-        keep_headers
-            .then(|| head.headers.get(name).cloned())
-            .flatten()
+fn record(head: &Parts, details: bool) -> Record {
+    let base = Record {
+        version: head.version,
+        ..Record::default()
     };
+    if !details {
+        return base;
+    }
+    let kept = |name: HeaderName| head.headers.get(name).cloned();
     Record {
         method: head.method.clone(),
         path: head.uri.path_and_query().cloned(),
-        version: head.version,
         user_agent: kept(USER_AGENT),
         request_id: kept(REQUEST_ID),
         forwarded_for: kept(FORWARDED_FOR),
-        ..Record::default()
+        ..base
     }
 }
 

@@ -71,8 +71,10 @@ impl<S: ServiceStream> Sending<S> {
         plan: &Forward<'_>,
         call: Call,
     ) -> Result<Box<Self>, Response<ResponseBody<S>>> {
-        exchange.open.record.route = Some(plan.name());
-        exchange.open.record.cluster = Some(Arc::clone(plan.cluster));
+        if exchange.open.client.logs() {
+            exchange.open.record.route = Some(plan.name());
+            exchange.open.record.cluster = Some(Arc::clone(plan.cluster));
+        }
         if bound.set(plan.cluster.index).is_none() {
             return Err(fail(exchange, &Failure::no_cluster()));
         }
@@ -92,7 +94,7 @@ impl<S: ServiceStream> Sending<S> {
             saved,
             body,
             extended,
-        } = prepare(&exchange, plan, call, asked);
+        } = prepare(&mut exchange, plan, call, asked);
         Ok(Box::new(Self {
             exchange,
             bound: Rc::clone(bound),

@@ -227,22 +227,24 @@ impl Guard {
         if !is_token(first) {
             return Err(bad(not_http(bytes_from)));
         }
-        // The end may straddle what was searched before and what is new.
-        let from = self.searched.saturating_sub(3).min(bytes_from.len());
-        let end = memmem::find(&bytes_from[from..], b"\r\n\r\n").map(|at| from + at + 4);
-        if end.unwrap_or(bytes_from.len()) > HEAD_LIMIT {
+        if self.searched > 0 {
+            // More of a head that was not complete; the end may straddle what
+            // was searched before and what is new.
+            let from = self.searched.saturating_sub(3).min(bytes_from.len());
+            if memmem::find(&bytes_from[from..], b"\r\n\r\n").is_none() {
+                if has_bare_lf(bytes_from, from) {
+                    return Err(bad("line ends without CR"));
+                }
+                return self.partial(bytes_from);
+            }
+        }
+        let Some((framing, end)) = Framing::of(bytes_from)? else {
+            return self.partial(bytes_from);
+        };
+        if end > HEAD_LIMIT {
             return Err(too_large(bytes_from));
         }
-        let Some(end) = end else {
-            if has_bare_lf(bytes_from, from) {
-                return Err(bad("line ends without CR"));
-            }
-            self.searched = bytes_from.len();
-            return Ok(None);
-        };
         self.searched = 0;
-        let head = &bytes_from[..end];
-        let framing = Framing::of(head)?;
         self.heads = self.heads.wrapping_add(1);
         self.line = 0;
         self.state = match framing.body {
@@ -252,6 +254,15 @@ impl Guard {
             Body::Chunked => State::ChunkSize { digits: 0, size: 0 },
         };
         Ok(Some(skipped + end))
+    }
+
+    /// The head goes on beyond `bytes`.
+    fn partial<T>(&mut self, bytes: &[u8]) -> Result<Option<T>, Refusal> {
+        if bytes.len() > HEAD_LIMIT {
+            return Err(too_large(bytes));
+        }
+        self.searched = bytes.len();
+        Ok(None)
     }
 }
 
@@ -320,16 +331,23 @@ struct Framing {
 }
 
 impl Framing {
-    /// Reads a complete head, from the method to the final empty line.
-    fn of(head: &[u8]) -> Result<Self, Refusal> {
-        let mut lines = Lines(head);
-        let http_11 = request_line(lines.next().unwrap_or(Err(bad("no request line")))?)?;
+    /// Reads a head, from the method to the final empty line, and gives its
+    /// length; `None` when it is not complete.
+    fn of(bytes: &[u8]) -> Result<Option<(Self, usize)>, Refusal> {
+        let mut lines = Lines(bytes);
+        let Some(line) = lines.next() else {
+            return Ok(None);
+        };
+        let http_11 = request_line(line?)?;
         let mut length = None;
         let mut chunked = false;
         let mut host = false;
         let mut upgrade = false;
         let mut count = 0;
-        for line in lines {
+        loop {
+            let Some(line) = lines.next() else {
+                return Ok(None);
+            };
             let line = line?;
             if line.is_empty() {
                 break;
@@ -384,7 +402,7 @@ impl Framing {
             (None | Some(0), false) => Body::None,
             (Some(length), false) => Body::Length(length),
         };
-        Ok(Self { body, upgrade })
+        Ok(Some((Self { body, upgrade }, bytes.len() - lines.0.len())))
     }
 }
 

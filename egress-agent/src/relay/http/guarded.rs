@@ -1,7 +1,6 @@
 //! The client's stream as hyper sees it: read through the [`Guard`].
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -22,16 +21,16 @@ const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 
 /// Reads what there is and gives a copy of it; `None` at the end. Nothing is
 /// allocated before something comes.
-pub(super) async fn read_some<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<Vec<u8>>> {
-    poll_fn(|cx| {
-        BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
-            let read = read.filled();
-            Poll::Ready(Ok((!read.is_empty()).then(|| read.to_vec())))
-        })
+pub(super) fn poll_some<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Option<Vec<u8>>>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut read = ReadBuf::new(buffer);
+        ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+        let read = read.filled();
+        Poll::Ready(Ok((!read.is_empty()).then(|| read.to_vec())))
     })
-    .await
 }
 
 thread_local! {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::ServiceStream;
 use super::client::Bound;
@@ -18,7 +18,7 @@ use super::exchange::Exchange;
 use super::outgoing::Outgoing;
 use super::upload::{RequestBody, Upload};
 use crate::connect::origination;
-use crate::connect::pool::Version as Wire;
+use crate::connect::pool::{Version as Wire, Want};
 use crate::endpoint::{Outcome, PickContext};
 use crate::identify::Spoken;
 use crate::policy::routes::{Mirror, Target};
@@ -136,7 +136,10 @@ async fn copy<S: ServiceStream>(
     let tls = origination(cluster, &Spoken::Http);
     let identity = client.identity(cluster, tls, || name, Wire::Http1);
     let host = client.worker.pool.host(set, policy, &picked, &identity);
-    let Ok(mut lease) = host.acquire(&picked, client.reach(tls), false).await else {
+    let Ok(mut lease) = host
+        .acquire(&picked, client.reach(tls), Want::Checked)
+        .await
+    else {
         return;
     };
     let head = shadow.head(identity.tls.is_some(), None);
@@ -152,7 +155,7 @@ async fn copy<S: ServiceStream>(
             }
         });
         if whole.await {
-            lease.give_back();
+            lease.give_back(Instant::now());
         }
     }
 }

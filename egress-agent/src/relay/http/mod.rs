@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
+use self::drain::Drain;
 use super::{Buffers, Transport};
 use crate::connect::pool::{Io, Pool};
 use crate::endpoint::Live;
@@ -23,6 +24,7 @@ mod affinity;
 mod client;
 mod connection;
 mod deadline;
+mod drain;
 mod exchange;
 mod extended;
 mod failure;
@@ -108,8 +110,7 @@ pub struct Worker<S> {
     /// Spare buffers for connections that change their protocol.
     buffers: Buffers,
     live: RefCell<Cached>,
-    /// Turns true when the agent drains.
-    draining: watch::Receiver<bool>,
+    drain: Rc<Drain>,
 }
 
 struct Cached {
@@ -126,7 +127,8 @@ impl<S> std::fmt::Debug for Worker<S> {
 }
 
 impl<S: ServiceStream> Worker<S> {
-    /// What one worker's connections share.
+    /// What one worker's connections share. `draining` turns true when they are
+    /// to end. To be called on the worker's own thread.
     pub fn new(
         pool: Rc<Pool<RequestBody, S>>,
         live: Arc<ArcSwap<Live>>,
@@ -141,7 +143,7 @@ impl<S: ServiceStream> Worker<S> {
             settings,
             buffers,
             live: RefCell::new(Cached { cache, current }),
-            draining,
+            drain: Drain::follow(draining),
         })
     }
 

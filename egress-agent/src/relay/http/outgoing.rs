@@ -56,7 +56,7 @@ pub(super) type Saved = Vec<(Box<str>, Option<HeaderValue>)>;
 /// Makes what leaves out of what came: rewrites, header operations, and
 /// without what concerned only the client's connection.
 pub(super) fn prepare<S: ServiceStream>(
-    exchange: &Exchange<S>,
+    exchange: &mut Exchange<S>,
     plan: &Forward<'_>,
     call: Call,
     upgrade_asked: bool,
@@ -84,6 +84,12 @@ pub(super) fn prepare<S: ServiceStream>(
     let mut saved = Saved::new();
     let mut given = rewrite::authority(plan.rewrite).cloned();
     if has_operations(plan) {
+        // Templates may speak of it, also those of the response.
+        let record = &mut exchange.open.record;
+        record.method = method.clone();
+        record.path = uri.path_and_query().cloned();
+        record.authority = Some(authority.clone());
+        record.route = Some(plan.name());
         let variables = variables(exchange, plan);
         let with_request = Variables {
             request: Some(&headers),

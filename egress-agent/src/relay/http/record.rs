@@ -26,11 +26,11 @@ pub struct Record {
     pub version: Version,
     /// Authority as requested.
     pub authority: Option<HeaderValue>,
-    /// `user-agent`, kept only if the log wants headers.
+    /// `user-agent`, kept only if the log wants details.
     pub user_agent: Option<HeaderValue>,
-    /// `x-request-id`, kept only if the log wants headers.
+    /// `x-request-id`, kept only if the log wants details.
     pub request_id: Option<HeaderValue>,
-    /// `x-forwarded-for`, kept only if the log wants headers.
+    /// `x-forwarded-for`, kept only if the log wants details.
     pub forwarded_for: Option<HeaderValue>,
     /// Name of the route.
     pub route: Option<Arc<str>>,
@@ -108,8 +108,9 @@ impl Record {
 
 /// Takes the finished requests of one connection.
 pub trait Log {
-    /// Whether the request headers that a log shows are to be kept.
-    fn wants_headers(&self) -> bool;
+    /// Whether what only a log shows of a request is to be kept: path,
+    /// authority, headers, route, times.
+    fn wants_details(&self) -> bool;
 
     /// A request has ended; called exactly once for each.
     fn request(&self, record: &mut Record);

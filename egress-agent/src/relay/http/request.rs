@@ -107,17 +107,13 @@ pub(super) fn add_defaults(headers: &mut HeaderMap, settings: &Settings) {
 
 /// A random UUID (RFC 9562 version 4).
 fn request_id() -> HeaderValue {
-    let random = fastrand::u128(..);
-    let random = random & !(0xf << 76) | 4 << 76;
-    let random = random & !(0x3 << 62) | 2 << 62;
-    let mut hex = [0; 32];
-    write_hex(random, &mut hex);
+    let mut random = fastrand::u128(..).to_be_bytes();
+    random[6] = random[6] & 0x0f | 0x40;
+    random[8] = random[8] & 0x3f | 0x80;
     let mut id = [b'-'; 36];
-    id[..8].copy_from_slice(&hex[..8]);
-    id[9..13].copy_from_slice(&hex[8..12]);
-    id[14..18].copy_from_slice(&hex[12..16]);
-    id[19..23].copy_from_slice(&hex[16..20]);
-    id[24..].copy_from_slice(&hex[20..]);
+    for (bytes, at) in [(0..4, 0), (4..6, 9), (6..8, 14), (8..10, 19), (10..16, 24)] {
+        write_hex(&random[bytes], &mut id[at..]);
+    }
     from_ascii(&id)
 }
 
@@ -126,19 +122,29 @@ fn request_id() -> HeaderValue {
 fn traceparent(sampling: u32) -> HeaderValue {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     // All zeroes would be invalid.
-    write_hex(fastrand::u128(1..), &mut text[3..35]);
-    write_hex(u128::from(fastrand::u64(1..)), &mut text[36..52]);
+    write_hex(&fastrand::u128(1..).to_be_bytes(), &mut text[3..]);
+    write_hex(&fastrand::u64(1..).to_be_bytes(), &mut text[36..]);
     if crate::route::http::hit(sampling) {
         text[54] = b'1';
     }
     from_ascii(&text)
 }
 
-/// The low digits of `value`, as many as fit.
-fn write_hex(mut value: u128, out: &mut [u8]) {
-    for digit in out.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(value & 0xf) as usize];
-        value >>= 4;
+/// Both digits of every byte.
+const HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    table
+};
+
+fn write_hex(bytes: &[u8], out: &mut [u8]) {
+    for (byte, digits) in bytes.iter().zip(out.chunks_exact_mut(2)) {
+        digits.copy_from_slice(&HEX[usize::from(*byte)]);
     }
 }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
 use super::ServiceStream;
 use super::client::Open;
@@ -50,8 +51,9 @@ impl<S: ServiceStream> Ending<S> {
     /// The response is complete.
     pub(super) fn complete(mut self) {
         self.count();
-        self.open.finish();
-        self.lease.give_back();
+        let now = Instant::now();
+        self.open.finish(now);
+        self.lease.give_back(now);
     }
 
     /// The response broke off.

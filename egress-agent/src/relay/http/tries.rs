@@ -21,7 +21,7 @@ use super::outgoing::Outgoing;
 use super::retry::{self, TryEnd, retriable};
 use super::upload::{RequestBody, Upload};
 use crate::connect::origination;
-use crate::connect::pool::{AcquireError, Lease, SendFailure, Version as Wire};
+use crate::connect::pool::{AcquireError, Lease, SendFailure, Version as Wire, Want};
 use crate::endpoint::{EndpointId, EndpointSet, Outcome, Permit, PickContext, PickError, Picked};
 use crate::flag::Flag;
 use crate::identify::Spoken;
@@ -177,9 +177,13 @@ impl<S: ServiceStream> Tries<'_, S> {
         let identity = client.identity(self.plan.cluster, tls, || self.server_name(), wire);
         let host = client.host(self.set, policy, &picked.picked, &identity);
         let mut reconnects = 0;
-        let mut fresh = false;
+        let mut want = if retry::idempotent(&self.outgoing.method) && self.can_repeat() {
+            Want::Open
+        } else {
+            Want::Checked
+        };
         loop {
-            let mut lease = match host.acquire(&picked.picked, client.reach(tls), fresh).await {
+            let mut lease = match host.acquire(&picked.picked, client.reach(tls), want).await {
                 Ok(lease) => lease,
                 Err(error) => {
                     if let AcquireError::Dial(dial) = &error {
@@ -197,10 +201,11 @@ impl<S: ServiceStream> Tries<'_, S> {
             let attempt = client.worker.settings.attempt_count;
             let attempt = attempt.then_some(self.exchange.open.record.attempts);
             let head = self.outgoing.head(identity.tls.is_some(), attempt);
-            let sent = Instant::now();
+            let timed = client.logs() || client.worker.settings.service_time;
+            let sent = timed.then(Instant::now);
             let error = match lease.send(&head, body).await {
                 Ok(head) => {
-                    self.exchange.open.record.service_time = Some(sent.elapsed());
+                    self.exchange.open.record.service_time = sent.map(|sent| sent.elapsed());
                     let grpc = retry::grpc_status(&head.headers);
                     picked.picked.report(match grpc {
                         Some(status) => Outcome::GrpcStatus(status),
@@ -228,7 +233,11 @@ impl<S: ServiceStream> Tries<'_, S> {
                 };
             if stale && reconnects < RECONNECTS && self.can_repeat() {
                 reconnects += 1;
-                fresh = failure != SendFailure::Unsent || reconnects == RECONNECTS;
+                want = if failure != SendFailure::Unsent || reconnects == RECONNECTS {
+                    Want::Fresh
+                } else {
+                    Want::Checked
+                };
                 self.exchange.open.record.reconnects += 1;
                 tracing::debug!(%details, "a stale connection is replaced");
                 continue;
@@ -307,7 +316,7 @@ fn discard<S: ServiceStream>(answer: Answer<S>) {
     const LONGEST: Duration = Duration::from_secs(1);
     let mut lease = answer.lease;
     if lease.is_end_stream() {
-        lease.give_back();
+        lease.give_back(Instant::now());
     } else if lease.size_hint().upper().is_some_and(|size| size <= MOST) {
         tokio::task::spawn_local(async move {
             let rest = poll_fn(|cx| {
@@ -320,7 +329,7 @@ fn discard<S: ServiceStream>(answer: Answer<S>) {
                 }
             });
             if timeout(LONGEST, rest).await == Ok(true) {
-                lease.give_back();
+                lease.give_back(Instant::now());
             }
         });
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use ::bytes::Bytes;
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 
 use super::ServiceStream;
 use super::client::{Client, Open};
@@ -52,7 +53,7 @@ impl<S: ServiceStream> Tunnel<S> {
         open.record.received = traffic.received.get();
         open.record.sent = traffic.sent.get();
         match end.flag() {
-            None => open.finish(),
+            None => open.finish(Instant::now()),
             Some(flag) => open.broken(flag, &end.to_string()),
         }
     }

@@ -107,15 +107,22 @@ pub(super) fn head(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head
         .and_then(|code| StatusCode::from_u16(code).ok())
         .ok_or(Malformed::Header)?;
     let mut headers = HeaderMap::with_capacity(count + 4);
+    let mut told = Told::default();
     for &(name_from, name_to, from, to) in &places[..count] {
         let name = HeaderName::from_bytes(&bytes[name_from.into()..name_to.into()])
             .map_err(|_| Malformed::Header)?;
         let value = bytes.slice(usize::from(from)..usize::from(to));
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| Malformed::Header)?;
+        match name {
+            CONTENT_LENGTH => told.length = true,
+            TRANSFER_ENCODING => told.coding = true,
+            CONNECTION => told.connection = true,
+            _ => {}
+        }
         headers.append(name, value);
     }
-    let (framing, certain) = framing(method, status, version, &mut headers)?;
-    let keep_alive = certain && keeps_alive(version, &headers);
+    let (framing, certain) = framing(method, status, version, &mut headers, told)?;
+    let keep_alive = certain && keeps_alive(version, &headers, told);
     let mut parts = http::Response::new(()).into_parts().0;
     parts.status = status;
     parts.version = version;
@@ -127,6 +134,14 @@ pub(super) fn head(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head
     }))
 }
 
+/// Which of the headers that frame a message are there.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    length: bool,
+    coding: bool,
+    connection: bool,
+}
+
 /// RFC 9112 section 6.3. The flag says whether nothing about the message's
 /// length is doubtful.
 fn framing(
@@ -134,9 +149,13 @@ fn framing(
     status: StatusCode,
     version: Version,
     headers: &mut HeaderMap,
+    told: Told,
 ) -> Result<(Framing, bool), Malformed> {
-    let length = content_length(headers)?;
-    let codings = headers.contains_key(TRANSFER_ENCODING);
+    let length = if told.length {
+        content_length(headers)?
+    } else {
+        None
+    };
     if *method == Method::HEAD
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
@@ -144,7 +163,7 @@ fn framing(
     {
         return Ok((Framing::Length(0), true));
     }
-    if codings {
+    if told.coding {
         // Transfer-Encoding wins, and a length beside it must not travel on.
         let both = headers.remove(CONTENT_LENGTH).is_some();
         let mut all = headers.get_all(TRANSFER_ENCODING).iter();
@@ -203,7 +222,7 @@ fn decimal(text: &[u8]) -> Option<u64> {
     })
 }
 
-fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
+fn keeps_alive(version: Version, headers: &HeaderMap, told: Told) -> bool {
     let named = |want: &[u8]| {
         headers.get_all(CONNECTION).iter().any(|value| {
             value
@@ -213,9 +232,9 @@ fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
         })
     };
     if version == Version::HTTP_11 {
-        !headers.contains_key(CONNECTION) || !named(b"close")
+        !told.connection || !named(b"close")
     } else {
-        named(b"keep-alive") && !named(b"close")
+        told.connection && named(b"keep-alive") && !named(b"close")
     }
 }
 

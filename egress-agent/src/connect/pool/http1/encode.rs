@@ -28,9 +28,11 @@ pub(super) fn head(out: &mut Vec<u8>, head: &RequestHead<'_>, body: &SizeHint) -
     out.extend_from_slice(b" HTTP/1.1\r\n");
     field(out, HOST.as_str(), head.authority.as_bytes());
     let mut cookies = 0;
+    let mut length = false;
     for (name, value) in head.headers {
         match *name {
-            HOST | CONTENT_LENGTH | TRANSFER_ENCODING | EXPECT | CONNECTION | UPGRADE => {}
+            CONTENT_LENGTH => length = true,
+            HOST | TRANSFER_ENCODING | EXPECT | CONNECTION | UPGRADE => {}
             COOKIE => cookies += 1,
             _ => field(out, name.as_str(), value.as_bytes()),
         }
@@ -48,9 +50,7 @@ pub(super) fn head(out: &mut Vec<u8>, head: &RequestHead<'_>, body: &SizeHint) -
     let framing = match body.exact() {
         Some(0) => {
             // Methods that usually have a body say that theirs is empty.
-            if head.headers.contains_key(CONTENT_LENGTH)
-                || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH)
-            {
+            if length || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) {
                 out.extend_from_slice(b"content-length: 0\r\n");
             }
             Framing::Length(0)

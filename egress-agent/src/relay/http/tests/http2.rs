@@ -465,9 +465,10 @@ fn grpc_gets_our_answers_in_its_own_form() {
         let rig = rig(|_| {}, Protocol::Grpc);
         rig.world.refused.borrow_mut().push(super::rig::address(1));
         let sender = client(&rig).await;
-        let mut call = get("/svc/Method");
-        call.headers_mut()
-            .insert("content-type", HeaderValue::from_static("application/grpc"));
+        let call = Request::post(format!("http://{HOST}/svc/Method"))
+            .header("content-type", "application/grpc")
+            .body(())
+            .unwrap();
         let got = send(&sender, call).await.unwrap();
         assert_eq!(got.status, StatusCode::OK);
         assert_eq!(got.headers["grpc-status"], "14");

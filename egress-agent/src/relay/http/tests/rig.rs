@@ -292,7 +292,7 @@ impl Transport for Wire {
 }
 
 impl Log for Kept {
-    fn wants_headers(&self) -> bool {
+    fn wants_details(&self) -> bool {
         true
     }
 
