@@ -138,7 +138,8 @@ fn main() -> ExitCode {
         );
         worst = worst.max(resumed / full);
     }
-    if worst > 0.5 {
+    // Without `--bench`, which `cargo bench` gives, the code is not optimized.
+    if worst > 0.5 && std::env::args().any(|argument| argument == "--bench") {
         println!("resumed handshakes take more than half of the CPU of full ones");
         return ExitCode::FAILURE;
     }
