@@ -278,7 +278,8 @@ for attempt in range(100):
 sys.stdin.readline()
 "#
     );
-    let before = agent.records()?.len();
+    // One for each host, once both connections have ended.
+    let before = agent.wait_records(2)?.len();
     let mut client = service.client(&pod, &script).interactive().start()?;
     client.expect_line(&address(1))?;
     assert_eq!(agent.records()?.len(), before, "{:?}", agent.records()?);
