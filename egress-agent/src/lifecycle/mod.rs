@@ -14,6 +14,7 @@ pub mod drain;
 mod dynamic_names;
 mod error;
 mod feed;
+mod handover;
 pub mod heartbeat;
 pub mod lock;
 pub mod logging;
