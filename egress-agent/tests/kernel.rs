@@ -15,10 +15,10 @@ mod direct;
 mod dns;
 #[path = "kernel_tests/lifecycle.rs"]
 mod lifecycle;
-#[path = "kernel_tests/pins.rs"]
-mod pins;
 #[path = "kernel_tests/lookup.rs"]
 mod lookup;
+#[path = "kernel_tests/pins.rs"]
+mod pins;
 #[path = "kernel_tests/tcp.rs"]
 mod tcp;
 #[path = "kernel_tests/udp.rs"]

@@ -67,7 +67,10 @@ impl Scene {
     }
 
     fn agent(&self) -> Result<Agent> {
-        self.lab.agent().setting("--heartbeat-limit", "500ms").start()
+        self.lab
+            .agent()
+            .setting("--heartbeat-limit", "500ms")
+            .start()
     }
 }
 

@@ -112,10 +112,7 @@ mod tests {
             assert!(inherited.take_group::<UdpSocket>("tcp4", wrong).is_none());
         }
         let group: Vec<UdpSocket> = inherited.take_group("tcp4", 2).unwrap();
-        assert_eq!(
-            group[1].local_addr().unwrap(),
-            socket.local_addr().unwrap()
-        );
+        assert_eq!(group[1].local_addr().unwrap(), socket.local_addr().unwrap());
         assert!(inherited.is_empty());
     }
 }

@@ -431,7 +431,10 @@ impl DirectMaps {
                 .get(&key.service)
                 .is_some_and(|service| service.generation == key.generation);
             if current {
-                slots.entry(key.service).or_default().push((key.index, slot));
+                slots
+                    .entry(key.service)
+                    .or_default()
+                    .push((key.index, slot));
             } else {
                 self.slots.remove(&key).map_err(read("SLOTS"))?;
             }

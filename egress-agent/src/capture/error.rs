@@ -183,7 +183,10 @@ impl fmt::Display for CaptureError {
                 Chain(&**error)
             ),
             Self::Link { name, error } => {
-                write!(f, "the kernel refused to attach the program {name}: {error}")
+                write!(
+                    f,
+                    "the kernel refused to attach the program {name}: {error}"
+                )
             }
             Self::Misfit { map } => write!(
                 f,

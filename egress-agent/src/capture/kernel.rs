@@ -384,8 +384,7 @@ fn attach_programs(
             sys::replace_program(link.as_fd(), program.as_fd()).map_err(failed)?;
             link
         } else {
-            let link =
-                sys::link(program.as_fd(), cgroup.as_fd(), attach_type).map_err(failed)?;
+            let link = sys::link(program.as_fd(), cgroup.as_fd(), attach_type).map_err(failed)?;
             if let Some(path) = &path {
                 sys::pin(link.as_fd(), path).map_err(failed)?;
             }

@@ -35,9 +35,9 @@ pub use direct::{
 pub use error::CaptureError;
 pub use kernel::{Kernel, Options};
 pub use numbering::Numbered;
-pub use pins::clean_up;
 pub use origins::{Origins, address, ip};
 pub use outbound::{AllowedNetwork, OutboundControl, Refusals, Refused, Transport, Unregistered};
+pub use pins::clean_up;
 pub use reports::{Reports, watch_descriptor};
 pub use services::{Changes, MapKey};
 pub use status::{AttachedProgram, Counters, Usage};

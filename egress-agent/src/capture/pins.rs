@@ -114,12 +114,10 @@ impl Pins {
 
     fn make(&self) -> Result<(), CaptureError> {
         match DirBuilder::new().mode(0o700).create(&self.directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(CaptureError::Pins {
-                    path: self.directory.clone(),
-                    error,
-                })
-            }
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CaptureError::Pins {
+                path: self.directory.clone(),
+                error,
+            }),
             _ => Ok(()),
         }
     }

@@ -1,8 +1,8 @@
 //! The service maps `SERVICES` and `NETWORKS`, kept equal to what is wanted by
 //! writing differences only.
 
-use std::collections::{HashMap, HashSet};
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use egress_common::{ENTRY_REAL_ADDRESS, ExactKey, NetworkPrefix, ServiceValue};
 

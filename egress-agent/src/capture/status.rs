@@ -85,7 +85,10 @@ pub struct Usage {
 
 /// The hooks in the order of their numbers.
 fn hooks() -> Vec<(&'static str, u32)> {
-    let mut hooks: Vec<_> = PROGRAMS.iter().map(|&(_, hook, number)| (hook, number)).collect();
+    let mut hooks: Vec<_> = PROGRAMS
+        .iter()
+        .map(|&(_, hook, number)| (hook, number))
+        .collect();
     hooks.sort_by_key(|&(_, number)| number);
     hooks
 }

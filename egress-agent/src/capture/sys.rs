@@ -3,11 +3,11 @@
 #![allow(unsafe_code, reason = "raw bpf(2) and getsockopt(2) calls")]
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::hash::Hash;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit};
-use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

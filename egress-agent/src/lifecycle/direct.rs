@@ -214,7 +214,10 @@ impl Direct {
     }
 
     fn collect(&mut self) {
-        if self.adopted_until.is_some_and(|until| until <= Instant::now()) {
+        if self
+            .adopted_until
+            .is_some_and(|until| until <= Instant::now())
+        {
             self.adopted_until = None;
             for id in std::mem::take(&mut self.adopted) {
                 self.remove(id);

@@ -115,7 +115,10 @@ fn what_is_missing_is_said() {
         assert!(attach("/tmp", None).contains("/tmp is not a directory of a cgroup v2"));
         assert!(attach("/nonexistent", None).contains("cannot open the cgroup /nonexistent"));
         let cgroup = Lab::unattached().cgroup;
-        assert!(attach(cgroup.to_str().unwrap(), Some("/tmp")).contains("/tmp is not on a bpf file system"));
+        assert!(
+            attach(cgroup.to_str().unwrap(), Some("/tmp"))
+                .contains("/tmp is not on a bpf file system")
+        );
     });
 }
 

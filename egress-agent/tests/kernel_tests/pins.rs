@@ -13,9 +13,13 @@ use egress_agent::capture::{
 };
 use egress_agent::numbers::fingerprint;
 use egress_agent::policy::snapshot::ServiceId;
-use egress_common::{ENTRY_REAL_ADDRESS, LAYOUT_VERSION, VERDICT_DIRECT, VERDICT_PROXY, VERDICT_REFUSE};
+use egress_common::{
+    ENTRY_REAL_ADDRESS, LAYOUT_VERSION, VERDICT_DIRECT, VERDICT_PROXY, VERDICT_REFUSE,
+};
 
-use crate::kernel_lab::{Lab, SETTINGS, Unattached, enter_cgroup, eventually, exact, in_lab, value};
+use crate::kernel_lab::{
+    Lab, SETTINGS, Unattached, enter_cgroup, eventually, exact, in_lab, value,
+};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(240, 240, 0, 9);
 

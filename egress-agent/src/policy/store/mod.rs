@@ -22,12 +22,12 @@ use std::time::SystemTime;
 
 use super::Options;
 use super::compile::{Ids, compile};
-use crate::numbers::Known;
 use super::diagnostic::{Diagnostic, Severity, Source, Span};
 use super::document::{Document, DocumentId, Documents, Outcome};
 use super::load::{read_part, replaced};
 use super::snapshot::Snapshot;
 use super::yaml::{self, Limits};
+use crate::numbers::Known;
 use applied::{Applied, Kept};
 use version::{Version, same_content};
 
