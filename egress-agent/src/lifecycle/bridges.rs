@@ -48,7 +48,10 @@ impl identify::Callers for Callers {
         identify::Workload {
             client: found.client.clone(),
             name: Arc::clone(&found.name),
-            instance: (!found.cgroup.is_empty()).then(|| Arc::clone(&found.cgroup)),
+            instance: match &found.pod {
+                Some(pod) => Some(Arc::clone(&pod.name)),
+                None => (!found.cgroup.is_empty()).then(|| Arc::clone(&found.cgroup)),
+            },
         }
     }
 }

@@ -16,11 +16,13 @@ use super::StartError;
 use super::api::Process;
 use super::bridges::{Callers, Names, Resolvers};
 use super::cgroups::CgroupWatch;
+use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
 use super::dynamic_names;
 use super::handover::{Giver, HandsOver};
 use super::heartbeat;
+use super::kubernetes::{Cluster, Rooms};
 use super::lock::StateLock;
 use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
@@ -39,8 +41,10 @@ use crate::connect::EndpointProber;
 use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::kubernetes::metrics::Slot as ClusterMetrics;
+use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
-use crate::secret::{SecretSettings, Secrets};
+use crate::secret::{MeshIdentity, SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
 use crate::workload::directory::Directory;
@@ -54,6 +58,11 @@ const HANDED_OVER: Duration = Duration::from_millis(100);
 const KERNEL_LOG: Duration = Duration::from_millis(200);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
+/// How often the cgroup of a new pod is looked for at first, how long that
+/// often, and how long at all.
+const POD_CGROUP: Duration = Duration::from_millis(100);
+const POD_CGROUP_SOON: Duration = Duration::from_secs(20);
+const POD_CGROUP_DEADLINE: Duration = Duration::from_mins(5);
 /// Age of a record of a connection that nobody accepted.
 const ORPHANED: Duration = Duration::from_mins(1);
 /// Health checks that run at once.
@@ -73,6 +82,9 @@ pub(super) struct Agent {
     workers: Vec<WorkerChannels>,
     dns: Option<DnsShared>,
     namespaces: Option<Namespaces>,
+    /// The Kubernetes API server, where the settings ask for it.
+    cluster: Option<Cluster>,
+    cluster_metrics: ClusterMetrics,
     listeners: Option<Listeners>,
     admitted: u32,
     /// True while another agent, which takes over, does what the control
@@ -124,12 +136,14 @@ impl Agent {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(settings.secrets_dir.clone()),
             credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
-            mesh: None,
+            mesh: settings.mesh_identity.as_deref().map(MeshIdentity::parse),
         });
         let metrics = Metrics::new();
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let cluster_metrics = ClusterMetrics::default();
+        cluster_metrics.register(registry);
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -151,6 +165,8 @@ impl Agent {
             log,
             intake,
             policy: None,
+            cluster: None,
+            cluster_metrics,
             workers: Vec::new(),
             dns: None,
             namespaces: None,
@@ -182,6 +198,44 @@ impl Agent {
         self.node.lock().await.apply(snapshot).await
     }
 
+    /// Joins a Kubernetes API server, if the settings ask for it, and puts what
+    /// it has in force.
+    ///
+    /// # Errors
+    /// When nothing says how it is reached. That it cannot be reached is no
+    /// error.
+    pub(super) async fn join_cluster(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let Some(policy) = self.policy.clone().filter(|_| settings.kubernetes.is_on()) else {
+            return Ok(());
+        };
+        let rooms = {
+            let node = self.node.lock().await;
+            Rooms {
+                keeper: policy.clone(),
+                secrets: Arc::clone(&node.secrets),
+                directory: node.directory.clone(),
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+            }
+        };
+        let cluster = Cluster::join(settings, rooms).await?;
+        let locality = cluster.locality.borrow().clone();
+        self.cluster_metrics.show(cluster.board.clone());
+        self.cluster = Some(cluster);
+        let mut node = self.node.lock().await;
+        if settings.locality.is_none()
+            && let Some(locality) = locality
+        {
+            node.sets.set_locality(locality.clone());
+            policy
+                .change_options(move |options| options.locality = locality)
+                .await
+                .map_err(StartError::Policy)?;
+        }
+        let snapshot = Arc::clone(&policy.published().borrow().snapshot);
+        node.apply(snapshot).await
+    }
+
     /// What the admin API tells about the rooms, once the policy was read.
     pub(super) async fn views(&self) -> Option<Views> {
         let node = self.node.lock().await;
@@ -193,6 +247,12 @@ impl Agent {
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
+            cluster: self.cluster.as_ref().map(|cluster| cluster.board.clone()),
+            connector: Connector {
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+                secrets: Arc::clone(&node.secrets),
+            },
         })
     }
 
@@ -312,6 +372,8 @@ impl Agent {
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
+        let identity = Arc::clone(&node.secrets).follow_workload_api();
+        vitals.spawn("the SPIFFE Workload API", identity);
         let addresses = Arc::clone(node.names.addresses());
         let saving = vitals.spawn("virtual addresses", async move {
             let never = addresses.keep_saved().await;
@@ -359,6 +421,15 @@ impl Agent {
         if let Some(policy) = &self.policy {
             let published = policy.published();
             vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+            if let Some(cluster) = &self.cluster {
+                let pods = Arc::clone(&cluster.pods);
+                vitals.spawn("pods", follow_pods(Rc::clone(&self.node), pods));
+                if settings.locality.is_none() {
+                    let node = Rc::clone(&self.node);
+                    let locality = cluster.locality.clone();
+                    vitals.spawn("locality", follow_locality(node, policy.clone(), locality));
+                }
+            }
         }
 
         let kernel = Arc::clone(&self.kernel);
@@ -447,12 +518,19 @@ impl Agent {
         if let Some(log) = &self.log {
             log.reopen();
         }
+        let mut options = policies::options(settings);
+        if let Some(cluster) = &self.cluster
+            && settings.locality.is_none()
+        {
+            options.locality = cluster.locality.borrow().clone().unwrap_or_default();
+        }
         if let Some(policy) = &self.policy
-            && let Err(error) = policy
-                .reload(policies::paths(loaded), policies::options(settings))
-                .await
+            && let Err(error) = policy.reload(policies::paths(loaded), options).await
         {
             tracing::error!("{error}");
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.read_again();
         }
     }
 
@@ -590,6 +668,54 @@ async fn follow_policy(
         if published.changed().await.is_err() {
             tracing::error!("the thread of the policy has ended; policy stays as it is");
             return;
+        }
+    }
+}
+
+/// Tells the kernel whose cgroups are whose when pods come and go. The API
+/// server tells of a pod before kubelet makes its cgroup, so that is looked for
+/// closely: it must be known before the first container runs.
+async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
+    loop {
+        changed.notified().await;
+        let mut since = tokio::time::Instant::now();
+        loop {
+            let homeless = {
+                let node = node.lock().await;
+                if let Err(error) = node.sync_scopes() {
+                    tracing::error!("{error}");
+                }
+                node.directory.homeless()
+            };
+            let waited = since.elapsed();
+            if homeless == 0 || waited > POD_CGROUP_DEADLINE {
+                break;
+            }
+            let pause = if waited < POD_CGROUP_SOON {
+                POD_CGROUP
+            } else {
+                10 * POD_CGROUP
+            };
+            tokio::select! {
+                () = changed.notified() => since = tokio::time::Instant::now(),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Puts another locality of this node in force.
+async fn follow_locality(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    policy: Keeper,
+    mut told: watch::Receiver<Option<Locality>>,
+) {
+    while told.changed().await.is_ok() {
+        let locality = told.borrow_and_update().clone().unwrap_or_default();
+        node.lock().await.sets.set_locality(locality.clone());
+        let changed = policy.change_options(move |options| options.locality = locality);
+        if let Err(error) = changed.await {
+            tracing::error!("{error}");
         }
     }
 }

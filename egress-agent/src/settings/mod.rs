@@ -28,7 +28,7 @@ pub use load::{Loaded, Sources};
 use table::settings;
 use value::{
     AccessLog, AdminSocket, AllowedDestination, ClusterDomain, ConnectionLimit, LogFilter,
-    LogFormat, MetricsListener, NameServer, NamespaceName, NamespaceOutbound, Outbound,
+    LogFormat, MetricsListener, NameServer, NamespaceName, NamespaceOutbound, NodeName, Outbound,
     RefusalErrno, Switch, UnknownFields, Workers,
 };
 
@@ -57,6 +57,15 @@ settings! {
             /// `cacert`, `ca.crl` or `crl`. A change takes effect on the next
             /// handshake.
             secrets_dir: PathBuf { "secrets-dir" "DIR" Start default "/etc/egress/secrets" }
+
+            /// Identity that `tls.mode: ISTIO_MUTUAL` presents, and the roots
+            /// that it trusts.
+            ///
+            /// A directory with `cert-chain.pem`, `key.pem` and `root-cert.pem`
+            /// (Istio's names) or `tls.crt`, `tls.key` and `ca.crt`, read again
+            /// when they change; or `unix:PATH`, the socket of a SPIFFE Workload
+            /// API. Without it such connections are refused.
+            mesh_identity: Option<PathBuf> { "mesh-identity" "DIR|unix:PATH" Start }
 
             /// Namespace whose exported DestinationRules apply to all others.
             root_namespace: NamespaceName { "root-namespace" "NAME" Reload default "istio-system" }
@@ -91,6 +100,31 @@ settings! {
             /// one belongs to it. In the file this is a table with the keys
             /// `cgroup`, `namespace`, `name` and `labels`.
             workload: Vec<Rule> { "workload" "PATTERN=NAMESPACE[,LABEL=VALUE]" Reload separator ';' }
+        }
+
+        "Kubernetes" {
+            /// Take policy, callers and Secrets from a Kubernetes API server:
+            /// ServiceEntry, DestinationRule and VirtualService objects, the
+            /// pods of this node, and the Secrets that policies name.
+            ///
+            /// While the server is away, what it had last stays in force, also
+            /// over a restart, except for Secrets, which are never written to
+            /// disk.
+            kubernetes: Switch { "kubernetes" "on|off" Start default "off" }
+
+            /// Kubeconfig that says where the API server is and who we are.
+            ///
+            /// Default: the service account of the pod that the agent runs in.
+            kubeconfig: Option<PathBuf> { "kubeconfig" "PATH" Start }
+
+            /// Name of the Node object of this host, which chooses the pods.
+            ///
+            /// Default: the host's name in lower case.
+            node_name: Option<NodeName> { "node-name" "NAME" Start }
+
+            /// Tell problems of a policy object to it, as Events and as the
+            /// condition `egress-agent.dev/Accepted` of its status.
+            kubernetes_report: Switch { "kubernetes-report" "on|off" Start default "on" }
         }
 
         "Outbound" {

@@ -1,8 +1,10 @@
 //! The commands, one file each. What several of them need stands here.
 
+pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod demo;
 pub(crate) mod lint;
+pub(crate) mod package;
 pub(crate) mod run;
 pub(crate) mod test;
 pub(crate) mod vm_test;

@@ -15,7 +15,7 @@ mod word;
 
 pub use address::{ADMIN_PATH_LIMIT, AdminSocket, MetricsListener, NameServer};
 pub use count::{ConnectionLimit, Workers};
-pub use name::{ClusterDomain, LogFilter, NamespaceName};
+pub use name::{ClusterDomain, LogFilter, NamespaceName, NodeName};
 pub use outbound::{AllowedDestination, NamespaceOutbound};
 pub use word::{LogFormat, Outbound, RefusalErrno, Switch, UnknownFields};
 
