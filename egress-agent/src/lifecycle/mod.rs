@@ -15,6 +15,7 @@ pub mod drain;
 mod dynamic_names;
 mod error;
 mod feed;
+mod handover;
 pub mod heartbeat;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
