@@ -41,7 +41,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
 
 /// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn server() -> ApiServer {
     ApiServer::start(TcpListener::bind("127.0.0.1:0").unwrap(), None).unwrap()

@@ -177,17 +177,17 @@ where
             .await
             .map_err(|_| End::Failed(KubernetesError::Slow("a list"), None))??;
         objects.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters.continue_token = Some(token),
-            None => {
-                let version = page.metadata.resource_version.filter(|v| !v.is_empty());
-                let version = version.ok_or_else(|| {
-                    let why = "a list without a resourceVersion";
-                    End::Failed(KubernetesError::Malformed(why.into()), None)
-                })?;
-                return Ok((objects, version));
-            }
+        let next = page.metadata.continue_.filter(|token| !token.is_empty());
+        if next.is_some() {
+            parameters.continue_token = next;
+            continue;
         }
+        let version = page.metadata.resource_version.filter(|v| !v.is_empty());
+        let version = version.ok_or_else(|| {
+            let why = "a list without a resourceVersion";
+            End::Failed(KubernetesError::Malformed(why.into()), None)
+        })?;
+        return Ok((objects, version));
     }
 }
 
