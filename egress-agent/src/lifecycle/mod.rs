@@ -9,6 +9,7 @@ pub mod agent;
 pub mod api;
 mod bridges;
 mod cgroups;
+mod connect;
 mod direct;
 pub mod drain;
 mod dynamic_names;

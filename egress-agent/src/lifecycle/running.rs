@@ -13,6 +13,7 @@ use tokio::task::spawn_local;
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
 use super::cgroups::CgroupWatch;
+use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
 use super::dynamic_names;
@@ -36,7 +37,7 @@ use crate::flow::{self, Command, Shared};
 use crate::kubernetes::metrics::Slot as ClusterMetrics;
 use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
-use crate::secret::{SecretSettings, Secrets};
+use crate::secret::{MeshIdentity, SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
 use crate::workload::directory::Directory;
@@ -115,7 +116,7 @@ impl Agent {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(settings.secrets_dir.clone()),
             credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
-            mesh: None,
+            mesh: settings.mesh_identity.as_deref().map(MeshIdentity::parse),
         });
         let metrics = Metrics::new();
         let intake = Arc::new(IntakeStats::default());
@@ -218,6 +219,11 @@ impl Agent {
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
             cluster: self.cluster.as_ref().map(|cluster| cluster.board.clone()),
+            connector: Connector {
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+                secrets: Arc::clone(&node.secrets),
+            },
         })
     }
 
@@ -328,6 +334,8 @@ impl Agent {
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
+        let identity = Arc::clone(&node.secrets).follow_workload_api();
+        vitals.spawn("the SPIFFE Workload API", identity);
         let addresses = Arc::clone(node.names.addresses());
         vitals.spawn("virtual addresses", async move {
             let never = addresses.keep_saved().await;

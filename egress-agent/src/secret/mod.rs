@@ -29,14 +29,15 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod workload_api;
 
 pub use config::TlsConfig;
 pub(crate) use config::iana_name;
 pub use describe::CertificateSummary;
 use entry::Entry;
 pub use error::{Purpose, SecretError};
-use source::Published;
 pub use source::{MeshIdentity, SecretData, SecretSettings};
+use source::{Published, Svid};
 pub use status::{Labels as SecretLabels, SecretStatus};
 pub use verify::{RefusedChain, take_refused};
 
@@ -67,6 +68,8 @@ pub struct Secrets {
     published: ArcSwap<Published>,
     /// Those of a Kubernetes API server, behind `published`.
     cluster: ArcSwap<Published>,
+    /// Identity of the SPIFFE Workload API.
+    svid: ArcSwap<Svid>,
     system: SystemRoots,
     /// Held while `entries` or `published` is replaced.
     writing: Mutex<()>,
@@ -80,6 +83,7 @@ impl Secrets {
             entries: ArcSwap::default(),
             published: ArcSwap::default(),
             cluster: ArcSwap::default(),
+            svid: ArcSwap::from_pointee(Err("it has not been asked yet".into())),
             system: SystemRoots::default(),
             writing: Mutex::new(()),
         })
@@ -191,6 +195,16 @@ impl Secrets {
             };
             place.store(Arc::new(published));
         }
+        self.refresh(Look::Contents);
+    }
+
+    /// Takes over an identity of the SPIFFE Workload API, or why there is none
+    /// now: then the one in force stays in force.
+    fn take_svid(&self, svid: Svid) {
+        if svid.is_err() && self.svid.load().is_ok() {
+            return;
+        }
+        self.svid.store(Arc::new(svid));
         self.refresh(Look::Contents);
     }
 
