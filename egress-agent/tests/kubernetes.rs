@@ -280,6 +280,10 @@ fn no_change_is_missed_while_the_server_misbehaves() {
         follower
             .until("no error is left", |me| me.board.report().error.is_none())
             .await;
+        // Broken streams are not held on to.
+        follower
+            .until("one stream for each kind", |_| server.streams() == 3)
+            .await;
     });
 }
 
