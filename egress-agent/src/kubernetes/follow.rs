@@ -26,7 +26,7 @@ use super::health::Row;
 /// Objects in one page of a list, as client-go asks for.
 const PAGE: u32 = 500;
 /// Time for one page.
-const LIST_DEADLINE: Duration = Duration::from_secs(60);
+const LIST_DEADLINE: Duration = Duration::from_mins(1);
 /// Time for a watch to be opened.
 const WATCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Silence after which a stream is taken for dead. Servers send a bookmark
@@ -126,21 +126,21 @@ where
         }
         let pause = match end {
             End::Closed if good => None,
-            End::Closed => Some(backoff.next()),
+            End::Closed => Some(backoff.wait()),
             End::Gone(error) => {
                 tracing::debug!(what = %row.what(), "listing again: {error}");
                 version = None;
                 // The first time at once: a gap is being closed.
                 if backoff.failures() == 0 {
-                    backoff.next();
+                    backoff.wait();
                     None
                 } else {
                     row.failed(&error.to_string());
-                    Some(backoff.next())
+                    Some(backoff.wait())
                 }
             }
             End::Failed(error, pause) => {
-                let wait = backoff.next();
+                let wait = backoff.wait();
                 if backoff.failures() == 1 {
                     tracing::warn!(what = %row.what(), "{error}");
                 } else {
