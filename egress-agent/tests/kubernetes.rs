@@ -89,6 +89,7 @@ impl Follower {
         let kubeconfig = state.join("kubeconfig");
         std::fs::write(&kubeconfig, server.kubeconfig(authority)).unwrap();
         let keeper = Keeper::start(Places {
+            known: egress_agent::numbers::Known::default(),
             paths: Vec::new(),
             state: state.to_owned(),
             options: Options::default(),

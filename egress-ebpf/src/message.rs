@@ -27,7 +27,9 @@ pub fn send(address: &SockAddr<'_>) -> i32 {
     let scope = lookup::scope(config);
     if port == dns::PORT && config.dns != 0 {
         if let Some(listeners) = lookup::listeners(config, address.netns()) {
-            if let Some((to, to_port)) = dns::listener(listeners, scope, ip, port) {
+            if let Some((to, to_port)) = dns::listener(listeners, scope, ip, port)
+                && address.leave_device()
+            {
                 address.set(to, to_port);
                 count(counter::DNS);
                 return ALLOW;

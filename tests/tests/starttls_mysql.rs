@@ -54,7 +54,7 @@ def connect(**more):
     return pymysql.connect(**{{**settings, **more}})
 {script}"#
             ))
-            .deadline(std::time::Duration::from_secs(180))
+            .deadline(std::time::Duration::from_mins(3))
     }
 }
 

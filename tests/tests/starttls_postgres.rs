@@ -127,7 +127,7 @@ with psycopg.connect(DSN) as connection:
 print("done")
 "#
     );
-    let deadline = std::time::Duration::from_secs(300);
+    let deadline = std::time::Duration::from_mins(5);
     let copied = world.python("disable", &script).deadline(deadline).text()?;
     assert_eq!(copied.trim(), "done");
     let script = r#"

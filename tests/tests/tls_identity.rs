@@ -149,7 +149,7 @@ fn crowds(lab: &Lab, join: &[String], count: usize) -> Result<Vec<String>> {
             .iter()
             .map(|join| {
                 let script = format!("{join}HOST = {HOST:?}\nCOUNT = {count}\n{CROWD}");
-                let deadline = std::time::Duration::from_secs(240);
+                let deadline = std::time::Duration::from_mins(4);
                 scope.spawn(move || lab.python(&script).deadline(deadline).text())
             })
             .collect();

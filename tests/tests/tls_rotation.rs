@@ -171,7 +171,7 @@ fn files_and_links_rotate_under_load_any_number_of_times() -> Result<()> {
     // A directory behind a link, as kubelet and certbot have it.
     let credential = secrets.join("default/client");
     fs::create_dir_all(&credential)?;
-    let mut swap = |round: usize| -> Result<Certificate> {
+    let swap = |round: usize| -> Result<Certificate> {
         let made = world.authority.issue(&["client"])?;
         let version = credential.join(format!("..{round}"));
         fs::create_dir(&version)?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::numbers::Known;
 use crate::policy::source::keeper::Places;
 use crate::policy::{Options, UnknownFields};
 use crate::settings::value::UnknownFields as Setting;
@@ -33,10 +34,11 @@ pub(super) fn paths(loaded: &Loaded) -> Vec<PathBuf> {
 }
 
 /// Both, and where applied documents are kept.
-pub(super) fn places(loaded: &Loaded) -> Places {
+pub(super) fn places(loaded: &Loaded, known: Known) -> Places {
     Places {
         paths: paths(loaded),
         state: loaded.settings.state_dir.clone(),
         options: options(&loaded.settings),
+        known,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
 use super::StartError;
@@ -29,7 +29,7 @@ use super::worker::Vitals;
 use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
-use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
+use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
 use crate::connect::EndpointProber;
 use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
@@ -80,6 +80,9 @@ pub(super) struct Agent {
     cluster_metrics: ClusterMetrics,
     listeners: Option<Listeners>,
     admitted: u32,
+    /// True while another agent, which takes over, does what the control
+    /// runtime does.
+    paused: watch::Sender<bool>,
 }
 
 impl Agent {
@@ -96,7 +99,8 @@ impl Agent {
         let failed = |what| move |error| StartError::Process { what, error };
         let kernel = Kernel::attach(&AttachOptions {
             cgroup: settings.cgroup.clone(),
-            bpffs: None,
+            bpffs: Some(settings.bpffs.clone()),
+            pins_lock: None,
         })
         .map_err(StartError::Capture)?;
         let kernel = Arc::new(kernel);
@@ -133,7 +137,7 @@ impl Agent {
             .map(|target| AccessLog::open(target, &metrics))
             .transpose()
             .map_err(failed("the access log"))?;
-        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets)?;
         let live = Arc::clone(&node.live);
         registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
@@ -152,6 +156,7 @@ impl Agent {
             namespaces: None,
             listeners: None,
             admitted,
+            paused: watch::Sender::new(false),
         })
     }
 
@@ -161,7 +166,11 @@ impl Agent {
     /// When applied documents cannot be kept, or the kernel's maps not be
     /// written.
     pub(super) async fn read_policy(&mut self, loaded: &Loaded) -> Result<(), StartError> {
-        let keeper = Keeper::start(policies::places(loaded))
+        let known = self
+            .kernel
+            .known(Numbered::Service)
+            .map_err(StartError::Capture)?;
+        let keeper = Keeper::start(policies::places(loaded, known))
             .await
             .map_err(StartError::Policy)?;
         let snapshot = Arc::clone(&keeper.published().borrow().snapshot);
@@ -358,7 +367,10 @@ impl Agent {
                 account,
                 &settings.namespace.0,
             );
-            vitals.spawn("direct", direct.run(node.sets.subscribe(), reports));
+            vitals.spawn(
+                "direct",
+                direct.run(node.sets.subscribe(), reports, self.paused.subscribe()),
+            );
         }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
@@ -465,7 +477,7 @@ fn per_worker(admitted: u32, workers: usize) -> usize {
 /// Puts each new version of the policy in force.
 async fn follow_policy(
     node: Rc<tokio::sync::Mutex<Node>>,
-    mut published: tokio::sync::watch::Receiver<Published>,
+    mut published: watch::Receiver<Published>,
 ) {
     loop {
         let snapshot = Arc::clone(&published.borrow_and_update().snapshot);
@@ -519,7 +531,7 @@ async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::syn
 async fn follow_locality(
     node: Rc<tokio::sync::Mutex<Node>>,
     policy: Keeper,
-    mut told: tokio::sync::watch::Receiver<Option<Locality>>,
+    mut told: watch::Receiver<Option<Locality>>,
 ) {
     while told.changed().await.is_ok() {
         let locality = told.borrow_and_update().clone().unwrap_or_default();

@@ -254,6 +254,7 @@ fn the_example_file_is_what_the_table_says_and_loads_as_the_defaults() {
     settings.outbound_allow.clear();
     (settings.cgroup, settings.locality) = (None, None);
     (settings.kubeconfig, settings.node_name) = (None, None);
+    settings.mesh_identity = None;
     assert_eq!(settings, defaults);
 }
 

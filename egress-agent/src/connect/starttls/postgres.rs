@@ -164,14 +164,12 @@ where
             answer(client, &message).await?;
             continue;
         }
-        return match without_channel_binding(&message) {
-            Some(message) => answer(client, &message).await,
-            None => {
-                let failure = StartTlsFailure::ChannelBinding;
-                farewell(client, &error_response(&failure.to_string())).await;
-                Err(failure)
-            }
+        let Some(message) = without_channel_binding(&message) else {
+            let failure = StartTlsFailure::ChannelBinding;
+            farewell(client, &error_response(&failure.to_string())).await;
+            return Err(failure);
         };
+        return answer(client, &message).await;
     }
     Ok(())
 }
