@@ -23,7 +23,7 @@ use crate::secret::{CertificateSummary, SecretLabels, SecretStatus, Secrets};
 use crate::workload::directory::Directory;
 
 /// A server that is silent for longer is warned of.
-const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_secs(60);
+const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// The parts that are looked at; all of them are shared.
 pub(super) struct Views {
