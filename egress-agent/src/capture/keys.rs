@@ -8,10 +8,14 @@
 //! several services resolve to goes to the agent, where Host or SNI tells; if
 //! none of them speaks a protocol that tells, it is left alone.
 
+mod planner;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+
+pub use planner::{Changed, Planner};
 
 use super::{MapKey, address};
 use crate::policy::model::{Protocol, Resolution, Visibility};

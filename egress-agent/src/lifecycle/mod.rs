@@ -20,6 +20,7 @@ mod node;
 pub mod panics;
 mod policies;
 pub mod process;
+mod rows;
 mod running;
 mod serving;
 pub mod signals;

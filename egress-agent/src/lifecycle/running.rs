@@ -22,6 +22,7 @@ use super::views::Views;
 use super::worker::Vitals;
 use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
+use crate::capture::keys::Changed;
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
 use crate::endpoint::TcpProber;
@@ -369,7 +370,7 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         tokio::time::sleep(SETTLE).await;
         let node = node.lock().await;
         let snapshot = Arc::clone(&node.live.load().snapshot);
-        if let Err(error) = node.sync_kernel(&snapshot) {
+        if let Err(error) = node.sync_kernel(&snapshot, Changed::Addresses) {
             tracing::error!("{error}");
         }
     }
