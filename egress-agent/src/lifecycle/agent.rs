@@ -104,6 +104,7 @@ async fn control(
         what: "signal handlers",
         error,
     })?;
+    policies::look(loaded)?;
     let _lock = StateLock::acquire(&settings.state_dir)?;
     let mut registry = Registry::default();
     let mut agent = Agent::new(settings, admitted, &mut registry)?;
