@@ -26,7 +26,10 @@ fn every_example_loads_and_is_tested() -> Result<()> {
     let lab = Lab::new()?;
     let finished = lab.egressctl(&["validate"])?.arg(folder()).output()?;
     assert_eq!(finished.code(), 0, "{finished:?}");
-    assert!(finished.stdout.ends_with("0 errors, 0 warnings\n"), "{finished:?}");
+    assert!(
+        finished.stdout.ends_with("0 errors, 0 warnings\n"),
+        "{finished:?}"
+    );
     let mut names: Vec<String> = fs::read_dir(folder())?
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
         .collect();
@@ -66,7 +69,10 @@ fn databases_are_told_apart_by_name_and_fail_over_between_regions() -> Result<()
         let _refused = ask("orders.db.example", "lost");
     }
     ask("orders.db.example", "moved")?;
-    assert_eq!(far.received().last().map(Vec::as_slice), Some(&b"moved"[..]));
+    assert_eq!(
+        far.received().last().map(Vec::as_slice),
+        Some(&b"moved"[..])
+    );
     agent.stop()
 }
 
@@ -89,10 +95,17 @@ fn an_unreliable_api_is_tried_again_on_another_address() -> Result<()> {
         .start()?;
     let routes = lab.egressctl(&["proxy-config", "routes", "api.weather.example"])?;
     let routes = routes.text()?;
-    assert!(routes.contains("to api.weather.example:80; timeout: 10s"), "{routes}");
-    assert!(routes.contains("retries: 3 on 5xx, reset, connect-failure"), "{routes}");
+    assert!(
+        routes.contains("to api.weather.example:80; timeout: 10s"),
+        "{routes}"
+    );
+    assert!(
+        routes.contains("retries: 3 on 5xx, reset, connect-failure"),
+        "{routes}"
+    );
     for _ in 0..4 {
-        lab.curl(&["--fail", "http://api.weather.example/weather"]).text()?;
+        lab.curl(&["--fail", "http://api.weather.example/weather"])
+            .text()?;
     }
     assert!(good.requests()?.len() >= 4);
     agent.stop()
@@ -113,7 +126,8 @@ fn plain_http_leaves_as_tls_verified_against_the_systems_roots() -> Result<()> {
         .policy("tls", &example("tls-origination.yaml")?)?
         .environment("SSL_CERT_FILE", &roots.display().to_string())
         .start()?;
-    lab.curl(&["--fail", "http://api.payments.example/charges"]).text()?;
+    lab.curl(&["--fail", "http://api.payments.example/charges"])
+        .text()?;
     assert_eq!(nginx.request(1)?["sni"], "api.payments.example");
     agent.stop()
 }

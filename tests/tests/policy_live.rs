@@ -119,12 +119,13 @@ fn a_broken_document_keeps_its_previous_version_and_get_shows_both_facts() -> Re
     let lab = Lab::new()?;
     let agent = lab
         .agent()
-        .policy("db", &policy::tcp_static("db.example.com", 7000, &["203.0.113.20"]))?
+        .policy(
+            "db",
+            &policy::tcp_static("db.example.com", 7000, &["203.0.113.20"]),
+        )?
         .start()?;
     let conditions = |name: &str| -> Result<Vec<(String, bool)>> {
-        let json = lab
-            .egressctl(&["get", "se", name, "-o", "json"])?
-            .text()?;
+        let json = lab.egressctl(&["get", "se", name, "-o", "json"])?.text()?;
         let document: Value = serde_json::from_str(&json)?;
         let list = document["status"]["conditions"].as_array().cloned();
         Ok(list
@@ -136,11 +137,19 @@ fn a_broken_document_keeps_its_previous_version_and_get_shows_both_facts() -> Re
             })
             .collect())
     };
-    let both = |accepted| vec![("Accepted".to_owned(), accepted), ("InForce".to_owned(), true)];
+    let both = |accepted| {
+        vec![
+            ("Accepted".to_owned(), accepted),
+            ("InForce".to_owned(), true),
+        ]
+    };
     assert_eq!(conditions("db-example-com")?, both(true));
     // A half-written file, then one with a mistake.
     let whole = policy::tcp_static("db.example.com", 7000, &["203.0.113.20"]);
-    for broken in [&whole[..whole.len() / 2], &whole.replace("number: 7000", "number: 0")] {
+    for broken in [
+        &whole[..whole.len() / 2],
+        &whole.replace("number: 7000", "number: 0"),
+    ] {
         lab.write_policy("db", broken)?;
         wait_for("the refusal", SOON, || {
             Ok((conditions("db-example-com")? == both(false)).then_some(()))
@@ -160,7 +169,10 @@ fn a_broken_document_keeps_its_previous_version_and_get_shows_both_facts() -> Re
     };
     assert_eq!(apply(&applied)?.code(), 0);
     assert_eq!(hosts_in_force(&lab)?, ["api.example.com", "db.example.com"]);
-    assert_eq!(apply(&applied.replace("number: 7001", "number: 0"))?.code(), 1);
+    assert_eq!(
+        apply(&applied.replace("number: 7001", "number: 0"))?.code(),
+        1
+    );
     assert_eq!(conditions("api-example-com")?, both(false));
     assert_eq!(hosts_in_force(&lab)?, ["api.example.com", "db.example.com"]);
     assert_eq!(apply(&applied)?.code(), 0);
@@ -177,7 +189,10 @@ fn a_config_map_that_is_swapped_is_followed() -> Result<()> {
     let version = |number: u32, host: &str| -> Result<()> {
         let folder = mount.join(format!("..v{number}"));
         fs::create_dir_all(&folder)?;
-        fs::write(folder.join("db.yaml"), policy::tcp_static(host, 7000, &["203.0.113.20"]))?;
+        fs::write(
+            folder.join("db.yaml"),
+            policy::tcp_static(host, 7000, &["203.0.113.20"]),
+        )?;
         let link = mount.join("..data_tmp");
         std::os::unix::fs::symlink(format!("..v{number}"), &link)?;
         fs::rename(&link, mount.join("..data"))?;
@@ -224,7 +239,9 @@ fn of_two_sources_the_last_applied_wins_with_a_warning() -> Result<()> {
     assert!(told.contains("same-document"), "{told}");
     // The file changes later than that, and wins again.
     lab.write_policy("db", &document(7002))?;
-    wait_for("the file's version", SOON, || Ok((ports()? == [7002]).then_some(())))?;
+    wait_for("the file's version", SOON, || {
+        Ok((ports()? == [7002]).then_some(()))
+    })?;
     lab.egressctl(&["delete", "-f"])?.arg(&file).text()?;
     assert_eq!(ports()?, [7002]);
     agent.stop()
@@ -272,7 +289,9 @@ fn applied_documents_survive_a_kill_in_the_middle_and_a_full_disk_is_told() -> R
     assert!(said.to_lowercase().contains("no space left"), "{said}");
     assert_eq!(hosts_in_force(&lab)?, hosts);
     fs::remove_file(state.join("ballast"))?;
-    lab.egressctl(&["apply", "-f"])?.arg(all(100, 103)?).text()?;
+    lab.egressctl(&["apply", "-f"])?
+        .arg(all(100, 103)?)
+        .text()?;
     assert_eq!(hosts_in_force(&lab)?.len(), hosts.len() + 3);
     agent.stop()?;
     rustix::mount::unmount(&state, rustix::mount::UnmountFlags::DETACH)?;
@@ -312,7 +331,10 @@ fn top_prints_one_plain_table_without_a_terminal() -> Result<()> {
         "{table}"
     );
     let line = lines.next().unwrap_or_default();
-    assert!(line.contains("one.example.com") && line.contains("direct"), "{table}");
+    assert!(
+        line.contains("one.example.com") && line.contains("direct"),
+        "{table}"
+    );
     assert!(!table.contains('\u{1b}'), "{table}");
     let filter = lab.egressctl(&["log", "debug"])?.text()?;
     assert!(filter.contains("debug"), "{filter}");

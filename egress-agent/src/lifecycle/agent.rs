@@ -12,6 +12,7 @@ use tokio::task::LocalSet;
 use super::api::Process;
 use super::lock::StateLock;
 use super::logging::{self, LogControl};
+use super::policies;
 use super::running::Agent;
 use super::signals::{NextOrder, Order, Orders};
 use super::supervise::{Exit, Supervised, supervise};
