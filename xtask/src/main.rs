@@ -50,6 +50,8 @@ enum Command {
     VmTest(commands::vm_test::Arguments),
     /// Format and lint checks alone.
     Lint(commands::lint::Arguments),
+    /// Make the Debian package.
+    Package(commands::package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => commands::test::run(arguments),
         Command::VmTest(arguments) => commands::vm_test::run(arguments),
         Command::Lint(arguments) => commands::lint::run(arguments),
+        Command::Package(arguments) => commands::package::run(arguments),
     };
     match result {
         Ok(code) => code,

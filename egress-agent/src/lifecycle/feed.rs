@@ -77,12 +77,15 @@ impl Feed {
         let task = spawn_local(async move {
             loop {
                 let now = endpoints.current();
-                let settled = !now.pending && now.errors.is_empty();
-                if !now.endpoints.is_empty() || settled {
-                    set.update(now.endpoints);
-                }
-                if let Some(error) = now.errors.first() {
-                    set.resolution_failed(error.to_string().into());
+                let error = now.errors.first().map(|error| Arc::from(error.to_string()));
+                match error {
+                    None if now.pending && now.endpoints.is_empty() => {}
+                    None => set.update(now.endpoints),
+                    // Names that have not been asked for yet take none away.
+                    Some(error) if now.pending && now.endpoints.is_empty() => {
+                        set.resolution_failed(error);
+                    }
+                    Some(error) => set.update_despite(now.endpoints, error),
                 }
                 changed.notify_one();
                 if !endpoints.can_change() {

@@ -14,8 +14,8 @@ use arc_swap::ArcSwap;
 use super::StartError;
 use super::bridges::Derived;
 use super::feed::Feed;
-use crate::capture::keys::{AddressBook, Changed, Planner, Scopes};
-use crate::capture::{Kernel, KernelSettings};
+use crate::capture::keys::{AddressBook, Changed, Planner, ScopeNames, Scopes};
+use crate::capture::{AllowedNetwork, Kernel, KernelSettings, OutboundControl};
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
 use crate::endpoint::resolve::Resolver;
@@ -81,7 +81,7 @@ impl Node {
             live: Arc::default(),
             sets: Sets::new(Options {
                 locality: settings.locality.clone().unwrap_or_default(),
-                ..Options::default()
+                drain_grace: settings.dns_drain_grace,
             }),
             feed: Feed::new(resolver.clone()),
             published: BTreeMap::new(),
@@ -93,6 +93,11 @@ impl Node {
             planner: Mutex::default(),
             derived,
         }
+    }
+
+    /// The namespaces behind scope numbers.
+    pub(super) fn scope_names(&self) -> ScopeNames {
+        self.scopes().names()
     }
 
     fn scopes(&self) -> MutexGuard<'_, Scopes> {
@@ -192,6 +197,28 @@ impl Node {
     /// When the map cannot be written.
     pub(super) fn configure(&self, settings: &Settings, dns: bool) -> Result<(), StartError> {
         let default_scope = self.scopes().number(&settings.namespace.0);
+        let outbound = OutboundControl {
+            registry_only: settings
+                .outbound_in
+                .iter()
+                .map(|one| {
+                    let scope = self.scopes().number(&one.namespace.0);
+                    (scope, one.outbound == Outbound::RegistryOnly)
+                })
+                .collect(),
+            allowed: settings
+                .outbound_allow
+                .iter()
+                .map(|one| AllowedNetwork {
+                    network: one.network,
+                    port: one.port,
+                })
+                .collect(),
+        };
+        // What is allowed is known before anything is refused.
+        self.kernel
+            .sync_outbound(&outbound)
+            .map_err(StartError::Capture)?;
         self.kernel
             .configure(&KernelSettings {
                 default_scope,
@@ -199,6 +226,9 @@ impl Node {
                 registry_only: settings.outbound == Outbound::RegistryOnly,
                 dns,
                 log: settings.kernel_log.is_on(),
+                errno: u8::try_from(settings.outbound_errno.errno().raw_os_error())
+                    .unwrap_or_default(),
+                observe: settings.observe.is_on(),
             })
             .map_err(StartError::Capture)
     }

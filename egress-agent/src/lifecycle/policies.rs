@@ -20,7 +20,7 @@ pub(super) fn options(settings: &Settings) -> Options {
             Setting::Warn => UnknownFields::Warn,
         },
         locality: settings.locality.clone().unwrap_or_default(),
-        mesh_identity: false,
+        mesh_identity: settings.mesh_identity.is_some(),
     }
 }
 

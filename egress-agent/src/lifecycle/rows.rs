@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::admin::{Query, view};
-use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live, SetStatus};
+use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live};
 use crate::policy::explain::{Route, routes_of};
 use crate::policy::model::{DocumentRef, HostPattern, Protocol, Resolution, Visibility};
 use crate::policy::snapshot::{Client, Path, Service, Snapshot};
@@ -77,11 +77,14 @@ fn sets_of<'a>(live: &'a Live, service: &Service) -> impl Iterator<Item = &'a Ar
 }
 
 /// The endpoints of a set.
-pub(super) fn endpoints(status: SetStatus) -> impl Iterator<Item = view::Endpoint> {
+pub(super) fn endpoints(set: &EndpointSet) -> impl Iterator<Item = view::Endpoint> + use<> {
+    let status = set.status();
     let (host, namespace, port) = (status.host, status.namespace, status.port);
     let subset = status.subset.unwrap_or_default();
+    let http = set.cluster().target.protocol.is_http();
     status.endpoints.into_iter().map(move |endpoint| {
         let (health, reason) = health(&endpoint.state);
+        let last = endpoint.last_failure.as_ref();
         view::Endpoint {
             namespace: namespace.to_string(),
             host: host.clone(),
@@ -96,8 +99,17 @@ pub(super) fn endpoints(status: SetStatus) -> impl Iterator<Item = view::Endpoin
             health: health.to_owned(),
             reason,
             active: open_connections(&endpoint).max(endpoint.active_requests.into()),
+            connections: open_connections(&endpoint),
+            requests: if http {
+                endpoint.active_requests.into()
+            } else {
+                0
+            },
             total: endpoint.picks,
             failed: endpoint.failures,
+            ejections: endpoint.ejections,
+            last_failure: last.map_or_else(String::new, |last| last.what.clone()),
+            last_failure_seconds: last.map(|last| last.ms_ago / 1000),
             locality: endpoint.locality,
             address: endpoint.address,
         }
@@ -273,7 +285,12 @@ pub(super) fn secret_rows(status: &SecretStatus, used_by: &[String], list: &mut 
             _ => status.trust.clone(),
         },
         name,
+        state: status.state.to_owned(),
         subject: certificate.map_or_else(String::new, |c| c.subject.clone()),
+        issuer: certificate.map_or_else(String::new, |c| c.issuer.clone()),
+        days_left: certificate.map(|c| c.days_left(jiff::Timestamp::now())),
+        version: status.version,
+        warnings: status.warnings.clone(),
         alternative_names: certificate.map_or_else(Vec::new, |c| c.names.clone()),
         not_before: certificate.map_or_else(String::new, |c| c.not_before.to_string()),
         not_after: certificate.map_or_else(String::new, |c| c.not_after.to_string()),
@@ -282,12 +299,14 @@ pub(super) fn secret_rows(status: &SecretStatus, used_by: &[String], list: &mut 
         error: status.error.clone(),
     };
     let before = list.len();
-    if let Some(certificate) = &status.certificate {
+    // One that cannot be read has its row too, with the reason.
+    if status.mode != "SIMPLE" {
         let name = match status.name.as_str() {
             file if file.starts_with('/') => file.to_owned(),
+            name if status.mode == "ISTIO_MUTUAL" => name.to_owned(),
             name => credential(name),
         };
-        list.push(row("certificate", name, Some(certificate)));
+        list.push(row("certificate", name, status.certificate.as_ref()));
     }
     let trust = match status.trust.strip_prefix("credential ") {
         Some(name) => credential(name),
@@ -396,7 +415,7 @@ spec:
     async fn endpoints_are_told_with_their_weight_and_health() {
         let live = live();
         let set = &live.sets[live.snapshot.services[0].views[0].cluster.index];
-        let rows: Vec<_> = endpoints(set.status()).collect();
+        let rows: Vec<_> = endpoints(set).collect();
         assert_eq!(rows.len(), 2);
         let told: Vec<_> = rows
             .iter()

@@ -12,10 +12,16 @@ use tokio::task::spawn_local;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
+use super::cgroups::CgroupWatch;
+use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
+use super::dynamic_names;
 use super::heartbeat;
+use super::kubernetes::{Cluster, Rooms};
+use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
+use super::outbound;
 use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
 use super::views::Views;
@@ -25,11 +31,14 @@ use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::keys::Changed;
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
-use crate::endpoint::TcpProber;
+use crate::connect::EndpointProber;
+use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::kubernetes::metrics::Slot as ClusterMetrics;
+use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
-use crate::secret::{SecretSettings, Secrets};
+use crate::secret::{MeshIdentity, SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
 use crate::workload::directory::Directory;
@@ -43,6 +52,11 @@ const HANDED_OVER: Duration = Duration::from_millis(100);
 const KERNEL_LOG: Duration = Duration::from_millis(200);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
+/// How often the cgroup of a new pod is looked for at first, how long that
+/// often, and how long at all.
+const POD_CGROUP: Duration = Duration::from_millis(100);
+const POD_CGROUP_SOON: Duration = Duration::from_secs(20);
+const POD_CGROUP_DEADLINE: Duration = Duration::from_mins(5);
 /// Age of a record of a connection that nobody accepted.
 const ORPHANED: Duration = Duration::from_mins(1);
 /// Health checks that run at once.
@@ -59,7 +73,12 @@ pub(super) struct Agent {
     intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
     pub(super) policy: Option<Keeper>,
-    workers: Vec<mpsc::UnboundedSender<Command>>,
+    workers: Vec<WorkerChannels>,
+    dns: Option<DnsShared>,
+    namespaces: Option<Namespaces>,
+    /// The Kubernetes API server, where the settings ask for it.
+    cluster: Option<Cluster>,
+    cluster_metrics: ClusterMetrics,
     listeners: Option<Listeners>,
     admitted: u32,
 }
@@ -98,12 +117,14 @@ impl Agent {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(settings.secrets_dir.clone()),
             credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
-            mesh: None,
+            mesh: settings.mesh_identity.as_deref().map(MeshIdentity::parse),
         });
         let metrics = Metrics::new();
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let cluster_metrics = ClusterMetrics::default();
+        cluster_metrics.register(registry);
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -114,6 +135,8 @@ impl Agent {
             .transpose()
             .map_err(failed("the access log"))?;
         let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        let live = Arc::clone(&node.live);
+        registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
             node: Rc::new(tokio::sync::Mutex::new(node)),
             kernel,
@@ -123,7 +146,11 @@ impl Agent {
             log,
             intake,
             policy: None,
+            cluster: None,
+            cluster_metrics,
             workers: Vec::new(),
+            dns: None,
+            namespaces: None,
             listeners: None,
             admitted,
         })
@@ -143,6 +170,44 @@ impl Agent {
         self.node.lock().await.apply(snapshot).await
     }
 
+    /// Joins a Kubernetes API server, if the settings ask for it, and puts what
+    /// it has in force.
+    ///
+    /// # Errors
+    /// When nothing says how it is reached. That it cannot be reached is no
+    /// error.
+    pub(super) async fn join_cluster(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let Some(policy) = self.policy.clone().filter(|_| settings.kubernetes.is_on()) else {
+            return Ok(());
+        };
+        let rooms = {
+            let node = self.node.lock().await;
+            Rooms {
+                keeper: policy.clone(),
+                secrets: Arc::clone(&node.secrets),
+                directory: node.directory.clone(),
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+            }
+        };
+        let cluster = Cluster::join(settings, rooms).await?;
+        let locality = cluster.locality.borrow().clone();
+        self.cluster_metrics.show(cluster.board.clone());
+        self.cluster = Some(cluster);
+        let mut node = self.node.lock().await;
+        if settings.locality.is_none()
+            && let Some(locality) = locality
+        {
+            node.sets.set_locality(locality.clone());
+            policy
+                .change_options(move |options| options.locality = locality)
+                .await
+                .map_err(StartError::Policy)?;
+        }
+        let snapshot = Arc::clone(&policy.published().borrow().snapshot);
+        node.apply(snapshot).await
+    }
+
     /// What the admin API tells about the rooms, once the policy was read.
     pub(super) async fn views(&self) -> Option<Views> {
         let node = self.node.lock().await;
@@ -154,6 +219,12 @@ impl Agent {
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
+            cluster: self.cluster.as_ref().map(|cluster| cluster.board.clone()),
+            connector: Connector {
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+                secrets: Arc::clone(&node.secrets),
+            },
         })
     }
 
@@ -190,25 +261,34 @@ impl Agent {
         });
         let dns = settings.dns.is_on().then(|| DnsShared {
             registry: Arc::clone(&node.names),
-            resolvers: Arc::new(Resolvers(Arc::clone(&self.kernel))),
-            namespace: Arc::clone(&settings.namespace.0),
+            resolvers: Arc::new(Resolvers {
+                kernel: Arc::clone(&self.kernel),
+                scopes: node.scope_names(),
+                default: Arc::clone(&settings.namespace.0),
+            }),
             callers,
             counters: Arc::default(),
             sockets: self.sockets.clone(),
         });
+        self.dns.clone_from(&dns);
         let (listeners, flows, dns) = serving::open(&self.netns, count, dns.as_ref())?;
         self.listeners = Some(listeners);
         let mut dns = dns.into_iter();
         let mut starts = Vec::with_capacity(count);
         for flow in flows {
             let (sender, commands) = mpsc::unbounded_channel();
+            let (dns_sender, dns_commands) = mpsc::unbounded_channel();
             // The receiver is in the same list.
             let _ = sender.send(Command::Listen(flow));
-            self.workers.push(sender);
+            self.workers.push(WorkerChannels {
+                flow: sender,
+                dns: dns_sender,
+            });
             starts.push(Mutex::new(Some(Start {
                 shared: Arc::clone(&shared),
                 commands,
                 dns: dns.next(),
+                dns_commands,
             })));
         }
         Ok(starts.into())
@@ -219,7 +299,7 @@ impl Agent {
     /// # Errors
     /// When the kernel cannot be told, or the proof fails.
     pub(super) async fn begin(
-        &self,
+        &mut self,
         settings: &Settings,
         vitals: &Vitals,
     ) -> Result<(), StartError> {
@@ -235,18 +315,38 @@ impl Agent {
                 .set_listeners(self.netns.cookie, listeners)
                 .map_err(StartError::Capture)?;
         }
+        let namespaces = Namespaces::new(
+            Arc::clone(&self.kernel),
+            &self.netns,
+            self.dns.clone(),
+            self.workers.clone(),
+        );
+        namespaces.open_present().await;
         node.configure(settings, settings.dns.is_on())?;
+        let reports = namespaces::reports(&self.kernel)?;
+        vitals.spawn("network namespaces", namespaces.clone().run(reports));
+        self.namespaces = Some(namespaces);
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
-        let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
+        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        vitals.spawn("dynamic names", names);
+        let secrets = Arc::clone(&node.secrets);
+        let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
+        let identity = Arc::clone(&node.secrets).follow_workload_api();
+        vitals.spawn("the SPIFFE Workload API", identity);
         let addresses = Arc::clone(node.names.addresses());
         vitals.spawn("virtual addresses", async move {
             let never = addresses.keep_saved().await;
             match never {}
         });
+        if let Some(refusals) = self.kernel.take_refusals() {
+            let telling =
+                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
+            vitals.spawn("refusals", telling);
+        }
         let changed = Arc::clone(&node.feed.changed);
         if let Some(reports) = self.kernel.take_direct_reports() {
             let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
@@ -263,7 +363,9 @@ impl Agent {
         }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
+        let cgroup = self.kernel.cgroup().to_owned();
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        vitals.spawn("new cgroups", follow_cgroups(Rc::clone(&self.node), cgroup));
         if settings.kernel_log.is_on()
             && let Some(mut lines) = self.kernel.take_logger()
         {
@@ -278,6 +380,15 @@ impl Agent {
         if let Some(policy) = &self.policy {
             let published = policy.published();
             vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+            if let Some(cluster) = &self.cluster {
+                let pods = Arc::clone(&cluster.pods);
+                vitals.spawn("pods", follow_pods(Rc::clone(&self.node), pods));
+                if settings.locality.is_none() {
+                    let node = Rc::clone(&self.node);
+                    let locality = cluster.locality.clone();
+                    vitals.spawn("locality", follow_locality(node, policy.clone(), locality));
+                }
+            }
         }
 
         let kernel = Arc::clone(&self.kernel);
@@ -304,12 +415,19 @@ impl Agent {
         if let Some(log) = &self.log {
             log.reopen();
         }
+        let mut options = policies::options(settings);
+        if let Some(cluster) = &self.cluster
+            && settings.locality.is_none()
+        {
+            options.locality = cluster.locality.borrow().clone().unwrap_or_default();
+        }
         if let Some(policy) = &self.policy
-            && let Err(error) = policy
-                .reload(policies::paths(loaded), policies::options(settings))
-                .await
+            && let Err(error) = policy.reload(policies::paths(loaded), options).await
         {
             tracing::error!("{error}");
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.read_again();
         }
     }
 
@@ -324,13 +442,16 @@ impl Agent {
         if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
             tracing::error!("{error}");
         }
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.stop();
+        }
         // What the kernel has handed over by now still waits to be accepted.
         let workers = self.workers.clone();
         spawn_local(async move {
             tokio::time::sleep(HANDED_OVER).await;
             for worker in &workers {
                 // A worker that is gone accepts nothing either.
-                let _ = worker.send(Command::StopAccepting);
+                let _ = worker.flow.send(Command::StopAccepting);
             }
         });
     }
@@ -363,6 +484,54 @@ async fn follow_policy(
     }
 }
 
+/// Tells the kernel whose cgroups are whose when pods come and go. The API
+/// server tells of a pod before kubelet makes its cgroup, so that is looked for
+/// closely: it must be known before the first container runs.
+async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
+    loop {
+        changed.notified().await;
+        let mut since = tokio::time::Instant::now();
+        loop {
+            let homeless = {
+                let node = node.lock().await;
+                if let Err(error) = node.sync_scopes() {
+                    tracing::error!("{error}");
+                }
+                node.directory.homeless()
+            };
+            let waited = since.elapsed();
+            if homeless == 0 || waited > POD_CGROUP_DEADLINE {
+                break;
+            }
+            let pause = if waited < POD_CGROUP_SOON {
+                POD_CGROUP
+            } else {
+                10 * POD_CGROUP
+            };
+            tokio::select! {
+                () = changed.notified() => since = tokio::time::Instant::now(),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Puts another locality of this node in force.
+async fn follow_locality(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    policy: Keeper,
+    mut told: tokio::sync::watch::Receiver<Option<Locality>>,
+) {
+    while told.changed().await.is_ok() {
+        let locality = told.borrow_and_update().clone().unwrap_or_default();
+        node.lock().await.sets.set_locality(locality.clone());
+        let changed = policy.change_options(move |options| options.locality = locality);
+        if let Err(error) = changed.await {
+            tracing::error!("{error}");
+        }
+    }
+}
+
 /// Tells the kernel when the addresses of hosts change.
 async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
     loop {
@@ -373,6 +542,28 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         if let Err(error) = node.sync_kernel(&snapshot, Changed::Addresses) {
             tracing::error!("{error}");
         }
+    }
+}
+
+/// Tells the kernel of new cgroups before anything runs in them.
+async fn follow_cgroups(node: Rc<tokio::sync::Mutex<Node>>, cgroup: PathBuf) {
+    let mut watch = match CgroupWatch::new(&cgroup) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+    };
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+        if let Err(error) = node.lock().await.sync_scopes() {
+            tracing::error!("{error}");
+        }
+        // One walk for all that are made together.
+        tokio::time::sleep(SETTLE).await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the watched files have.
+//! What watched files and objects have.
 
 use std::io;
 use std::path::Path;
@@ -24,6 +24,17 @@ pub struct FileChange {
     pub content: Content,
 }
 
+/// An object of a Kubernetes API server that changed.
+#[derive(Debug)]
+pub struct ObjectChange {
+    /// `KIND/NAMESPACE/NAME`, which stands for the file name in messages.
+    pub name: Arc<str>,
+    /// When it was changed, by the server's account.
+    pub modified: SystemTime,
+    /// The document; `None` when it was deleted.
+    pub text: Option<String>,
+}
+
 /// What is in a file.
 #[derive(Debug)]
 pub enum Content {
@@ -40,12 +51,38 @@ impl Store {
     /// document that moves from one to another is never missing. What comes
     /// back are the problems of these files.
     pub fn replace(&mut self, files: Vec<FileChange>) -> Vec<Diagnostic> {
+        let changes = files.into_iter().map(|file| {
+            let name = file.path.display().to_string();
+            let source = SourceName::File(file.path);
+            (source, name, file.modified, file.content)
+        });
+        self.take_all(changes)
+    }
+
+    /// Takes objects of a Kubernetes API server, as [`replace`](Self::replace)
+    /// takes files.
+    pub fn replace_objects(&mut self, objects: Vec<ObjectChange>) -> Vec<Diagnostic> {
+        let changes = objects.into_iter().map(|object| {
+            let content = match object.text {
+                Some(text) => Content::Bytes(text.into_bytes()),
+                None => Content::Gone,
+            };
+            let name = object.name.to_string();
+            let source = SourceName::Object(object.name);
+            (source, name, object.modified, content)
+        });
+        self.take_all(changes)
+    }
+
+    fn take_all(
+        &mut self,
+        changes: impl Iterator<Item = (SourceName, String, SystemTime, Content)>,
+    ) -> Vec<Diagnostic> {
         let mut found = Vec::new();
         let mut removed: Vec<(SourceName, DocumentId)> = Vec::new();
-        for file in files {
-            let source = SourceName::File(Arc::clone(&file.path));
-            let stamp = self.stamp(file.modified);
-            match file.content {
+        for (source, name, modified, content) in changes {
+            let stamp = self.stamp(modified);
+            match content {
                 Content::Gone => {
                     if let Some(held) = self.sources.remove(&source) {
                         removed.extend(held.ids.into_iter().map(|id| (source.clone(), id)));
@@ -53,7 +90,7 @@ impl Store {
                 }
                 Content::Unreadable(error) => {
                     let message = format!("cannot be read: {error}");
-                    let place = Source::nameless(&file.path.display().to_string());
+                    let place = Source::nameless(&name);
                     let problem = Diagnostic::new(Severity::Error, "file", message)
                         .help("check the file and its permissions")
                         .at(&place, Span::default());
@@ -63,7 +100,7 @@ impl Store {
                     held.read_at = Some(SystemTime::now());
                 }
                 Content::Bytes(bytes) => {
-                    let gone = self.take_file(&source, &file.path, bytes, stamp, &mut found);
+                    let gone = self.take_text(&source, &name, bytes, stamp, &mut found);
                     removed.extend(gone.into_iter().map(|id| (source.clone(), id)));
                 }
             }
@@ -74,11 +111,11 @@ impl Store {
         found
     }
 
-    /// Takes a file; the documents that it has no more.
-    fn take_file(
+    /// Takes a file or object; the documents that it has no more.
+    fn take_text(
         &mut self,
         source: &SourceName,
-        path: &Path,
+        name: &str,
         bytes: Vec<u8>,
         stamp: (SystemTime, u64),
         found: &mut Vec<Diagnostic>,
@@ -91,7 +128,7 @@ impl Store {
         };
         // Something could not be read, so what is missing may be in it.
         let mut unclear = false;
-        match read_all(&path.display().to_string(), bytes, &self.options) {
+        match read_all(name, bytes, &self.options) {
             Ok(read) => {
                 for (outcome, problems) in read {
                     found.extend(problems.iter().cloned());

@@ -32,7 +32,7 @@ use version::{Version, same_content, same_text};
 pub use change::{Change, Changed};
 pub use error::StoreError;
 use files::read_all;
-pub use files::{Content, FileChange};
+pub use files::{Content, FileChange, ObjectChange};
 pub use report::Counts;
 pub use version::{Condition, DocumentStatus, SourceName};
 
@@ -230,10 +230,9 @@ impl Store {
             return;
         };
         let old = versions.remove(place);
-        let mut heirs = versions
-            .iter_mut()
-            .filter(|v| v.source != SourceName::Applied);
-        if old.source != SourceName::Applied
+        let is_file = |source: &SourceName| matches!(source, SourceName::File(_));
+        let mut heirs = versions.iter_mut().filter(|v| is_file(&v.source));
+        if is_file(&old.source)
             && let Some(heir) = heirs.next()
             && heir.valid.is_none()
         {

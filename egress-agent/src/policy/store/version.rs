@@ -14,6 +14,8 @@ pub enum SourceName {
     File(Arc<Path>),
     /// `egressctl apply`.
     Applied,
+    /// An object of a Kubernetes API server: `KIND/NAMESPACE/NAME`.
+    Object(Arc<str>),
 }
 
 impl std::fmt::Display for SourceName {
@@ -21,6 +23,7 @@ impl std::fmt::Display for SourceName {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Applied => f.write_str("egressctl apply"),
+            Self::Object(_) => f.write_str("the Kubernetes API server"),
         }
     }
 }
