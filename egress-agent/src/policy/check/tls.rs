@@ -13,7 +13,7 @@ pub fn check_tls(reader: &mut Reader<'_>, tls: &Tls) {
         && let Some(map) = name.strip_prefix("configmap://")
     {
         reader.within("credentialName", |reader| {
-            check_config_map(reader, name, map)
+            check_config_map(reader, name, map);
         });
     }
     let skip = tls.insecure_skip_verify.filter(|skip| skip.value);

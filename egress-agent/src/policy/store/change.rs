@@ -87,7 +87,7 @@ impl Store {
     /// # Errors
     /// When they cannot be kept: then what counts is what the directory has.
     pub fn apply(&mut self, text: String, dry_run: bool) -> Result<Vec<Change>, StoreError> {
-        let Some((directory, applied)) = &self.state else {
+        let Some((_, applied)) = &self.state else {
             return Err(StoreError::NoDirectory);
         };
         let read = match read_all("<apply>", text.into_bytes(), &self.options) {

@@ -6,6 +6,7 @@
 )]
 
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use super::*;

@@ -11,7 +11,10 @@ use crate::policy::schema::virtual_service::destination;
 use crate::policy::yaml::Node;
 
 /// Reads and checks one of `http`.
-pub fn http_route(reader: &mut Reader<'_>, node: &Node) -> Option<HttpRoute> {
+pub(in crate::policy::schema) fn http_route(
+    reader: &mut Reader<'_>,
+    node: &Node,
+) -> Option<HttpRoute> {
     reader.object(node, |r, f| {
         let old = r.nullable(f, "mirror_percent", Reader::integer);
         HttpRoute {
