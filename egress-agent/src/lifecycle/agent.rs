@@ -14,6 +14,7 @@ use super::api::Process;
 use super::handover::{self, TakenOver};
 use super::lock::StateLock;
 use super::logging::{self, LogControl};
+use super::policies;
 use super::running::Agent;
 use super::signals::{NextOrder, Order, Orders};
 use super::supervise::{Exit, Supervised, supervise};
@@ -112,6 +113,7 @@ async fn control(
         what: "signal handlers",
         error,
     })?;
+    policies::look(loaded)?;
     let mut taken = TakenOver::ask(settings);
     let taking_over = taken.is_some();
     let lock = match taken.as_mut().and_then(|taken| taken.lock.take()) {

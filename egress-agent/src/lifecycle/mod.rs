@@ -31,6 +31,7 @@ mod outbound;
 pub mod panics;
 mod policies;
 pub mod process;
+mod rows;
 mod running;
 mod serving;
 pub mod signals;

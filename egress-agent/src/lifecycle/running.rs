@@ -35,6 +35,7 @@ use super::views::Views;
 use super::worker::Vitals;
 use crate::accept::{Inherited, IntakeStats, Kept};
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
+use crate::capture::keys::Changed;
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
 use crate::connect::EndpointProber;
@@ -618,7 +619,7 @@ impl HandsOver for Hands {
         let told = || {
             self.kernel.adopt().map_err(StartError::Capture)?;
             let snapshot = Arc::clone(&node.live.load().snapshot);
-            node.sync_kernel(&snapshot)?;
+            node.sync_kernel(&snapshot, Changed::Addresses)?;
             self.kernel.forget_adopted().map_err(StartError::Capture)?;
             if let Some(listeners) = &self.listeners {
                 self.kernel
@@ -727,7 +728,7 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         tokio::time::sleep(SETTLE).await;
         let node = node.lock().await;
         let snapshot = Arc::clone(&node.live.load().snapshot);
-        if let Err(error) = node.sync_kernel(&snapshot) {
+        if let Err(error) = node.sync_kernel(&snapshot, Changed::Addresses) {
             tracing::error!("{error}");
         }
     }
