@@ -74,14 +74,16 @@ struct Follower {
     board: Board,
     documents: Documents,
     tasks: Vec<JoinHandle<()>>,
-    _home: Option<tempfile::TempDir>,
+    /// Removed with this.
+    #[expect(dead_code, reason = "held for its drop")]
+    home: Option<tempfile::TempDir>,
 }
 
 impl Follower {
     async fn new(server: &ApiServer, authority: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let mut follower = Self::at(server, authority, home.path(), false).await;
-        follower._home = Some(home);
+        follower.home = Some(home);
         follower
     }
 
@@ -125,7 +127,7 @@ impl Follower {
             board,
             documents,
             tasks,
-            _home: None,
+            home: None,
         }
     }
 
