@@ -256,6 +256,7 @@ impl<S: ServiceStream> Open<S> {
     pub(super) fn broken(mut self: Box<Self>, flag: Flag, details: &str) {
         self.answered = Some(Instant::now());
         self.record.flag(flag);
+        self.record.answer = None;
         self.record.details = details.into();
     }
 }

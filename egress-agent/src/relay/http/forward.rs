@@ -292,7 +292,7 @@ fn respond<S: ServiceStream>(
         _ => Version::HTTP_11,
     };
     exchange.open.record.status = Some(head.status);
-    exchange.open.record.details = "via_upstream".into();
+    exchange.open.record.answer = Some("via_upstream");
     exchange.open.record.grpc_status = grpc;
     let open = exchange.open;
     let orphaned = open.client.orphaned.get();

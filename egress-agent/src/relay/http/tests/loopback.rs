@@ -211,7 +211,7 @@ fn cleartext_leaves_as_tls_and_the_server_is_verified() {
         let answer = raw(&distrust, &last("/")).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(answer.contains("certificate"), "{answer}");
-        assert_eq!(distrust.log.0.borrow()[0].flags, ["URX", "UF"]);
+        assert_eq!(distrust.log.0.borrow()[0].flags, ["UF", "URX"]);
 
         // The port says HTTPS: TLS with the system's roots, which do not know
         // this server.
