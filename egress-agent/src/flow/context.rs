@@ -102,6 +102,7 @@ impl Context {
             shared.settings.http.clone(),
             Buffers::default(),
             drain,
+            Arc::clone(&shared.secrets),
         );
         Self {
             http,
@@ -166,6 +167,7 @@ impl Context {
             proxy_protocol: None,
             retry_budget: None,
             health_check: None,
+            credential: None,
         });
         &DEFAULT
     }

@@ -191,6 +191,25 @@ impl Node {
                 }
             }
         }
+        for cluster in &snapshot.clusters {
+            if let Some(credential) = &cluster.policy.credential
+                && let Err(error) = self
+                    .secrets
+                    .header_value(credential, &cluster.key.service.namespace)
+            {
+                tracing::warn!(
+                    host = %cluster.target.host,
+                    port = cluster.target.port,
+                    "requests will be refused: {error}"
+                );
+            }
+        }
+        self.secrets.retain_header_values(|used| {
+            snapshot
+                .clusters
+                .iter()
+                .any(|cluster| cluster.policy.credential.as_ref() == Some(used))
+        });
         self.secrets.retain(|used| {
             snapshot
                 .clusters

@@ -20,6 +20,7 @@ mod config;
 mod describe;
 mod entry;
 mod error;
+mod header;
 mod material;
 mod metrics;
 mod source;
@@ -63,6 +64,8 @@ pub struct Secrets {
     /// Read without a lock by every handshake.
     entries: ArcSwap<HashMap<Key, Arc<Entry>>>,
     published: ArcSwap<Published>,
+    /// Credentials that requests carry.
+    headers: header::Headers,
     system: SystemRoots,
     /// Held while `entries` or `published` is replaced.
     writing: Mutex<()>,
@@ -75,6 +78,7 @@ impl Secrets {
             settings,
             entries: ArcSwap::default(),
             published: ArcSwap::default(),
+            headers: header::Headers::default(),
             system: SystemRoots::default(),
             writing: Mutex::new(()),
         })
@@ -169,6 +173,7 @@ impl Secrets {
         for entry in self.entries.load().values() {
             entry.refresh(self, look);
         }
+        self.headers.refresh(self, look);
     }
 
     /// State of all material, for `proxy-config secrets`.

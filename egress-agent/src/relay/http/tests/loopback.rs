@@ -69,7 +69,14 @@ async fn relay(policy: TrafficPolicy, protocol: Protocol, service: SocketAddr) -
     let (drain, draining) = watch::channel(false);
     let live = Arc::new(ArcSwap::new(live));
     let settings = Settings::default();
-    let worker = Worker::new(pool, live, settings, Buffers::default(), draining);
+    let worker = Worker::new(
+        pool,
+        live,
+        settings,
+        Buffers::default(),
+        draining,
+        Secrets::new(SecretSettings::default()),
+    );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let log = Kept::default();
