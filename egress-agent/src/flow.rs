@@ -21,6 +21,7 @@ mod error;
 mod eyeballs;
 mod first_bytes;
 mod http;
+mod source;
 mod upstream;
 mod worker;
 

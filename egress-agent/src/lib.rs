@@ -29,6 +29,7 @@ pub mod account;
 pub mod admin;
 pub mod cli;
 pub mod dns;
+pub mod kubernetes;
 pub mod lifecycle;
 pub mod policy;
 pub mod secret;

@@ -20,6 +20,8 @@ mod established;
 mod lookup;
 mod maps;
 mod message;
+mod outbound;
+mod sock_create;
 mod socket;
 
 // A function must not carry the name of its section, or bpf-linker stops.
@@ -66,6 +68,12 @@ pub fn egress_peername6(context: SockAddrContext) -> i32 {
 #[sock_ops]
 pub fn egress_sock_ops(context: SockOpsContext) -> u32 {
     established::socket_event(&SockOps::new(&context));
+    1
+}
+
+#[cgroup_sock(sock_create)]
+pub fn egress_create(context: SockContext) -> i32 {
+    sock_create::created(socket::netns_of(&context));
     1
 }
 

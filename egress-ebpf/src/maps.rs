@@ -3,8 +3,9 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
+use egress_common::caller::{Destination, DestinationKey, NamespaceEvent, Refusal};
 use egress_common::direct::{DirectEvent, DirectService, DirectSocket, Places, Slot, SlotKey};
 use egress_common::{
     Config, ExactKey, Listeners, NetworkKey, Origin, OriginKey, RESOLVER_SLOTS as RESOLVER_COUNT,
@@ -33,6 +34,28 @@ pub static CGROUPS: HashMap<u64, u32, 65536, ON_DEMAND> = HashMap::new();
 /// Network namespace cookie to the agent's listeners there.
 #[btf_map]
 pub static NAMESPACES: HashMap<u64, Listeners, 16384, ON_DEMAND> = HashMap::new();
+
+/// Network namespace cookie to the time when the agent was last asked to open
+/// listeners there.
+#[btf_map]
+pub static NAMESPACES_ASKED: LruHashMap<u64, u64, 4096> = LruHashMap::new();
+
+#[btf_map]
+pub static NAMESPACE_EVENTS: RingBuf<NamespaceEvent, { 1 << 16 }> = RingBuf::new();
+
+/// Scope to outbound mode, where it is not that of `CONFIG`.
+#[btf_map]
+pub static OUTBOUND: HashMap<u32, u32, 16384, ON_DEMAND> = HashMap::new();
+
+/// Networks that are allowed although nothing registers them; port 0 means any.
+#[btf_map]
+pub static ALLOWED: LpmTrie<NetworkKey, u32, 4096> = LpmTrie::new();
+
+#[btf_map]
+pub static DESTINATIONS: LruHashMap<DestinationKey, Destination, 16384> = LruHashMap::new();
+
+#[btf_map]
+pub static REFUSALS: RingBuf<Refusal, { 1 << 18 }> = RingBuf::new();
 
 #[btf_map]
 pub static SERVICES: HashMap<ExactKey, ServiceValue, 262144, ON_DEMAND> = HashMap::new();

@@ -302,9 +302,20 @@ impl<'a> SockAddr<'a> {
     /// of loopback, where nobody can listen.
     #[inline(always)]
     pub fn refuse(&self, transport: Transport) -> i32 {
+        self.refuse_with(transport, 0)
+    }
+
+    /// The same with another errno; 0 means ECONNREFUSED.
+    #[inline(always)]
+    pub fn refuse_with(&self, transport: Transport, errno: u8) -> i32 {
         if HAS_SET_RETVAL.load() != 0 {
+            let errno = if errno == 0 {
+                ECONNREFUSED
+            } else {
+                errno as i32
+            };
             // SAFETY: takes a number.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            unsafe { bpf_set_retval(-errno) };
             return DENY;
         }
         if transport == Transport::Udp {
@@ -321,6 +332,13 @@ impl<'a> SockAddr<'a> {
         );
         ALLOW
     }
+}
+
+/// Network namespace cookie of a socket that is being made.
+#[inline(always)]
+pub fn netns_of(context: &SockContext) -> u64 {
+    // SAFETY: the context is valid.
+    unsafe { bpf_get_netns_cookie(context.as_ptr()) }
 }
 
 /// `struct bpf_sock_ops`.

@@ -132,7 +132,10 @@ import socket
 def talk(port, data):
     s = socket.create_connection(("203.0.113.20", port), 5)
     s.sendall(data)
-    s.shutdown(socket.SHUT_WR)
+    try:
+        s.shutdown(socket.SHUT_WR)
+    except OSError:
+        return "reset"  # it came before
     got = b""
     while True:
         try:

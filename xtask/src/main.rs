@@ -6,11 +6,13 @@
 
 mod cargo;
 mod commands;
+mod counts;
 mod failure;
 mod host;
 mod packages;
 mod setup;
 mod step;
+mod vm;
 
 /// The very code by which the build script of egress-agent finds the compiler
 /// and linker of the kernel programs.
@@ -44,8 +46,12 @@ enum Command {
     Run(commands::run::Arguments),
     /// Format and lint checks, unit tests, kernel and end-to-end tests.
     Test(commands::test::Arguments),
+    /// The kernel and end-to-end tests on other kernels, in virtual machines.
+    VmTest(commands::vm_test::Arguments),
     /// Format and lint checks alone.
     Lint(commands::lint::Arguments),
+    /// Make the Debian package.
+    Package(commands::package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -56,7 +62,9 @@ fn main() -> ExitCode {
         Command::Demo => commands::demo::run(),
         Command::Run(arguments) => commands::run::run(arguments),
         Command::Test(arguments) => commands::test::run(arguments),
+        Command::VmTest(arguments) => commands::vm_test::run(arguments),
         Command::Lint(arguments) => commands::lint::run(arguments),
+        Command::Package(arguments) => commands::package::run(arguments),
     };
     match result {
         Ok(code) => code,

@@ -63,12 +63,7 @@ pub(crate) fn install(packages: &[&str], alternative: &str) -> Result<(), Failur
         ));
     }
     host::require_root(&format!("installing {list}"))?;
-    if !REFRESHED.swap(true, Ordering::Relaxed) {
-        step::run(
-            "refreshing the package lists (apt-get update)",
-            apt().args(["-q", "update"]),
-        )?;
-    }
+    refresh()?;
     let unknown: Vec<&str> = packages
         .iter()
         .copied()
@@ -88,6 +83,17 @@ pub(crate) fn install(packages: &[&str], alternative: &str) -> Result<(), Failur
             .args(["install", "--yes", "--no-install-recommends"])
             .args(packages)
             .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+/// Refreshes apt's lists, once a run.
+pub(crate) fn refresh() -> Result<(), Failure> {
+    if REFRESHED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    step::run(
+        "refreshing the package lists (apt-get update)",
+        apt().args(["-q", "update"]),
     )
 }
 

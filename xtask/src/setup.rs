@@ -1,12 +1,12 @@
 //! `cargo xtask setup`: the toolchain of the kernel programs (DESIGN section
 //! 8), and the servers and clients that the tests use.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Args, ValueEnum};
 
 use crate::Outcome;
-use crate::cargo::cargo;
+use crate::cargo::{cargo, target_directory};
 use crate::failure::Failure;
 use crate::host;
 use crate::packages;
@@ -54,16 +54,19 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; `nginx-light` and `postgresql` come with services, which are
 /// kept from starting.
-const TEST_PACKAGES: [&str; 10] = [
+const TEST_PACKAGES: [&str; 13] = [
     "bpftool",
     "curl",
     "dnsmasq-base",
     "iproute2",
+    "nghttp2-client",
     "nginx-light",
+    "nodejs",
     "postgresql",
     "postgresql-client",
     "procps",
     "python3",
+    "python3-venv",
     "util-linux",
 ];
 
@@ -72,9 +75,13 @@ const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), dns
 
 /// Programs that the lab calls; where all of them are there, no package is
 /// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 10] = [
-    "bpftool", "curl", "dnsmasq", "ip", "nginx", "nsenter", "psql", "python3", "setpriv", "unshare",
+const TEST_PROGRAMS: [&str; 12] = [
+    "bpftool", "curl", "dnsmasq", "h2load", "ip", "nginx", "node", "nsenter", "psql", "python3",
+    "setpriv", "unshare",
 ];
+
+/// Clients from PyPI, in a virtual environment of the target directory.
+const PYTHON_CLIENTS: [&str; 3] = ["grpcio==1.85.1", "httpx[http2]==0.28.1", "websockets==17.4"];
 
 /// `cargo xtask setup`.
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
@@ -115,10 +122,34 @@ pub(crate) fn test() -> Result<(), Failure> {
         .iter()
         .all(|program| host::find_program(program).is_some())
         && postgres_server();
-    if all_there {
+    if !all_there {
+        packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)?;
+    }
+    python_clients()
+}
+
+/// Makes the virtual environment, unless it holds what is wanted already.
+fn python_clients() -> Result<(), Failure> {
+    let folder = target_directory().join("python");
+    let mark = folder.join("egress-clients");
+    let wanted = PYTHON_CLIENTS.join("\n");
+    if std::fs::read_to_string(&mark).is_ok_and(|found| found == wanted) {
         return Ok(());
     }
-    packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)
+    step::run(
+        "making a Python environment for the tests",
+        Command::new("/usr/bin/python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&folder),
+    )?;
+    step::run(
+        "installing HTTP clients from PyPI",
+        Command::new(folder.join("bin/pip"))
+            .args(["install", "--quiet", "--disable-pip-version-check"])
+            .args(PYTHON_CLIENTS),
+    )?;
+    std::fs::write(&mark, wanted)
+        .map_err(|error| Failure::io(format!("cannot write {}", mark.display()), &error))
 }
 
 /// Debian keeps PostgreSQL's server programs off PATH.

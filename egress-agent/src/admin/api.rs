@@ -117,6 +117,22 @@ pub trait AdminApi {
         Err(ApiError::NotServed)
     }
 
+    /// Unregistered destinations by caller, the busiest first; `namespace`.
+    ///
+    /// # Errors
+    /// When there are none to tell.
+    fn observe(&self, _query: &Query) -> Result<Vec<view::Unregistered>, ApiError> {
+        Err(ApiError::NotServed)
+    }
+
+    /// Forgets the unregistered destinations.
+    ///
+    /// # Errors
+    /// When that fails.
+    fn forget_observed(&self) -> Result<(), ApiError> {
+        Err(ApiError::NotServed)
+    }
+
     /// Policy documents and their problems; `kind`, `name`, `namespace`.
     fn documents(&self, _query: &Query) -> Pending<Vec<view::Document>> {
         Box::pin(async { Err(ApiError::NotServed) })

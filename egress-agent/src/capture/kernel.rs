@@ -18,6 +18,7 @@ use super::control::Control;
 use super::direct::DirectMaps;
 use super::error::CaptureError;
 use super::origins::Origins;
+use super::outbound::OutboundMaps;
 use super::services::KernelStore;
 use super::sys::{PerCpu, Table};
 use super::system;
@@ -27,8 +28,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 
 /// Our programs by name, in the order in which they are attached: what shows
 /// addresses and answers comes before what changes them.
-pub(super) const PROGRAMS: [&str; 10] = [
+pub(super) const PROGRAMS: [&str; 11] = [
     "egress_release",
+    "egress_create",
     "egress_sock_ops",
     "egress_peername4",
     "egress_peername6",
@@ -66,6 +68,7 @@ pub struct Kernel {
     pub(super) resolvers: Table<u32, Resolver>,
     pub(super) resolver_slots: Table<Resolver, u32>,
     pub(super) resolvers6: Table<u32, Resolvers6>,
+    pub(super) outbound: OutboundMaps,
     pub(super) counters: PerCpu,
     bypass: Bypass,
     /// What the control side knows to be in the maps.
@@ -112,6 +115,11 @@ impl Kernel {
             resolvers: table(&mut ebpf, "RESOLVERS")?,
             resolver_slots: table(&mut ebpf, "RESOLVER_SLOTS")?,
             resolvers6: table(&mut ebpf, "RESOLVERS6")?,
+            outbound: OutboundMaps {
+                modes: table(&mut ebpf, "OUTBOUND")?,
+                allowed: table(&mut ebpf, "ALLOWED")?,
+                destinations: table(&mut ebpf, "DESTINATIONS")?,
+            },
             counters: PerCpu::new(map_fd(&mut ebpf, "COUNTERS")?, system::cpus()?),
             bypass: Bypass::new(map_fd(&mut ebpf, "SOCKETS")?),
             control: Mutex::new(Control::new()),
@@ -255,6 +263,7 @@ const fn data(map: &Map) -> Option<&MapData> {
         Map::Array(data)
         | Map::PerCpuArray(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::LpmTrie(data)
         | Map::RingBuf(data)
         | Map::SkStorage(data) => Some(data),

@@ -13,6 +13,8 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use super::{MapKey, address};
 use crate::policy::model::{Protocol, Resolution, Visibility};
 use crate::policy::snapshot::{OnAgentFailure, Path, Service, Snapshot};
@@ -30,15 +32,40 @@ pub type Plan = HashMap<MapKey, ServiceValue>;
 #[derive(Debug, Default)]
 pub struct Scopes {
     numbers: HashMap<Arc<str>, u32>,
+    names: ScopeNames,
+}
+
+/// The namespaces behind scope numbers, for any thread.
+#[derive(Clone, Debug, Default)]
+pub struct ScopeNames(Arc<ArcSwap<Vec<Arc<str>>>>);
+
+impl ScopeNames {
+    /// The namespace with this number.
+    pub fn get(&self, number: u32) -> Option<Arc<str>> {
+        let at = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.0.load().get(at).cloned()
+    }
 }
 
 impl Scopes {
     /// The number of a namespace, from 1 up.
     pub fn number(&mut self, namespace: &Arc<str>) -> u32 {
+        if let Some(number) = self.numbers.get(namespace) {
+            return *number;
+        }
         let next = u32::try_from(self.numbers.len())
             .unwrap_or(u32::MAX - 1)
             .saturating_add(1);
-        *self.numbers.entry(namespace.clone()).or_insert(next)
+        self.numbers.insert(namespace.clone(), next);
+        let mut names = Vec::clone(&self.names.0.load());
+        names.push(namespace.clone());
+        self.names.0.store(Arc::new(names));
+        next
+    }
+
+    /// The way back from numbers to names.
+    pub fn names(&self) -> ScopeNames {
+        self.names.clone()
     }
 }
 

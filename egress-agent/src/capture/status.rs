@@ -13,7 +13,8 @@ use super::sys::{self, Table};
 
 /// The hooks that our programs are attached to, with the kernel's numbers for
 /// them (`enum bpf_attach_type`).
-const HOOKS: [(&str, u32); 10] = [
+const HOOKS: [(&str, u32); 11] = [
+    ("sock_create", 2),
     ("sock_ops", 3),
     ("connect4", 10),
     ("connect6", 11),
@@ -68,7 +69,9 @@ pub struct Counters {
     pub refused_overflow: u64,
     /// Direct connections refused: no endpoint may be used.
     pub refused_no_endpoint: u64,
-    /// Reports on direct connections that found the ring buffer full.
+    /// Connections and datagrams refused: not registered.
+    pub refused_unregistered: u64,
+    /// Reports to the agent that found their ring buffer full.
     pub reports_lost: u64,
 }
 
@@ -121,7 +124,8 @@ impl Kernel {
             opened_agent_down: at(counter::OPENED_AGENT_DOWN),
             refused_overflow: at(counter::REFUSED_OVERFLOW),
             refused_no_endpoint: at(counter::REFUSED_NO_ENDPOINT),
-            reports_lost: at(counter::EVENTS_LOST),
+            refused_unregistered: at(counter::REFUSED_UNREGISTERED),
+            reports_lost: at(counter::EVENTS_LOST) + at(counter::REPORTS_LOST),
         })
     }
 

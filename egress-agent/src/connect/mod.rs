@@ -3,6 +3,7 @@
 mod dial;
 mod error;
 pub mod pool;
+mod probe;
 mod proxy_protocol;
 mod stream;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tunnel;
 
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
+pub use probe::EndpointProber;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;

@@ -67,6 +67,11 @@ pub fn run(sources: &Sources, loaded: &Loaded) -> ExitCode {
 /// What the process asks of the kernel for itself. None of it is worth not
 /// starting for. Returns how many connections may be open at once.
 fn prepare(settings: &Settings) -> u32 {
+    match process::enter_host_cgroups() {
+        Ok(true) => tracing::debug!("moved to the host's cgroup namespace"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!("cannot see cgroups as the host does: {error}"),
+    }
     if let Err(error) = process::forbid_dumps() {
         tracing::warn!("cannot forbid core dumps: {error}");
     }
@@ -110,6 +115,7 @@ async fn control(
     let process = Rc::new(Process::new(loaded, registry, log, order));
     serve_admin(settings, &process).await?;
     agent.read_policy(loaded).await?;
+    agent.join_cluster(settings).await?;
     process.views.replace(agent.views().await);
 
     let drain = process.drain.clone();

@@ -12,10 +12,15 @@ use tokio::task::spawn_local;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
+use super::cgroups::CgroupWatch;
 use super::direct::Direct;
 use super::drain::Drain;
+use super::dynamic_names;
 use super::heartbeat;
+use super::kubernetes::{Cluster, Rooms};
+use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
+use super::outbound;
 use super::policies;
 use super::serving::{self, DnsShared, Start, Starts};
 use super::views::Views;
@@ -24,9 +29,11 @@ use crate::accept::IntakeStats;
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
-use crate::endpoint::TcpProber;
+use crate::connect::EndpointProber;
+use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
 use crate::secret::{SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
@@ -58,7 +65,11 @@ pub(super) struct Agent {
     intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
     pub(super) policy: Option<Keeper>,
-    workers: Vec<mpsc::UnboundedSender<Command>>,
+    workers: Vec<WorkerChannels>,
+    dns: Option<DnsShared>,
+    namespaces: Option<Namespaces>,
+    /// The Kubernetes API server, where the settings ask for it.
+    cluster: Option<Cluster>,
     listeners: Option<Listeners>,
     admitted: u32,
 }
@@ -113,6 +124,8 @@ impl Agent {
             .transpose()
             .map_err(failed("the access log"))?;
         let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        let live = Arc::clone(&node.live);
+        registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
             node: Rc::new(tokio::sync::Mutex::new(node)),
             kernel,
@@ -122,7 +135,10 @@ impl Agent {
             log,
             intake,
             policy: None,
+            cluster: None,
             workers: Vec::new(),
+            dns: None,
+            namespaces: None,
             listeners: None,
             admitted,
         })
@@ -142,6 +158,43 @@ impl Agent {
         self.node.lock().await.apply(snapshot).await
     }
 
+    /// Joins a Kubernetes API server, if the settings ask for it, and puts what
+    /// it has in force.
+    ///
+    /// # Errors
+    /// When nothing says how it is reached. That it cannot be reached is no
+    /// error.
+    pub(super) async fn join_cluster(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let Some(policy) = self.policy.clone().filter(|_| settings.kubernetes.is_on()) else {
+            return Ok(());
+        };
+        let rooms = {
+            let node = self.node.lock().await;
+            Rooms {
+                keeper: policy.clone(),
+                secrets: Arc::clone(&node.secrets),
+                directory: node.directory.clone(),
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+            }
+        };
+        let cluster = Cluster::join(settings, rooms).await?;
+        let locality = cluster.locality.borrow().clone();
+        self.cluster = Some(cluster);
+        let mut node = self.node.lock().await;
+        if settings.locality.is_none()
+            && let Some(locality) = locality
+        {
+            node.sets.set_locality(locality.clone());
+            policy
+                .change_options(move |options| options.locality = locality)
+                .await
+                .map_err(StartError::Policy)?;
+        }
+        let snapshot = Arc::clone(&policy.published().borrow().snapshot);
+        node.apply(snapshot).await
+    }
+
     /// What the admin API tells about the rooms, once the policy was read.
     pub(super) async fn views(&self) -> Option<Views> {
         let node = self.node.lock().await;
@@ -153,6 +206,7 @@ impl Agent {
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
+            cluster: self.cluster.as_ref().map(|cluster| cluster.board.clone()),
         })
     }
 
@@ -189,25 +243,34 @@ impl Agent {
         });
         let dns = settings.dns.is_on().then(|| DnsShared {
             registry: Arc::clone(&node.names),
-            resolvers: Arc::new(Resolvers(Arc::clone(&self.kernel))),
-            namespace: Arc::clone(&settings.namespace.0),
+            resolvers: Arc::new(Resolvers {
+                kernel: Arc::clone(&self.kernel),
+                scopes: node.scope_names(),
+                default: Arc::clone(&settings.namespace.0),
+            }),
             callers,
             counters: Arc::default(),
             sockets: self.sockets.clone(),
         });
+        self.dns.clone_from(&dns);
         let (listeners, flows, dns) = serving::open(&self.netns, count, dns.as_ref())?;
         self.listeners = Some(listeners);
         let mut dns = dns.into_iter();
         let mut starts = Vec::with_capacity(count);
         for flow in flows {
             let (sender, commands) = mpsc::unbounded_channel();
+            let (dns_sender, dns_commands) = mpsc::unbounded_channel();
             // The receiver is in the same list.
             let _ = sender.send(Command::Listen(flow));
-            self.workers.push(sender);
+            self.workers.push(WorkerChannels {
+                flow: sender,
+                dns: dns_sender,
+            });
             starts.push(Mutex::new(Some(Start {
                 shared: Arc::clone(&shared),
                 commands,
                 dns: dns.next(),
+                dns_commands,
             })));
         }
         Ok(starts.into())
@@ -218,7 +281,7 @@ impl Agent {
     /// # Errors
     /// When the kernel cannot be told, or the proof fails.
     pub(super) async fn begin(
-        &self,
+        &mut self,
         settings: &Settings,
         vitals: &Vitals,
     ) -> Result<(), StartError> {
@@ -234,10 +297,23 @@ impl Agent {
                 .set_listeners(self.netns.cookie, listeners)
                 .map_err(StartError::Capture)?;
         }
+        let namespaces = Namespaces::new(
+            Arc::clone(&self.kernel),
+            &self.netns,
+            self.dns.clone(),
+            self.workers.clone(),
+        );
+        namespaces.open_present().await;
         node.configure(settings, settings.dns.is_on())?;
+        let reports = namespaces::reports(&self.kernel)?;
+        vitals.spawn("network namespaces", namespaces.clone().run(reports));
+        self.namespaces = Some(namespaces);
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
-        let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
+        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        vitals.spawn("dynamic names", names);
+        let secrets = Arc::clone(&node.secrets);
+        let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
@@ -246,6 +322,11 @@ impl Agent {
             let never = addresses.keep_saved().await;
             match never {}
         });
+        if let Some(refusals) = self.kernel.take_refusals() {
+            let telling =
+                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
+            vitals.spawn("refusals", telling);
+        }
         let changed = Arc::clone(&node.feed.changed);
         if let Some(reports) = self.kernel.take_direct_reports() {
             let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
@@ -262,7 +343,9 @@ impl Agent {
         }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
+        let cgroup = self.kernel.cgroup().to_owned();
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        vitals.spawn("new cgroups", follow_cgroups(Rc::clone(&self.node), cgroup));
         if settings.kernel_log.is_on()
             && let Some(mut lines) = self.kernel.take_logger()
         {
@@ -277,6 +360,15 @@ impl Agent {
         if let Some(policy) = &self.policy {
             let published = policy.published();
             vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+            if let Some(cluster) = &self.cluster {
+                let pods = Arc::clone(&cluster.pods);
+                vitals.spawn("pods", follow_pods(Rc::clone(&self.node), pods));
+                if settings.locality.is_none() {
+                    let node = Rc::clone(&self.node);
+                    let locality = cluster.locality.clone();
+                    vitals.spawn("locality", follow_locality(node, policy.clone(), locality));
+                }
+            }
         }
 
         let kernel = Arc::clone(&self.kernel);
@@ -303,12 +395,19 @@ impl Agent {
         if let Some(log) = &self.log {
             log.reopen();
         }
+        let mut options = policies::options(settings);
+        if let Some(cluster) = &self.cluster
+            && settings.locality.is_none()
+        {
+            options.locality = cluster.locality.borrow().clone().unwrap_or_default();
+        }
         if let Some(policy) = &self.policy
-            && let Err(error) = policy
-                .reload(policies::paths(loaded), policies::options(settings))
-                .await
+            && let Err(error) = policy.reload(policies::paths(loaded), options).await
         {
             tracing::error!("{error}");
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.read_again();
         }
     }
 
@@ -323,13 +422,16 @@ impl Agent {
         if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
             tracing::error!("{error}");
         }
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.stop();
+        }
         // What the kernel has handed over by now still waits to be accepted.
         let workers = self.workers.clone();
         spawn_local(async move {
             tokio::time::sleep(HANDED_OVER).await;
             for worker in &workers {
                 // A worker that is gone accepts nothing either.
-                let _ = worker.send(Command::StopAccepting);
+                let _ = worker.flow.send(Command::StopAccepting);
             }
         });
     }
@@ -362,6 +464,33 @@ async fn follow_policy(
     }
 }
 
+/// Tells the kernel whose cgroups are whose when pods come and go.
+async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
+    loop {
+        changed.notified().await;
+        let node = node.lock().await;
+        if let Err(error) = node.sync_scopes() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// Puts another locality of this node in force.
+async fn follow_locality(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    policy: Keeper,
+    mut told: tokio::sync::watch::Receiver<Option<Locality>>,
+) {
+    while told.changed().await.is_ok() {
+        let locality = told.borrow_and_update().clone().unwrap_or_default();
+        node.lock().await.sets.set_locality(locality.clone());
+        let changed = policy.change_options(move |options| options.locality = locality);
+        if let Err(error) = changed.await {
+            tracing::error!("{error}");
+        }
+    }
+}
+
 /// Tells the kernel when the addresses of hosts change.
 async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
     loop {
@@ -372,6 +501,28 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         if let Err(error) = node.sync_kernel(&snapshot) {
             tracing::error!("{error}");
         }
+    }
+}
+
+/// Tells the kernel of new cgroups before anything runs in them.
+async fn follow_cgroups(node: Rc<tokio::sync::Mutex<Node>>, cgroup: PathBuf) {
+    let mut watch = match CgroupWatch::new(&cgroup) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+    };
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+        if let Err(error) = node.lock().await.sync_scopes() {
+            tracing::error!("{error}");
+        }
+        // One walk for all that are made together.
+        tokio::time::sleep(SETTLE).await;
     }
 }
 

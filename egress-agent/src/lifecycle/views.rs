@@ -13,12 +13,16 @@ use crate::capture::{CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
 use crate::endpoint::resolve::Resolver;
 use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live};
+use crate::kubernetes::health::Board;
 use crate::policy::explain::{self, LiveEndpoint, LiveView};
 use crate::policy::model::{DocumentRef, HostPattern, Protocol, Resolution, Visibility};
 use crate::policy::snapshot::{Client, Cluster, Path, Service};
 use crate::policy::source::keeper::Keeper;
 use crate::secret::{CertificateSummary, SecretLabels, SecretStatus, Secrets};
 use crate::workload::directory::Directory;
+
+/// A server that is silent for longer is warned of.
+const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The parts that are looked at; all of them are shared.
 pub(super) struct Views {
@@ -29,6 +33,7 @@ pub(super) struct Views {
     pub(super) secrets: Arc<Secrets>,
     pub(super) policy: Keeper,
     pub(super) directory: Directory,
+    pub(super) cluster: Option<Board>,
 }
 
 impl Views {
@@ -51,6 +56,43 @@ impl Views {
                 .unwrap_or_default()
                 .as_secs(),
         }
+    }
+
+    /// The Kubernetes API server, and what is wrong with it.
+    pub(super) fn kubernetes(&self, warnings: &mut Vec<String>) -> Option<view::Kubernetes> {
+        let report = self.cluster.as_ref()?.report();
+        if report.behind > CLUSTER_BEHIND {
+            warnings.push(format!(
+                "the Kubernetes API server was last seen {} s ago; what it had then is in force",
+                report.behind.as_secs()
+            ));
+        }
+        for watch in &report.watches {
+            if let Some(error) = watch.error.as_ref().filter(|_| watch.behind.is_zero()) {
+                warnings.push(format!("Kubernetes {}: {error}", watch.what));
+            }
+        }
+        Some(view::Kubernetes {
+            server: report.server,
+            node: report.node,
+            synced: report.synced,
+            age_seconds: report.behind.as_secs(),
+            error: report.error,
+            watches: report
+                .watches
+                .into_iter()
+                .map(|watch| view::KubernetesWatch {
+                    resource: watch.what.to_string(),
+                    objects: watch.objects,
+                    synced: watch.synced,
+                    age_seconds: watch.behind.as_secs(),
+                    lists: watch.lists,
+                    watches: watch.watches,
+                    failures: watch.failures,
+                    error: watch.error.map(|error| error.to_string()),
+                })
+                .collect(),
+        })
     }
 
     /// The kernel side, and what could not be read of it.
@@ -76,6 +118,7 @@ impl Views {
             ("refused-agent-down", counters.refused_agent_down),
             ("refused-policy", counters.refused_policy),
             ("refused-udp", counters.refused_udp),
+            ("refused-unregistered", counters.refused_unregistered),
             ("dns", counters.dns),
             ("bypassed", counters.bypassed),
             ("lost", counters.lost),
@@ -164,8 +207,10 @@ impl Views {
             let status = set.status();
             let (host, namespace, port) = (status.host, status.namespace, status.port);
             let subset = status.subset.unwrap_or_default();
+            let http = set.cluster().target.protocol.is_http();
             status.endpoints.into_iter().map(move |endpoint| {
                 let (health, reason) = health(&endpoint.state);
+                let last = endpoint.last_failure.as_ref();
                 view::Endpoint {
                     namespace: namespace.to_string(),
                     host: host.clone(),
@@ -180,8 +225,17 @@ impl Views {
                     health: health.to_owned(),
                     reason,
                     active: open_connections(&endpoint).max(endpoint.active_requests.into()),
+                    connections: open_connections(&endpoint),
+                    requests: if http {
+                        endpoint.active_requests.into()
+                    } else {
+                        0
+                    },
                     total: endpoint.picks,
                     failed: endpoint.failures,
+                    ejections: endpoint.ejections,
+                    last_failure: last.map_or_else(String::new, |last| last.what.clone()),
+                    last_failure_seconds: last.map(|last| last.ms_ago / 1000),
                     locality: endpoint.locality,
                     address: endpoint.address,
                 }
@@ -281,6 +335,29 @@ impl Views {
     }
 
     /// `GET /v1/dns`.
+    /// Unregistered destinations by caller, the busiest first.
+    pub(super) fn observe(&self, query: &Query) -> Result<Vec<view::Unregistered>, String> {
+        let found = self
+            .kernel
+            .unregistered()
+            .map_err(|error| error.to_string())?;
+        let mut rows: Vec<view::Unregistered> = found
+            .iter()
+            .map(|one| super::outbound::view(one, &self.directory, self.names.seen()))
+            .filter(|row| {
+                query
+                    .get("namespace")
+                    .is_none_or(|namespace| row.namespace == namespace)
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            (b.count.cmp(&a.count))
+                .then_with(|| (&a.namespace, &a.workload).cmp(&(&b.namespace, &b.workload)))
+                .then_with(|| a.destination.cmp(&b.destination))
+        });
+        Ok(rows)
+    }
+
     pub(super) fn dns(&self, query: &Query) -> Vec<view::Name> {
         let mut names: BTreeMap<String, view::Name> = BTreeMap::new();
         for holding in self.names.addresses().all() {

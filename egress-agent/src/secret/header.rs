@@ -146,10 +146,10 @@ struct Reading {
 
 impl Reading {
     fn new(secrets: &Secrets, credential: &HeaderCredential, namespace: &str) -> Self {
-        let published = secrets.published.load();
+        let (published, cluster) = (secrets.published.load(), secrets.cluster.load());
         let mut finder = Finder {
             settings: &secrets.settings,
-            published: &published,
+            published: [&published, &cluster],
             namespace,
             watched: Vec::new(),
         };

@@ -21,6 +21,8 @@ mod describe;
 mod entry;
 mod error;
 mod header;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod material;
 mod metrics;
 mod source;
@@ -66,6 +68,8 @@ pub struct Secrets {
     published: ArcSwap<Published>,
     /// Credentials that requests carry.
     headers: header::Headers,
+    /// Those of a Kubernetes API server, behind `published`.
+    cluster: ArcSwap<Published>,
     system: SystemRoots,
     /// Held while `entries` or `published` is replaced.
     writing: Mutex<()>,
@@ -79,6 +83,7 @@ impl Secrets {
             entries: ArcSwap::default(),
             published: ArcSwap::default(),
             headers: header::Headers::default(),
+            cluster: ArcSwap::default(),
             system: SystemRoots::default(),
             writing: Mutex::new(()),
         })
@@ -120,6 +125,34 @@ impl Secrets {
         entry
     }
 
+    /// Reads the material of many blocks at once, so that
+    /// [`client_config`](Self::client_config) finds it ready.
+    pub fn prepare<'a>(&self, wanted: impl Iterator<Item = (&'a ClientTls, &'a Arc<str>)>) {
+        let _writing = self.write();
+        let known = self.entries.load();
+        let mut new: HashMap<Key, Arc<Entry>> = HashMap::new();
+        for (tls, namespace) in wanted {
+            let namespace = if uses_credential(tls) {
+                Arc::clone(namespace)
+            } else {
+                Arc::default()
+            };
+            let key = (tls.clone(), namespace);
+            if !known.contains_key(&key) && !new.contains_key(&key) {
+                let entry = Arc::new(Entry::load(self, key.0.clone(), key.1.clone()));
+                new.insert(key, entry);
+            }
+        }
+        if !new.is_empty() {
+            new.extend(
+                known
+                    .iter()
+                    .map(|(key, entry)| (key.clone(), Arc::clone(entry))),
+            );
+            self.entries.store(Arc::new(new));
+        }
+    }
+
     /// Forgets every configuration whose block is not among `used`: those of
     /// policies that are gone.
     pub fn retain(&self, used: impl Fn(&ClientTls) -> bool) {
@@ -130,17 +163,37 @@ impl Secrets {
     }
 
     /// Sets (or with `None` removes) a credential held in memory: a `Secret`
-    /// document, or one from Kubernetes. It stands in front of the secrets
-    /// directory in its namespace.
+    /// document. It stands in front of the secrets directory in its namespace.
     pub fn publish(&self, namespace: Arc<str>, name: Arc<str>, data: Option<SecretData>) {
+        self.set(&self.published, namespace, name, data);
+    }
+
+    /// As [`publish`](Self::publish), for a Secret of a Kubernetes API server,
+    /// which stands behind a document of the same name.
+    pub fn publish_cluster(&self, namespace: Arc<str>, name: Arc<str>, data: Option<SecretData>) {
+        self.set(&self.cluster, namespace, name, data);
+    }
+
+    fn set(
+        &self,
+        place: &ArcSwap<Published>,
+        namespace: Arc<str>,
+        name: Arc<str>,
+        data: Option<SecretData>,
+    ) {
         {
             let _writing = self.write();
-            let mut published = HashMap::clone(&self.published.load());
+            let old = place.load();
+            let key = (namespace, name);
+            if data.is_none() && !old.contains_key(&key) {
+                return;
+            }
+            let mut published = HashMap::clone(&old);
             match data {
-                Some(data) => published.insert((namespace, name), Arc::new(data)),
-                None => published.remove(&(namespace, name)),
+                Some(data) => published.insert(key, Arc::new(data)),
+                None => published.remove(&key),
             };
-            self.published.store(Arc::new(published));
+            place.store(Arc::new(published));
         }
         self.refresh(Look::Contents);
     }

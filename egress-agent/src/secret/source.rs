@@ -79,7 +79,8 @@ pub(super) type Fingerprint = Vec<Option<(u64, u64, u64, i64, i64)>>;
 /// outcome in `watched`, whether it exists or not.
 pub(super) struct Finder<'a> {
     pub(super) settings: &'a SecretSettings,
-    pub(super) published: &'a Published,
+    /// In memory, first match wins.
+    pub(super) published: [&'a Published; 2],
     /// Namespace of the client, searched first.
     pub(super) namespace: &'a str,
     pub(super) watched: Vec<PathBuf>,
@@ -223,7 +224,7 @@ impl Finder<'_> {
             }
             seen.push(namespace);
             let key = (namespace.clone(), Arc::from(name));
-            if let Some(data) = self.published.get(&key) {
+            if let Some(data) = self.published.iter().find_map(|held| held.get(&key)) {
                 let place = format!("{namespace}/{name}");
                 found = found.or(Some(Credential::Memory(place, data.clone())));
             }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::Workload;
 use super::container::identify;
 use super::hierarchy::Hierarchy;
+use super::pods::Pods;
 use super::rules::{Rule, classify};
 use crate::policy::model::Labels;
 use crate::policy::snapshot::Client;
@@ -32,6 +33,8 @@ struct Shared {
 #[derive(Clone, Debug)]
 struct Known {
     rules: Arc<Rules>,
+    /// Pods of this node.
+    pods: Arc<Pods>,
     workloads: HashMap<u64, Arc<Workload>>,
     /// A caller of whom nothing is known.
     stranger: Arc<Workload>,
@@ -52,9 +55,10 @@ const FIND_DEADLINE: Duration = Duration::from_millis(500);
 const CAPACITY: usize = 65_536;
 
 impl Known {
-    fn new(rules: Rules) -> Self {
+    fn new(rules: Rules, pods: Arc<Pods>) -> Self {
         let mut known = Self {
             rules: Arc::new(rules),
+            pods,
             workloads: HashMap::new(),
             stranger: Arc::new(Workload {
                 client: Client {
@@ -64,6 +68,7 @@ impl Known {
                 name: "unknown".into(),
                 cgroup: "".into(),
                 identity: super::container::Identity::default(),
+                pod: None,
             }),
         };
         let mut stranger = Workload::clone(&known.stranger);
@@ -75,16 +80,23 @@ impl Known {
     fn workload(&self, path: &str) -> Workload {
         let identity = identify(path);
         let rule = classify(&self.rules.list, path);
+        let pod = identity.pod.as_ref();
+        let pod = pod.and_then(|pod| self.pods.get(&pod.uid)).cloned();
         let name = rule
             .and_then(|rule| rule.name.clone())
+            .or_else(|| pod.as_ref().map(|pod| Arc::clone(&pod.workload)))
             .or_else(|| identity.name().map(Arc::from))
             .unwrap_or_else(|| path.into());
-        let client = match rule {
-            Some(rule) => Client {
+        let client = match (rule, &pod) {
+            (Some(rule), _) => Client {
                 namespace: Arc::clone(&rule.namespace),
                 labels: Arc::clone(&rule.labels),
             },
-            None => Client {
+            (None, Some(pod)) => Client {
+                namespace: Arc::clone(&pod.namespace),
+                labels: Arc::clone(&pod.labels),
+            },
+            (None, None) => Client {
                 namespace: Arc::clone(&self.rules.default),
                 labels: Arc::new(Labels::new()),
             },
@@ -94,6 +106,7 @@ impl Known {
             name,
             cgroup: path.into(),
             identity,
+            pod,
         }
     }
 }
@@ -107,7 +120,7 @@ impl Directory {
         };
         Self(Arc::new(Shared {
             hierarchy,
-            known: ArcSwap::from_pointee(Known::new(rules)),
+            known: ArcSwap::from_pointee(Known::new(rules, Arc::default())),
             finding: Mutex::new(None),
         }))
     }
@@ -120,10 +133,34 @@ impl Directory {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let old = self.0.known.load();
-        let mut new = Known::new(Rules {
+        let rules = Rules {
             list: rules.to_vec(),
             default: Arc::clone(&default.0),
-        });
+        };
+        self.judge(Known::new(rules, Arc::clone(&old.pods)), &old);
+    }
+
+    /// Namespaces of callers that rules and pods name.
+    pub fn namespaces(&self) -> std::collections::BTreeSet<Arc<str>> {
+        let known = self.0.known.load();
+        let rules = known.rules.list.iter().map(|rule| &rule.namespace);
+        let pods = known.pods.values().map(|pod| &pod.namespace);
+        rules.chain(pods).cloned().collect()
+    }
+
+    /// Takes over which pods run on this node. What is known is judged anew.
+    pub fn set_pods(&self, pods: Pods) {
+        let _finding = self
+            .0
+            .finding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let old = self.0.known.load();
+        let new = Known::new(Rules::clone(&old.rules), Arc::new(pods));
+        self.judge(new, &old);
+    }
+
+    fn judge(&self, mut new: Known, old: &Known) {
         new.workloads = old
             .workloads
             .iter()
@@ -220,7 +257,7 @@ impl Directory {
         self.learn_all()
     }
 
-    /// The cgroups that a rule names, each with its id: what the kernel must
+    /// The cgroups that a rule names and those of pods, each with its id: what the kernel must
     /// know, since it goes by the nearest ancestor. Blocks; does not change
     /// what is known.
     ///
@@ -230,12 +267,12 @@ impl Directory {
         let known = self.0.known.load();
         let mut found = Vec::new();
         self.0.hierarchy.walk(|id, path| {
-            if known
-                .rules
-                .list
-                .iter()
-                .any(|rule| rule.cgroup.matches(path))
-            {
+            let named = |rule: &Rule| rule.cgroup.matches(path);
+            let is_pod = || {
+                let pod = super::container::pod_of(path);
+                pod.is_some_and(|pod| known.pods.contains_key(&pod.uid))
+            };
+            if known.rules.list.iter().any(named) || is_pod() {
                 found.push((id, Arc::new(known.workload(path))));
             }
         })?;

@@ -8,7 +8,8 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::cargo::{binaries, cargo};
-use crate::commands::{build, lint};
+use crate::commands::{build, lint, package};
+use crate::counts::Counts;
 use crate::failure::Failure;
 use crate::host;
 use crate::setup;
@@ -84,6 +85,9 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if all.passed == 0 {
         return Err(Failure::new("no test has such a name"));
     }
+    if arguments.long && arguments.filter.is_none() {
+        package::check_debug()?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -121,75 +125,4 @@ fn tests(
     let status = child.wait().map_err(|e| Failure::io("cargo", &e))?;
     counts.clean = status.success();
     Ok(counts)
-}
-
-/// What the test harness reported.
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    passed: u32,
-    failed: u32,
-    ignored: u32,
-    /// cargo ended with success.
-    clean: bool,
-}
-
-impl Counts {
-    /// Takes in a line such as
-    /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; ...`.
-    fn add(&mut self, line: &str) {
-        let Some(rest) = line.strip_prefix("test result: ") else {
-            return;
-        };
-        let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
-        for part in counts.split(';') {
-            let mut words = part.split_whitespace();
-            let (Some(number), Some(kind)) = (words.next(), words.next()) else {
-                continue;
-            };
-            let number: u32 = number.parse().unwrap_or(0);
-            match kind {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                "ignored" => self.ignored += number,
-                _ => {}
-            }
-        }
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self {
-            passed: self.passed + other.passed,
-            failed: self.failed + other.failed,
-            ignored: self.ignored + other.ignored,
-            clean: self.clean && other.clean,
-        }
-    }
-}
-
-impl std::fmt::Display for Counts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
-        if self.ignored > 0 {
-            write!(f, ", {} NOT RUN", self.ignored)?;
-        }
-        if !self.clean && self.failed == 0 {
-            write!(f, ", and cargo itself failed")?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn result_lines_are_counted() {
-        let mut counts = Counts::default();
-        counts.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
-        counts
-            .add("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 9 filtered out");
-        counts.add("test names ... ok");
-        assert_eq!((counts.passed, counts.failed, counts.ignored), (4, 2, 1));
-    }
 }

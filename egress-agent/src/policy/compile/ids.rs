@@ -38,4 +38,17 @@ impl Ids {
         let generation = self.generation;
         self.numbers.retain(|_, (_, seen)| *seen == generation);
     }
+
+    /// Forgets those of `keys` that were not numbered again for this snapshot.
+    pub(super) fn forget<'k>(&mut self, keys: impl Iterator<Item = &'k ServiceKey>) {
+        for key in keys {
+            if self
+                .numbers
+                .get(key)
+                .is_some_and(|(_, seen)| *seen != self.generation)
+            {
+                self.numbers.remove(key);
+            }
+        }
+    }
 }

@@ -271,12 +271,12 @@ impl<S: ServiceStream> Tries<'_, S> {
         let picked = match self.set.pick(&context) {
             Err(PickError::Unresolved) => {
                 let most = self.plan.cluster.policy.connection_pool.connect_timeout;
-                let _ = timeout(most, Box::pin(self.set.resolved())).await;
+                let _ = timeout(most, Box::pin(self.set.resolved(context.host))).await;
                 self.set.pick(&context)
             }
             picked => picked,
         };
-        picked.map_err(|error| Failure::pick(error, self.set.explain(error)))
+        picked.map_err(|error| Failure::pick(error, self.set.explain(error, context.host)))
     }
 
     /// The host of the request as it leaves.

@@ -1,0 +1,1 @@
+//! Objects, kept documents, verdicts.
