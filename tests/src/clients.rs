@@ -61,7 +61,9 @@ impl Lab {
     /// # Errors
     /// When it is not there.
     pub fn python_server(&self, script: &str) -> Result<Spawn> {
-        Ok(self.spawn(Group::Servers, venv()?).args(["-I", "-c", script]))
+        Ok(self
+            .spawn(Group::Servers, venv()?)
+            .args(["-I", "-c", script]))
     }
 
     /// Node.js with a script, in `group`.

@@ -561,7 +561,8 @@ print("done")
     assert_eq!(lab.python_clients(script)?.text()?, "done\n");
     let record = agent.record("a WebSocket", |r| r.field("path") == "/chat")?;
     assert_eq!(record.field("response_code"), "101", "{record}");
-    assert!(record.sent() > 1_300_000, "{record}");
+    // Frames that repeat themselves are compressed.
+    assert!(record.sent() > 1_000, "{record}");
 
     // RFC 8441: Node opens the stream, frames are written by hand.
     let script = r#"

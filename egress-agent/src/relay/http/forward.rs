@@ -193,6 +193,9 @@ pub(super) async fn run<S: ServiceStream>(
             let mut exchange = sending.exchange;
             if let Some(upload) = &upload {
                 exchange.open.record.received = upload.received();
+                if exchange.open.record.version == Version::HTTP_2 {
+                    upload.drain();
+                }
             }
             fail(exchange, &failure)
         }
