@@ -327,7 +327,7 @@ print("done")
 #[test]
 fn node_clients_work_unmodified() -> Result<()> {
     let scene = Scene::new()?;
-    let script = r#"
+    let script = r"
 const http = require('http'), http2 = require('http2');
 const fail = e => { console.error(e); process.exit(1); };
 process.on('unhandledRejection', fail);
@@ -359,7 +359,7 @@ const two = (session, host, n) => new Promise((done, bad) => {
   agent.destroy();
   console.log('done');
 })();
-"#;
+";
     let text = scene.lab.node_in(Group::Clients, script).text()?;
     assert_eq!(text, "done\n");
     scene.agent.stop()
@@ -565,7 +565,7 @@ print("done")
     assert!(record.sent() > 1_000, "{record}");
 
     // RFC 8441: Node opens the stream, frames are written by hand.
-    let script = r#"
+    let script = r"
 const http2 = require('http2');
 const session = http2.connect('http://ws.example.com');
 const fail = e => { console.error(e); process.exit(1); };
@@ -589,7 +589,7 @@ session.on('remoteSettings', settings => {
     process.exit(0);
   });
 });
-"#;
+";
     assert_eq!(lab.node_in(Group::Clients, script).text()?, "done\n");
     agent.stop()
 }
@@ -600,7 +600,7 @@ fn goaway_and_resets_of_the_service_fail_no_healthy_request() -> Result<()> {
     let _dns = NameServer::start(&lab, RESOLVER, "")?;
     // Every session ends with GOAWAY after three streams; one path is reset,
     // one is refused the first time that it comes.
-    let server = r#"
+    let server = r"
 const http2 = require('http2');
 const server = http2.createServer();
 const refused = new Set();
@@ -620,7 +620,7 @@ server.on('session', session => {
   });
 });
 server.listen(80, '203.0.113.61', () => console.log('listening'));
-"#;
+";
     let mut server = lab.node_in(Group::Servers, server).interactive().start()?;
     server.expect_line("listening")?;
     let agent = lab
