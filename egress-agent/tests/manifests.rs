@@ -226,6 +226,10 @@ fn contains(read: &Value, written: &Value, path: &str) {
                 contains(read, written, &format!("{path}[{n}]"));
             }
         }
+        // Bounds are numbers of any kind.
+        (Value::Number(read), Value::Number(written)) => {
+            assert_eq!(read.as_f64(), written.as_f64(), "{path}");
+        }
         (read, written) => assert_eq!(read, written, "{path}"),
     }
 }

@@ -14,7 +14,7 @@ pub mod caller;
 pub mod direct;
 
 /// Version of the layouts below and of the maps that hold them.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Scope of entries that are exported to every namespace.
 pub const SCOPE_ALL: u32 = 0;
@@ -325,6 +325,13 @@ pub struct OriginKey {
 /// Value of `ORIGINS`: what the application dialled, and who it was. Looked up
 /// and deleted by the agent when it accepts.
 pub type Origin = SocketState;
+
+/// Kind of an entry of `NUMBERS`, the upper half of its value; the lower half
+/// is the number. The programs do not look at this map: it keeps numbers and
+/// what they count together for the next agent.
+pub const NUMBER_OF_SERVICE: u32 = 1;
+/// A namespace; see [`NUMBER_OF_SERVICE`].
+pub const NUMBER_OF_SCOPE: u32 = 2;
 
 /// Counters of the map `COUNTERS` (per CPU), by index.
 pub mod counter {

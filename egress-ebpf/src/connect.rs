@@ -86,6 +86,10 @@ fn capture_dns(
         flags: 0,
         kind,
     };
+    // A DNS socket that cannot go through loopback goes where it wanted to.
+    if !address.leave_device() {
+        return unregistered(address, config, scope, transport, ip, port);
+    }
     if remember(address, &record, netns, ip, port) {
         address.set(to, to_port);
         count(counter::DNS);
@@ -130,7 +134,7 @@ fn registered(
             flags: found.flags,
             kind: SOCKET_REDIRECTED,
         };
-        if to_port != 0 && remember(address, &record, netns, ip, port) {
+        if to_port != 0 && address.leave_device() && remember(address, &record, netns, ip, port) {
             address.set(to, to_port);
             count(counter::PROXIED);
             if config.log != 0 {

@@ -74,7 +74,7 @@ pub fn egress_sock_ops(context: SockOpsContext) -> u32 {
 #[cgroup_sock(sock_create)]
 pub fn egress_create(context: SockContext) -> i32 {
     sock_create::created(socket::netns_of(&context));
-    1
+    outbound::may_be_made(socket::protocol_of(&context)) as i32
 }
 
 #[cgroup_sock(sock_release)]

@@ -12,9 +12,13 @@ use egress_common::caller::{
 use egress_common::{ANY_PORT, Config, NetworkKey, OUTBOUND_REGISTRY_ONLY, SCOPE_ALL, counter};
 
 use crate::atomic::fetch_add;
-use crate::lookup::now;
+use crate::lookup::{self, now};
 use crate::maps::{ALLOWED, DESTINATIONS, OUTBOUND, REFUSALS, count};
 use crate::socket::{ALLOW, Ip, SockAddr, Transport};
+
+const IPPROTO_DCCP: u32 = 33;
+const IPPROTO_SCTP: u32 = 132;
+const IPPROTO_UDPLITE: u32 = 136;
 
 /// Neither registered nor, while the agent lives, DNS.
 #[inline(always)]
@@ -43,6 +47,23 @@ pub fn unregistered(
         debug!(address.context(), "refused: not registered, port {}", port);
     }
     address.refuse_with(transport, config.outbound_errno)
+}
+
+/// Whether a socket of this protocol may be made: not under registry-only when
+/// the kernel has no hook for where it connects.
+#[inline(always)]
+pub fn may_be_made(protocol: u32) -> bool {
+    if !matches!(protocol, IPPROTO_DCCP | IPPROTO_SCTP | IPPROTO_UDPLITE) {
+        return true;
+    }
+    let Some(config) = lookup::config() else {
+        return true;
+    };
+    let may = mode(config, lookup::scope(config)) != u32::from(OUTBOUND_REGISTRY_ONLY);
+    if !may {
+        count(counter::REFUSED_UNREGISTERED);
+    }
+    may
 }
 
 #[inline(always)]

@@ -175,13 +175,14 @@ impl Builder<'_> {
             .arg(file("state"))
             .arg("--bpffs")
             .arg(lab.bpffs()?.join(format!("egress{}", self.suffix)))
-            .arg("--access-log")
-            .arg(&access_log)
             .args(["--log", &self.log])
             .args(&self.arguments)
             .env("RUST_BACKTRACE", "1")
             .stdout(std::process::Stdio::piped())
             .stderr(stderr);
+        if !self.arguments.iter().any(|flag| flag == "--access-log") {
+            spawn = spawn.arg("--access-log").arg(&access_log);
+        }
         if !self.arguments.iter().any(|flag| flag == "--metrics") {
             spawn = spawn.args(["--metrics", METRICS]);
         }

@@ -27,8 +27,10 @@ pub mod http;
 pub mod kernel;
 pub mod kubernetes;
 pub mod load;
+pub mod mariadb;
 pub mod netns;
 pub mod nginx;
+pub mod offices;
 pub mod policy;
 pub mod postgres;
 pub mod process;
@@ -145,6 +147,15 @@ impl Lab {
     /// The cgroup that the agent captures.
     pub fn client_cgroup(&self) -> PathBuf {
         self.cgroup.group(Group::Clients)
+    }
+
+    /// Makes a group of clients of its own below the captured cgroup, and
+    /// returns the line by which a Python script joins it.
+    pub fn client_group(&self, name: &str) -> Result<String> {
+        let path = self.client_cgroup().join(name);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        let procs = path.join("cgroup.procs");
+        Ok(format!("open('{}', 'w').write('0')\n", procs.display()))
     }
 
     /// One more namespace of clients, as a container has: a link to the world,

@@ -491,16 +491,23 @@ fn a_dead_address_family_is_not_waited_for() -> Result<()> {
     let lab = Lab::new()?;
     let records = "10.0.0.1 dual.example.com\n2001:db8:1::1 dual.example.com\n";
     let _dns = NameServer::start(&lab, RESOLVER, records)?;
-    let _v4 = Backend::start(&lab, "v4", "10.0.0.1:7000", Speaks::Name)?;
+    let _name = Backend::start(&lab, "v4", "10.0.0.1:7000", Speaks::Name)?;
+    let _http = Backend::start(&lab, "v4", "10.0.0.1:80", Speaks::Http)?;
     lab.world()
         .ip("route add blackhole 2001:db8:1::1/128 table local metric 1\n")?;
     let pool = "    connectionPool:
       tcp:
         connectTimeout: 60s
-        idleTimeout: 60s";
-    let document = policy::tcp("dual.example.com", 7000) + &rule("dual.example.com", pool);
+        idleTimeout: 60s
+      http:
+        maxRequestsPerConnection: 1";
+    let ports = "    - number: 80
+      name: http
+      protocol: HTTP
+";
+    let document = policy::tcp("dual.example.com", 7000) + ports + &rule("dual.example.com", pool);
     let agent = lab.agent().policy("dual", &document)?.start()?;
-    // Sixteen times, since each connection begins with either of them.
+    // Several times, since each connection begins with either of them.
     let script = r#"
 import socket
 for _ in range(16):
@@ -509,5 +516,12 @@ for _ in range(16):
         assert s.makefile().readline() == "v4\n"
 "#;
     lab.python(script).text()?;
+    for _ in 0..10 {
+        let body = lab.curl(&["--fail", "http://dual.example.com/"]).text()?;
+        ensure!(body == "v4", "{body}");
+    }
+    for record in agent.records()? {
+        ensure!(record.endpoint().starts_with("10.0.0.1:"), "{record}");
+    }
     agent.stop()
 }

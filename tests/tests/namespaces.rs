@@ -18,7 +18,7 @@ const PORT: u16 = 7000;
 /// A service that says who connects.
 struct Service {
     _server: Server,
-    _dns: NameServer,
+    dns: NameServer,
     lab: Lab,
 }
 
@@ -29,7 +29,7 @@ impl Service {
         let server = Server::start(&lab, &format!("{REAL}:{PORT}"), Behaviour::TellPeer)?;
         Ok(Self {
             _server: server,
-            _dns: dns,
+            dns,
             lab,
         })
     }
@@ -150,6 +150,52 @@ fn a_namespace_has_its_own_listeners_and_source_address() -> Result<()> {
     agent.stop()
 }
 
+/// What goes to the agent goes through loopback, whatever device the socket was
+/// bound to.
+#[test]
+fn a_socket_bound_to_a_device_reaches_the_service() -> Result<()> {
+    let service = Service::new()?;
+    let pod = service.lab.pod(1)?;
+    let agent = service.agent()?;
+    let text = service
+        .client(
+            &pod,
+            r#"
+address = virtual()
+with socket.socket() as s:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    s.settimeout(5)
+    s.connect(address)
+    assert s.getpeername() == address
+    print(s.makefile().readline().strip())
+# A resolver that binds its sockets, asked with and without connect.
+name = b"".join(bytes([len(p)]) + p for p in HOST.encode().split(b".")) + b"\0"
+query = b"\0\7\1\0\0\1\0\0\0\0\0\0" + name + b"\0\1\0\1"
+for connected in (True, False):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        s.settimeout(5)
+        if connected:
+            s.connect(("203.0.113.53", 53))
+            s.send(query)
+        else:
+            # The kernel has looked at the device by then: the first is refused.
+            try:
+                s.sendto(query, ("203.0.113.53", 53))
+                raise SystemExit("sent by the device")
+            except ConnectionRefusedError:
+                s.sendto(query, ("203.0.113.53", 53))
+        reply, source = s.recvfrom(1000)
+        assert source == ("203.0.113.53", 53), source
+        assert socket.inet_ntoa(reply[-4:]).startswith("240.240."), reply
+"#,
+        )
+        .text()?;
+    assert_eq!(text.trim(), address(1));
+    agent.wait_records(1)?;
+    agent.stop()
+}
+
 #[test]
 fn dns_over_tcp_and_forwarded_queries_leave_from_the_namespace() -> Result<()> {
     let service = Service::new()?;
@@ -162,7 +208,7 @@ fn dns_over_tcp_and_forwarded_queries_leave_from_the_namespace() -> Result<()> {
             "virtual()\ntry:\n    socket.getaddrinfo('unregistered.example.com', 80)\nexcept OSError:\n    pass",
         )
         .text()?;
-    let asked = service._dns.askers("unregistered.example.com")?;
+    let asked = service.dns.askers("unregistered.example.com")?;
     assert!(
         !asked.is_empty() && asked.iter().all(|who| *who == address(1)),
         "{asked:?}"
@@ -195,7 +241,7 @@ fn without_listeners_the_failure_policy_holds() -> Result<()> {
     let service = Service::new()?;
     let lab = &service.lab;
     service
-        ._dns
+        .dns
         .set(&format!("{REAL} {HOST}\n203.0.113.21 {OPEN}\n"))?;
     let _open = Server::start(lab, &format!("203.0.113.21:{PORT}"), Behaviour::TellPeer)?;
     let open = policy::tcp_proxied(OPEN, PORT).replacen(
@@ -232,7 +278,8 @@ for attempt in range(100):
 sys.stdin.readline()
 "#
     );
-    let before = agent.records()?.len();
+    // One for each host, once both connections have ended.
+    let before = agent.wait_records(2)?.len();
     let mut client = service.client(&pod, &script).interactive().start()?;
     client.expect_line(&address(1))?;
     assert_eq!(agent.records()?.len(), before, "{:?}", agent.records()?);

@@ -46,6 +46,8 @@ enum Command {
     Run(commands::run::Arguments),
     /// Format and lint checks, unit tests, kernel and end-to-end tests.
     Test(commands::test::Arguments),
+    /// Measure egress beside Envoy, HAProxy, nginx and no proxy at all.
+    Bench(commands::bench::Arguments),
     /// The kernel and end-to-end tests on other kernels, in virtual machines.
     VmTest(commands::vm_test::Arguments),
     /// Format and lint checks alone.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Demo => commands::demo::run(),
         Command::Run(arguments) => commands::run::run(arguments),
         Command::Test(arguments) => commands::test::run(arguments),
+        Command::Bench(arguments) => commands::bench::run(arguments),
         Command::VmTest(arguments) => commands::vm_test::run(arguments),
         Command::Lint(arguments) => commands::lint::run(arguments),
         Command::Package(arguments) => commands::package::run(arguments),

@@ -52,33 +52,63 @@ const BPF_ALTERNATIVE: &str = "elsewhere than on Debian 12 use rustup: \
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
-/// no service; `nginx-light` and `postgresql` come with services, which are
-/// kept from starting.
-const TEST_PACKAGES: [&str; 13] = [
+/// no service; nginx, PostgreSQL and the mail and directory servers come with
+/// services, which are kept from starting.
+const TEST_PACKAGES: [&str; 23] = [
     "bpftool",
     "curl",
     "dnsmasq-base",
+    "dovecot-imapd",
     "iproute2",
+    "ldap-utils",
+    "mariadb-client-core",
+    "mariadb-server-core",
     "nghttp2-client",
     "nginx-light",
     "nodejs",
+    "postfix",
     "postgresql",
     "postgresql-client",
     "procps",
     "python3",
+    "python3-cryptography",
+    "python3-psycopg",
+    "python3-psycopg2",
+    "python3-pymysql",
     "python3-venv",
+    "slapd",
     "util-linux",
 ];
 
-const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), dnsmasq, curl, \
-     python3, iproute2, bpftool and util-linux by your system's means, then run this again";
+const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), MariaDB \
+     (server and client), Postfix, Dovecot, OpenLDAP (server and tools), dnsmasq, curl, python3 \
+     with psycopg, psycopg2, pymysql and cryptography, iproute2, bpftool and util-linux by your system's means, then run this again";
 
 /// Programs that the lab calls; where all of them are there, no package is
 /// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 12] = [
-    "bpftool", "curl", "dnsmasq", "h2load", "ip", "nginx", "node", "nsenter", "psql", "python3",
-    "setpriv", "unshare",
+const TEST_PROGRAMS: [&str; 18] = [
+    "bpftool",
+    "curl",
+    "dnsmasq",
+    "dovecot",
+    "h2load",
+    "ip",
+    "ldapwhoami",
+    "mariadb",
+    "mariadbd",
+    "nginx",
+    "node",
+    "nsenter",
+    "postfix",
+    "psql",
+    "python3",
+    "setpriv",
+    "slapd",
+    "unshare",
 ];
+
+/// Modules of the system's Python that tests import.
+const PYTHON_MODULES: &str = "import cryptography, psycopg, psycopg2, pymysql";
 
 /// Clients from PyPI, in a virtual environment of the target directory.
 const PYTHON_CLIENTS: [&str; 3] = ["grpcio==1.85.1", "httpx[http2]==0.28.1", "websockets==17.4"];
@@ -121,7 +151,8 @@ pub(crate) fn test() -> Result<(), Failure> {
     let all_there = TEST_PROGRAMS
         .iter()
         .all(|program| host::find_program(program).is_some())
-        && postgres_server();
+        && postgres_server()
+        && python_modules();
     if !all_there {
         packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)?;
     }
@@ -150,6 +181,14 @@ fn python_clients() -> Result<(), Failure> {
     )?;
     std::fs::write(&mark, wanted)
         .map_err(|error| Failure::io(format!("cannot write {}", mark.display()), &error))
+}
+
+fn python_modules() -> bool {
+    Command::new("/usr/bin/python3")
+        .args(["-I", "-c", PYTHON_MODULES])
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// Debian keeps PostgreSQL's server programs off PATH.

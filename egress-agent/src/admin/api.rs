@@ -140,7 +140,8 @@ pub trait AdminApi {
 
     /// The decision on a destination, as `policy::explain::Explanation`;
     /// `target` (URL or HOST:PORT), `from` (process id, cgroup path or
-    /// namespace), `method` and `headers` (one a line) of a request.
+    /// namespace), `method` and `headers` (one a line) of a request; with
+    /// `connect` connections are tried.
     fn explain(&self, _query: &Query) -> Pending<serde_json::Value> {
         Box::pin(async { Err(ApiError::NotServed) })
     }

@@ -83,7 +83,7 @@ const ROUTES: &[(&str, &[Method], &[&str])] = &[
     (
         "/v1/explain",
         &[Method::GET],
-        &["target", "from", "method", "headers"],
+        &["target", "from", "method", "headers", "connect"],
     ),
     ("/v1/stats", &[Method::GET], &[]),
     ("/v1/drain", &[Method::POST], &[]),

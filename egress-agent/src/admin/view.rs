@@ -263,21 +263,34 @@ pub struct Secret {
     pub kind: String,
     /// Where it was read from.
     pub source: String,
+    /// `active`; `stale` where a newer version cannot be used and the one
+    /// shown stays in force; `error` where there is none.
+    pub state: String,
     /// Subject of the (first) certificate.
     pub subject: String,
+    /// Issuer of it.
+    pub issuer: String,
     /// Names that the certificate is for.
     pub alternative_names: Vec<String>,
     /// Start of validity, RFC 3339.
     pub not_before: String,
     /// End of validity, RFC 3339.
     pub not_after: String,
+    /// Whole days until then; negative after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days_left: Option<i64>,
     /// Serial number in hexadecimal.
     pub serial: String,
+    /// Counts the versions that were in force since the start.
+    pub version: u64,
     /// Hosts that use it.
     pub used_by: Vec<String>,
-    /// Why it cannot be used.
+    /// Why it, or its newest version, cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Remarks that do not keep it from working.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// `GET /v1/dns`.

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use egress_common::{Config, LAYOUT_VERSION, Listeners, RESOLVER_SLOTS, Resolver, ServiceValue};
 
-use super::direct::DirectControl;
+use super::direct::{DirectControl, DirectPlan};
 use super::error::CaptureError;
 use super::kernel::Kernel;
 use super::origins;
 use super::services::{Changes, MapKey, Services};
 use super::sys;
+use crate::numbers::Fingerprint;
+use crate::policy::snapshot::ServiceId;
 
 /// What the kernel programs go by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +43,7 @@ pub(super) struct Control {
     pub(super) services: Services,
     pub(super) scopes: HashMap<u64, u32>,
     pub(super) direct: DirectControl,
+    pub(super) numbers: HashMap<Fingerprint, u64>,
 }
 
 impl Control {
@@ -50,11 +53,52 @@ impl Control {
             services: Services::default(),
             scopes: HashMap::new(),
             direct: DirectControl::default(),
+            numbers: HashMap::new(),
         }
     }
 }
 
 impl Kernel {
+    /// Learns from the maps what an agent before left there, or one that took
+    /// over for a moment: from then on differences alone are written.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn adopt(&self) -> Result<(), CaptureError> {
+        let mut fresh = Control::new();
+        let config = |error| CaptureError::map("CONFIG", error);
+        if let Some(config) = self.config.get(&0).map_err(config)? {
+            fresh.config = config;
+        }
+        fresh.services.adopt(self.store.entries()?);
+        fresh.scopes = self
+            .cgroups
+            .entries()
+            .map_err(|error| CaptureError::map("CGROUPS", error))?;
+        fresh.numbers = self
+            .numbers
+            .entries()
+            .map_err(|error| CaptureError::map("NUMBERS", error))?;
+        fresh.direct = self.direct.adopt()?;
+        *self.control() = fresh;
+        Ok(())
+    }
+
+    /// What the direct path was left with, by service.
+    pub fn adopted_plans(&self) -> Vec<(ServiceId, DirectPlan)> {
+        self.control().direct.all()
+    }
+
+    /// From now on entries of real addresses that were found in pinned maps go
+    /// when the policy or DNS does not name them any more. Until then they
+    /// stay, since the names are not resolved yet.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub fn forget_adopted(&self) -> Result<usize, CaptureError> {
+        self.control().services.forget_adopted(&self.store)
+    }
+
     /// Makes the entries of the policy equal to `desired`.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -118,7 +119,7 @@ pub fn below(cgroup: &Path) -> io::Result<HashMap<u64, u32>> {
 
 /// Which of these namespaces (by inode number) are in use: a task is in it, or
 /// it is mounted somewhere.
-pub fn in_use(asked: &HashSet<u64>) -> HashSet<u64> {
+pub fn in_use<S: BuildHasher>(asked: &HashSet<u64, S>) -> HashSet<u64> {
     if asked.is_empty() {
         return HashSet::new();
     }
@@ -258,7 +259,7 @@ mod tests {
     fn the_own_namespace_is_in_use_and_a_made_up_one_is_not() {
         let own = inode(Path::new("/proc/self/ns/net")).unwrap();
         assert_eq!(in_use(&HashSet::from([own, 1])), HashSet::from([own]));
-        assert!(in_use(&HashSet::new()).is_empty());
+        assert!(in_use(&HashSet::<u64>::new()).is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use egress_common::caller::{Destination, DestinationKey, Refusal, TRANSPORT_TCP, TRANSPORT_UDP};
+use egress_common::caller::{Destination, DestinationKey, Refusal, TRANSPORT_TCP};
 use egress_common::{
     ANY_PORT, NetworkKey, NetworkPrefix, OUTBOUND_ALLOW_ANY, OUTBOUND_REGISTRY_ONLY, SCOPE_ALL,
 };
@@ -118,12 +118,10 @@ fn unregistered(key: &DestinationKey, value: &Destination, now: u64) -> Unregist
             comm: Comm(value.comm),
         },
         destination: SocketAddr::new(origins::ip(&key.address), key.port),
-        transport: match key.transport {
-            TRANSPORT_TCP => Transport::Tcp,
-            _ => {
-                debug_assert_eq!(key.transport, TRANSPORT_UDP);
-                Transport::Udp
-            }
+        transport: if key.transport == TRANSPORT_TCP {
+            Transport::Tcp
+        } else {
+            Transport::Udp
         },
         refused: key.refused != 0,
         count: value.count,

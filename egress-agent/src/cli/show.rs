@@ -91,20 +91,29 @@ const SECRETS: &[Column<view::Secret>] = &[
     Column::new("STATE", |s| {
         secret_state(s, jiff::Timestamp::now()).to_owned()
     }),
+    Column::new("DAYS", |s| {
+        s.days_left.map(|days| days.to_string()).unwrap_or_default()
+    }),
     Column::new("NOT AFTER", |s| s.not_after.clone()),
     Column::new("SUBJECT", |s| s.subject.clone()),
     Column::new("USED BY", |s| first(&s.used_by)),
+    Column::wide("ISSUER", |s| s.issuer.clone()),
     Column::wide("NOT BEFORE", |s| s.not_before.clone()),
     Column::wide("SERIAL", |s| s.serial.clone()),
     Column::wide("NAMES", |s| list(&s.alternative_names)),
     Column::wide("SOURCE", |s| s.source.clone()),
-    Column::wide("ERROR", |s| s.error.clone().unwrap_or_default()),
+    Column::wide("VERSION", |s| s.version.to_string()),
+    Column::new("ERROR", |s| s.error.clone().unwrap_or_default()),
+    Column::wide("REMARKS", |s| s.warnings.join("; ")),
 ];
 
 /// A month's notice.
 const SOON: jiff::SignedDuration = jiff::SignedDuration::from_hours(30 * 24);
 
 pub(super) fn secret_state(secret: &view::Secret, now: jiff::Timestamp) -> &'static str {
+    if secret.state == "stale" {
+        return "stale";
+    }
     if secret.error.is_some() {
         return "error";
     }

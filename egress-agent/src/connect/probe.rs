@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, spawn_local};
 
 use super::error::ConnectError;
 use super::pool::LocalExec;
+use super::starttls;
 use super::stream::Stream;
 use super::{Alpn, DialContext, dial};
 use crate::capture::sockets::{NetNs, Sockets};
@@ -92,7 +93,9 @@ impl EndpointProber {
                 let tls = cluster
                     .tls_for_cleartext_http()
                     .unwrap_or_else(ClientTls::simple);
-                self.dial(target, Some(&tls), Alpn::None).await.map(drop)
+                let mut connected = self.dial(target, Some(&tls), Alpn::None).await?;
+                let started = starttls::start_alone(&mut connected).await;
+                started.map_err(|error| failure(&error))
             }
             Probe::Http { path, expected } => {
                 let status = self.http(target, path).await?.as_u16();

@@ -38,6 +38,7 @@ pub mod resolve;
 pub mod resolved;
 mod set;
 mod shared;
+mod sibling;
 mod slots;
 mod status;
 mod table;

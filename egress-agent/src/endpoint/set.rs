@@ -155,10 +155,16 @@ impl EndpointSet {
         self.resolved.send_replace(Resolved::Done);
     }
 
-    /// No address is left: the names were denied by their own servers for long
-    /// enough. Tell why by [`Self::resolution_failed`].
-    pub fn give_up(&self) {
-        self.pool.update(Vec::new(), Instant::now());
+    /// What is left after a lookup failed: the last good addresses, those of
+    /// other names, or none once the names' own servers have denied them for
+    /// long enough.
+    pub fn update_despite(&self, endpoints: Vec<ResolvedEndpoint>, error: Arc<str>) {
+        let any = !endpoints.is_empty();
+        self.pool.update(endpoints, Instant::now());
+        self.resolution_failed(error);
+        if any {
+            self.resolved.send_replace(Resolved::Done);
+        }
     }
 
     /// Resolution failed; what was resolved before stays in use.

@@ -15,7 +15,7 @@ use super::eyeballs;
 use crate::account::ConnectionRecord;
 use crate::capture::Captured;
 use crate::capture::sockets::NetNs;
-use crate::connect::{self, Alpn, Connected, DialContext, dial};
+use crate::connect::{self, Alpn, Connected, DialContext, dial, starttls};
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{
     ConnectionGuard, Endpoint, EndpointId, EndpointSet, Live, Outcome, Permit, PickContext,
@@ -116,8 +116,7 @@ pub(super) async fn connect(
         record.trying(&picked.destination);
         tried.push(picked.endpoint.id);
         let company = |endpoint: &Endpoint, tried: &[EndpointId]| {
-            let other = set.pick(&pick_context(identified, hash, tried)).ok()?;
-            eyeballs::are_siblings(endpoint, &other.endpoint).then_some(other)
+            set.pick_sibling(&pick_context(identified, hash, tried), endpoint)
         };
         let dialled = eyeballs::dial(&dial_context, picked, company, &mut tried, record);
         let error = match dialled.await {
@@ -241,8 +240,31 @@ impl Upstream {
         &self.connected
     }
 
+    /// Carries out what comes between the connection and its bytes: the start
+    /// of the application's session, where TLS starts inside its protocol.
+    pub(super) async fn open(&mut self, client: &mut TcpStream) -> Result<(), FlowError> {
+        let Some(held) = &self.held else {
+            return Ok(());
+        };
+        if self.connected.opening.is_none() {
+            return Ok(());
+        }
+        let opened = starttls::open(&mut self.connected, client, &held.picked.destination).await;
+        held.picked.report(match &opened {
+            Ok(()) => Outcome::Connected,
+            Err(error) => error.outcome(),
+        });
+        opened.map_err(FlowError::Connect)
+    }
+
     /// Completes when the service says something, or ends.
     pub(super) async fn speaks(&mut self) {
+        if let Some(opening) = &self.connected.opening {
+            if !opening.speaks_first() {
+                pending::<()>().await;
+            }
+            return;
+        }
         // An error, like the end, shows again when the relay reads.
         let _ = self.connected.stream.speaks().await;
     }

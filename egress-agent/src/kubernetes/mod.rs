@@ -16,6 +16,7 @@ pub mod error;
 #[cfg(feature = "kubernetes")]
 pub mod follow;
 pub mod health;
+pub mod metrics;
 
 #[cfg(feature = "kubernetes")]
 pub use error::KubernetesError;

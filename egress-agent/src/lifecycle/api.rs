@@ -264,8 +264,17 @@ impl AdminApi for Process {
 
     fn explain(&self, query: &Query) -> Pending<serde_json::Value> {
         let registry_only = self.settings.borrow().outbound == Outbound::RegistryOnly;
-        let answer = self.look(|views| views.explain(query, registry_only));
-        Box::pin(std::future::ready(answer))
+        let answer = self.look(|views| {
+            let (explanation, attempt) = views.explain(query, registry_only)?;
+            Ok((explanation, attempt, views.connector.clone()))
+        });
+        Box::pin(async move {
+            let (mut explanation, attempt, connector) = answer?;
+            if let Some(attempt) = attempt {
+                explanation.connections = connector.connect(attempt).await?;
+            }
+            serde_json::to_value(&explanation).map_err(|error| ApiError::Failed(error.to_string()))
+        })
     }
 }
 

@@ -81,14 +81,11 @@ impl Feed {
                 match error {
                     None if now.pending && now.endpoints.is_empty() => {}
                     None => set.update(now.endpoints),
-                    Some(error) => {
-                        if !now.endpoints.is_empty() {
-                            set.update(now.endpoints);
-                        } else if !now.pending {
-                            set.give_up();
-                        }
+                    // Names that have not been asked for yet take none away.
+                    Some(error) if now.pending && now.endpoints.is_empty() => {
                         set.resolution_failed(error);
                     }
+                    Some(error) => set.update_despite(now.endpoints, error),
                 }
                 changed.notify_one();
                 if !endpoints.can_change() {

@@ -319,7 +319,7 @@ impl Body {
     /// to list nodes the agent would have to be allowed to see all of them.
     async fn watch_node(&self, client: &kube::Client) {
         let api: Api<Node> = Api::all(client.clone());
-        let row = self.board.watch("nodes");
+        let row = self.board.watch_optional("nodes");
         let mut backoff = Backoff::default();
         loop {
             let read = match timeout(NODE_DEADLINE, api.get(&self.node)).await {
@@ -347,8 +347,12 @@ impl Body {
                     sleep(NODE_DEADLINE).await;
                 }
                 Err(error) => {
-                    row.failed(&error.to_string());
-                    sleep(backoff.next()).await;
+                    if error.status() == Some(403) {
+                        row.refused(&error.to_string());
+                    } else {
+                        row.failed(&error.to_string());
+                    }
+                    sleep(backoff.wait()).await;
                 }
             }
         }

@@ -9,11 +9,13 @@ pub mod agent;
 pub mod api;
 mod bridges;
 mod cgroups;
+mod connect;
 mod direct;
 pub mod drain;
 mod dynamic_names;
 mod error;
 mod feed;
+mod handover;
 pub mod heartbeat;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;

@@ -15,7 +15,7 @@ use super::StartError;
 use super::bridges::Derived;
 use super::feed::Feed;
 use crate::capture::keys::{self, AddressBook, ScopeNames, Scopes};
-use crate::capture::{AllowedNetwork, Kernel, KernelSettings, OutboundControl};
+use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundControl};
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
 use crate::endpoint::resolve::Resolver;
@@ -67,15 +67,16 @@ impl Node {
         directory: Directory,
         resolver: Resolver,
         secrets: Arc<Secrets>,
-    ) -> Self {
-        let scopes = Arc::new(Mutex::new(Scopes::default()));
+    ) -> Result<Self, StartError> {
+        let known = kernel.known(Numbered::Scope).map_err(StartError::Capture)?;
+        let scopes = Arc::new(Mutex::new(Scopes::go_on_with(known)));
         let derived = Derived {
             kernel: Arc::clone(&kernel),
             scopes: Arc::clone(&scopes),
             made: Arc::default(),
         };
         let addresses = Arc::new(VirtualAddresses::open(&settings.state_dir));
-        Self {
+        Ok(Self {
             names: Arc::new(Names::new(addresses, derived.clone())),
             live: Arc::default(),
             sets: Sets::new(Options {
@@ -90,7 +91,7 @@ impl Node {
             resolver,
             scopes,
             derived,
-        }
+        })
     }
 
     /// The namespaces behind scope numbers.
@@ -151,12 +152,27 @@ impl Node {
             feed: &self.feed,
         };
         let plan = keys::plan(snapshot, &mut self.scopes(), &book);
+        self.keep_numbers(snapshot)?;
         let changes = self
             .kernel
             .sync_services(&plan)
             .map_err(StartError::Capture)?;
         tracing::debug!(?changes, "kernel entries");
         self.sync_scopes()
+    }
+
+    /// Writes what the numbers mean, before they are used.
+    fn keep_numbers(&self, snapshot: &Snapshot) -> Result<(), StartError> {
+        let services: Vec<_> = snapshot
+            .services
+            .iter()
+            .map(|service| (service.key.fingerprint(), service.id.0))
+            .collect();
+        let scopes = self.scopes().all();
+        self.kernel
+            .keep_numbers(Numbered::Service, &services)
+            .and_then(|()| self.kernel.keep_numbers(Numbered::Scope, &scopes))
+            .map_err(StartError::Capture)
     }
 
     /// Tells the kernel which cgroups belong to which namespace.
@@ -176,7 +192,11 @@ impl Node {
             .into_iter()
             .map(|(cgroup, workload)| (cgroup, scopes.number(&workload.client.namespace)))
             .collect();
+        let all = scopes.all();
         drop(scopes);
+        self.kernel
+            .keep_numbers(Numbered::Scope, &all)
+            .map_err(StartError::Capture)?;
         self.kernel
             .sync_scopes(&desired)
             .map_err(StartError::Capture)
@@ -206,6 +226,10 @@ impl Node {
                 })
                 .collect(),
         };
+        let scopes = self.scopes().all();
+        self.kernel
+            .keep_numbers(Numbered::Scope, &scopes)
+            .map_err(StartError::Capture)?;
         // What is allowed is known before anything is refused.
         self.kernel
             .sync_outbound(&outbound)

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
+use super::connect::{Attempt, Connector};
 use crate::admin::{ApiError, Query, view};
 use crate::capture::{CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
@@ -22,7 +23,7 @@ use crate::secret::{CertificateSummary, SecretLabels, SecretStatus, Secrets};
 use crate::workload::directory::Directory;
 
 /// A server that is silent for longer is warned of.
-const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_secs(60);
+const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// The parts that are looked at; all of them are shared.
 pub(super) struct Views {
@@ -34,6 +35,7 @@ pub(super) struct Views {
     pub(super) policy: Keeper,
     pub(super) directory: Directory,
     pub(super) cluster: Option<Board>,
+    pub(super) connector: Connector,
 }
 
 impl Views {
@@ -288,7 +290,7 @@ impl Views {
         &self,
         query: &Query,
         registry_only: bool,
-    ) -> Result<serde_json::Value, ApiError> {
+    ) -> Result<(explain::Explanation, Option<Attempt>), ApiError> {
         let invalid = |error: explain::QueryError| ApiError::Invalid(error.to_string());
         let text = query.get("target").unwrap_or_default();
         let target = explain::Target::parse(text).map_err(invalid)?;
@@ -309,7 +311,18 @@ impl Views {
             registry_only,
         };
         let explanation = explain::explain(&live.snapshot, &asked, &known);
-        serde_json::to_value(&explanation).map_err(|error| ApiError::Failed(error.to_string()))
+        let attempt = match query.get("connect") {
+            None => None,
+            Some(_) => {
+                explain::destinations(&live.snapshot, &asked).map(|(host, clusters)| Attempt {
+                    live: Arc::clone(&live),
+                    host,
+                    client: asked.client.clone(),
+                    clusters,
+                })
+            }
+        };
+        Ok((explanation, attempt))
     }
 
     /// Who is meant by `from`, as policy sees it and for people.
@@ -539,7 +552,12 @@ fn secret_rows(status: &SecretStatus, used_by: &[String], list: &mut Vec<view::S
             _ => status.trust.clone(),
         },
         name,
+        state: status.state.to_owned(),
         subject: certificate.map_or_else(String::new, |c| c.subject.clone()),
+        issuer: certificate.map_or_else(String::new, |c| c.issuer.clone()),
+        days_left: certificate.map(|c| c.days_left(jiff::Timestamp::now())),
+        version: status.version,
+        warnings: status.warnings.clone(),
         alternative_names: certificate.map_or_else(Vec::new, |c| c.names.clone()),
         not_before: certificate.map_or_else(String::new, |c| c.not_before.to_string()),
         not_after: certificate.map_or_else(String::new, |c| c.not_after.to_string()),
@@ -548,12 +566,14 @@ fn secret_rows(status: &SecretStatus, used_by: &[String], list: &mut Vec<view::S
         error: status.error.clone(),
     };
     let before = list.len();
-    if let Some(certificate) = &status.certificate {
+    // One that cannot be read has its row too, with the reason.
+    if status.mode != "SIMPLE" {
         let name = match status.name.as_str() {
             file if file.starts_with('/') => file.to_owned(),
+            name if status.mode == "ISTIO_MUTUAL" => name.to_owned(),
             name => credential(name),
         };
-        list.push(row("certificate", name, Some(certificate)));
+        list.push(row("certificate", name, status.certificate.as_ref()));
     }
     let trust = match status.trust.strip_prefix("credential ") {
         Some(name) => credential(name),

@@ -151,9 +151,11 @@ impl Reading {
         let before = source::fingerprint(known);
         let published = secrets.published.load();
         let cluster = secrets.cluster.load();
+        let svid = secrets.svid.load();
         let mut finder = Finder {
             settings: &secrets.settings,
             published: [&published, &cluster],
+            svid: &svid,
             namespace,
             watched: Vec::new(),
         };

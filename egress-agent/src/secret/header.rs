@@ -147,9 +147,11 @@ struct Reading {
 impl Reading {
     fn new(secrets: &Secrets, credential: &HeaderCredential, namespace: &str) -> Self {
         let (published, cluster) = (secrets.published.load(), secrets.cluster.load());
+        let svid = secrets.svid.load();
         let mut finder = Finder {
             settings: &secrets.settings,
             published: [&published, &cluster],
+            svid: &svid,
             namespace,
             watched: Vec::new(),
         };

@@ -30,7 +30,7 @@ const LIMIT: usize = 1024;
 /// Watches on one connection; servers allow 100 at the same time or more.
 const PER_CONNECTION: usize = 64;
 /// Before a watch that ended is tried again.
-const AGAIN: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_mins(1);
 
 /// Secrets that a snapshot names, in the namespaces where they would be looked
 /// for: of the callers on this node, of the rule, and the root namespace.
@@ -181,15 +181,14 @@ impl Watches {
         let free = connections
             .iter()
             .position(|carrier| carrier.watches < PER_CONNECTION);
-        let place = match free {
-            Some(place) => place,
-            None => {
-                connections.push(Carrier {
-                    client: self.clients.client()?,
-                    watches: 0,
-                });
-                connections.len() - 1
-            }
+        let place = if let Some(place) = free {
+            place
+        } else {
+            connections.push(Carrier {
+                client: self.clients.client()?,
+                watches: 0,
+            });
+            connections.len() - 1
         };
         let carrier = connections
             .get_mut(place)

@@ -30,14 +30,15 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod workload_api;
 
 pub use config::TlsConfig;
 pub(crate) use config::iana_name;
 pub use describe::CertificateSummary;
 use entry::Entry;
 pub use error::{Purpose, SecretError};
-use source::Published;
 pub use source::{MeshIdentity, SecretData, SecretSettings};
+use source::{Published, Svid};
 pub use status::{Labels as SecretLabels, SecretStatus};
 pub use verify::{RefusedChain, take_refused};
 
@@ -70,6 +71,8 @@ pub struct Secrets {
     headers: header::Headers,
     /// Those of a Kubernetes API server, behind `published`.
     cluster: ArcSwap<Published>,
+    /// Identity of the SPIFFE Workload API.
+    svid: ArcSwap<Svid>,
     system: SystemRoots,
     /// Held while `entries` or `published` is replaced.
     writing: Mutex<()>,
@@ -84,6 +87,7 @@ impl Secrets {
             published: ArcSwap::default(),
             headers: header::Headers::default(),
             cluster: ArcSwap::default(),
+            svid: ArcSwap::from_pointee(Err("it has not been asked yet".into())),
             system: SystemRoots::default(),
             writing: Mutex::new(()),
         })
@@ -195,6 +199,16 @@ impl Secrets {
             };
             place.store(Arc::new(published));
         }
+        self.refresh(Look::Contents);
+    }
+
+    /// Takes over an identity of the SPIFFE Workload API, or why there is none
+    /// now: then the one in force stays in force.
+    fn take_svid(&self, svid: Svid) {
+        if svid.is_err() && self.svid.load().is_ok() {
+            return;
+        }
+        self.svid.store(Arc::new(svid));
         self.refresh(Look::Contents);
     }
 

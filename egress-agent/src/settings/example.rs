@@ -40,6 +40,7 @@ fn entry(text: &mut String, setting: &Setting) {
     }
     let _ = match (setting.key, setting.default, setting.separator) {
         ("workload", ..) => writeln!(text, "{WORKLOAD}"),
+        ("mesh-identity", ..) => writeln!(text, "#mesh-identity = \"/etc/egress/identity\""),
         ("cgroup", ..) => writeln!(text, "#cgroup = \"/sys/fs/cgroup/system.slice\""),
         ("locality", ..) => writeln!(text, "#locality = \"eu-west-1/eu-west-1a\""),
         ("kubeconfig", ..) => writeln!(text, "#kubeconfig = \"/etc/egress/kubeconfig\""),

@@ -58,6 +58,15 @@ settings! {
             /// handshake.
             secrets_dir: PathBuf { "secrets-dir" "DIR" Start default "/etc/egress/secrets" }
 
+            /// Identity that `tls.mode: ISTIO_MUTUAL` presents, and the roots
+            /// that it trusts.
+            ///
+            /// A directory with `cert-chain.pem`, `key.pem` and `root-cert.pem`
+            /// (Istio's names) or `tls.crt`, `tls.key` and `ca.crt`, read again
+            /// when they change; or `unix:PATH`, the socket of a SPIFFE Workload
+            /// API. Without it such connections are refused.
+            mesh_identity: Option<PathBuf> { "mesh-identity" "DIR|unix:PATH" Start }
+
             /// Namespace whose exported DestinationRules apply to all others.
             root_namespace: NamespaceName { "root-namespace" "NAME" Reload default "istio-system" }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ struct Shared {
     known: ArcSwap<Known>,
     /// Taken to find out or to change rules, and when the last walk was.
     finding: Mutex<Option<Instant>>,
+    /// Pods that had no cgroup at the last look.
+    homeless: AtomicUsize,
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +125,7 @@ impl Directory {
             hierarchy,
             known: ArcSwap::from_pointee(Known::new(rules, Arc::default())),
             finding: Mutex::new(None),
+            homeless: AtomicUsize::new(0),
         }))
     }
 
@@ -266,17 +270,25 @@ impl Directory {
     pub fn matching(&self) -> io::Result<Vec<(u64, Arc<Workload>)>> {
         let known = self.0.known.load();
         let mut found = Vec::new();
+        let mut pods = std::collections::HashSet::new();
         self.0.hierarchy.walk(|id, path| {
             let named = |rule: &Rule| rule.cgroup.matches(path);
-            let is_pod = || {
-                let pod = super::container::pod_of(path);
-                pod.is_some_and(|pod| known.pods.contains_key(&pod.uid))
-            };
-            if known.rules.list.iter().any(named) || is_pod() {
+            let pod = super::container::pod_of(path);
+            let pod = pod.filter(|pod| known.pods.contains_key(&pod.uid));
+            if pod.is_some() || known.rules.list.iter().any(named) {
                 found.push((id, Arc::new(known.workload(path))));
             }
+            pods.extend(pod.map(|pod| pod.uid));
         })?;
+        let homeless = known.pods.len().saturating_sub(pods.len());
+        self.0.homeless.store(homeless, Ordering::Relaxed);
         Ok(found)
+    }
+
+    /// Pods that had no cgroup yet when [`matching`](Self::matching) looked
+    /// last.
+    pub fn homeless(&self) -> usize {
+        self.0.homeless.load(Ordering::Relaxed)
     }
 
     /// How many are known.
@@ -420,5 +432,60 @@ mod tests {
         ];
         expected.sort();
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn pods_give_their_cgroups_namespace_and_labels() {
+        use super::super::pods::PodInfo;
+        let (home, hierarchy, directory) =
+            directory(&["kubepods/podaaaaaaaa-0000-4000-8000-000000000003=named"]);
+        let uid = |n: u8| format!("aaaaaaaa-0000-4000-8000-00000000000{n}");
+        let systemd = format!(
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice",
+            uid(1).replace('-', "_")
+        );
+        let cgroupfs = format!("kubepods/besteffort/pod{}", uid(2));
+        let named = format!("kubepods/pod{}", uid(3));
+        for pod in [&systemd, &cgroupfs, &named] {
+            fs::create_dir_all(home.path().join(pod).join("container")).unwrap();
+        }
+        let pod = |n: u8| {
+            let info = PodInfo {
+                namespace: format!("ns{n}").into(),
+                name: format!("shop-{n}").into(),
+                workload: "shop".into(),
+                labels: Arc::new([("app".into(), "shop".into())].into()),
+                service_account: "default".into(),
+            };
+            (uid(n).into(), Arc::new(info))
+        };
+        directory.set_pods([pod(1), pod(2), pod(3)].into());
+        directory.refresh().unwrap();
+        let who = |path: &str| {
+            let id = hierarchy.id(path).unwrap();
+            directory.known(id).unwrap().client.namespace.to_string()
+        };
+        assert_eq!(who(&format!("{systemd}/container")), "ns1");
+        assert_eq!(who(&cgroupfs), "ns2");
+        // What the settings say goes first.
+        assert_eq!(who(&format!("{named}/container")), "named");
+        let told: Vec<u64> = directory
+            .matching()
+            .unwrap()
+            .iter()
+            .map(|(id, _)| *id)
+            .collect();
+        assert_eq!(told.len(), 3, "the pods' own cgroups and no others");
+        assert_eq!(directory.homeless(), 0);
+        let workload = directory.of_path(&format!("/{systemd}/container")).unwrap();
+        assert_eq!(&*workload.name, "shop");
+        assert_eq!(&*workload.pod.unwrap().name, "shop-1");
+
+        directory.set_pods([pod(4)].into());
+        assert_eq!(directory.matching().unwrap().len(), 1);
+        assert_eq!(directory.homeless(), 1);
+        directory.set_pods(Pods::new());
+        assert_eq!(who(&cgroupfs), "default");
+        assert_eq!(directory.matching().unwrap().len(), 1);
     }
 }

@@ -107,13 +107,18 @@ fn what_is_missing_is_said() {
             Kernel::attach(&Options {
                 cgroup: Some(cgroup.into()),
                 bpffs: bpffs.map(PathBuf::from),
+                ..Options::default()
             })
             .unwrap_err()
             .to_string()
         };
         assert!(attach("/tmp", None).contains("/tmp is not a directory of a cgroup v2"));
         assert!(attach("/nonexistent", None).contains("cannot open the cgroup /nonexistent"));
-        assert!(attach("/tmp", Some("/tmp")).contains("/tmp is not on a bpf file system"));
+        let cgroup = Lab::unattached().cgroup;
+        assert!(
+            attach(cgroup.to_str().unwrap(), Some("/tmp"))
+                .contains("/tmp is not on a bpf file system")
+        );
     });
 }
 

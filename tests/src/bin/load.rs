@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     };
     match how {
         ["steady", rate, time] => {
-            client.steady(rate.parse()?, Duration::from_millis(time.parse()?))
+            client.steady(rate.parse()?, Duration::from_millis(time.parse()?));
         }
         ["burst", clients] => client.burst(clients.parse()?),
         _ => bail!("steady RATE MS, or burst CLIENTS"),

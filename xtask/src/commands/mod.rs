@@ -1,5 +1,6 @@
 //! The commands, one file each. What several of them need stands here.
 
+pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod demo;
 pub(crate) mod lint;

@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     debug: bool,
 }
 
-const CARGO_DEB_VERSION: &str = "3.7.0";
+const CARGO_DEB_VERSION: &str = "3.8.0";
 const PACKAGES: [&str; 2] = ["debootstrap", "dpkg-dev"];
 const ALTERNATIVE: &str = "packages are made on Debian and its like";
 /// The release whose libraries the programs are linked to.

@@ -432,7 +432,7 @@ where
             };
             while asked.as_mut().poll(cx).is_ready() {
                 asked.set(set.connection_asked_for());
-                if set.connections_wanted() > 0 {
+                if host.is_wanted_elsewhere() {
                     host.close_one_idle();
                 }
             }

@@ -161,8 +161,7 @@ async fn picking_waits_for_the_first_answer() {
     set.resolution_failed("timeout".into());
     assert!(pick(&set).is_ok());
     // Until it is given up.
-    set.give_up();
-    set.resolution_failed("no such name".into());
+    set.update_despite(Vec::new(), "no such name".into());
     let error = pick(&set).unwrap_err();
     assert!(set.explain(error, "").ends_with(": no such name"));
 }

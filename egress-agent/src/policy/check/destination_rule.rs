@@ -132,6 +132,12 @@ fn check_tunnel(reader: &mut Reader<'_>, tunnel: &Tunnel) {
         let message = format!("{:?} is not a tunnel protocol", &***protocol);
         reader.error("enum", protocol.span, message, "write CONNECT or POST");
     }
+    if let Some(protocol) = &tunnel.protocol
+        && &***protocol == "POST"
+    {
+        let message = "tunnels by POST are not carried out: connections are refused";
+        reader.warn("tunnel-post", protocol.span, message, "use CONNECT");
+    }
     match &tunnel.target_host {
         None => reader.required(tunnel.span, "targetHost"),
         Some(host) => {

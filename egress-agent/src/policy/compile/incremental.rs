@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::clusters::Slots;
 use super::related::{Joint, Related};
 use super::{Ids, Part, build, index_hosts};
+use crate::numbers::Known;
 use crate::policy::Options;
 use crate::policy::diagnostic::Diagnostic;
 use crate::policy::document::{Document, DocumentId, Spec};
@@ -34,6 +35,12 @@ struct Split {
 }
 
 impl Compiler {
+    /// Goes on with the numbers of services that an agent before gave out. To
+    /// be called before any document is there.
+    pub fn go_on_with(&mut self, known: Known) {
+        self.ids.go_on_with(known);
+    }
+
     /// The warnings that came with the snapshot, by place.
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings

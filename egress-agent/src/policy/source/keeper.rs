@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::files::Watcher;
 use super::reader::Reader;
 use crate::flag::Side;
+use crate::numbers::Known;
 use crate::policy::Options;
 use crate::policy::diagnostic::{Diagnostic, Severity};
 use crate::policy::snapshot::Snapshot;
@@ -31,6 +32,8 @@ pub struct Places {
     pub state: PathBuf,
     /// How documents are read.
     pub options: Options,
+    /// Numbers of services that an agent before gave out.
+    pub known: Known,
 }
 
 /// The policy in force.
@@ -273,7 +276,8 @@ fn body(places: Places, inbox: mpsc::Receiver<Order>, ready: oneshot::Sender<Sta
     };
     runtime.block_on(async move {
         match Store::open(places.options, &places.state) {
-            Ok(store) => {
+            Ok(mut store) => {
+                store.go_on_with(places.known);
                 let mut body = Body {
                     store,
                     reader: Reader::new(places.paths),

@@ -27,6 +27,7 @@ use super::document::{Document, DocumentId, Outcome};
 use super::load::{read_part, replaced};
 use super::snapshot::Snapshot;
 use super::yaml::{self, Limits};
+use crate::numbers::Known;
 use applied::{Applied, Kept};
 use version::{Version, same_content, same_text};
 
@@ -135,6 +136,12 @@ impl Store {
             overridden: BTreeMap::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Goes on with the numbers of services that an agent before gave out. To be
+    /// called before the first snapshot is made.
+    pub fn go_on_with(&mut self, known: Known) {
+        self.compiler.go_on_with(known);
     }
 
     /// How documents are read.

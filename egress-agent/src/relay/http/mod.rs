@@ -35,6 +35,7 @@ mod guarded;
 mod local;
 mod mirror;
 mod outgoing;
+mod reach;
 mod record;
 mod request;
 mod response;

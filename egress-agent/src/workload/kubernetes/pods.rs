@@ -16,8 +16,16 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// What a ReplicaSet adds to the name of its Deployment.
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
-/// What a pod is for policy, with the uid that its cgroup carries.
+/// What a pod is for policy, with the uid that its cgroup carries. One that
+/// has ended for good has no cgroup, and is nothing.
 pub fn read(pod: &Pod) -> Option<(Box<str>, PodInfo)> {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
     let meta = &pod.metadata;
     let uid = meta
         .annotations
@@ -89,7 +97,7 @@ impl Table {
             Event::Applied(pod) => {
                 let uid = pod.metadata.uid.clone().unwrap_or_default();
                 let Some((key, info)) = read(&pod) else {
-                    return false;
+                    return self.pods.remove(&uid).is_some();
                 };
                 let same = self.pods.get(&uid).is_some_and(|(_, old)| **old == info);
                 if !same {
@@ -184,5 +192,11 @@ mod tests {
         assert_eq!(table.len(), 2);
         assert!(table.take(Event::Listed(vec![one("a", "1")])));
         assert_eq!(table.pods().len(), 1);
+        let ended = pod(json!({
+            "metadata": { "name": "a", "namespace": "d", "uid": "1" },
+            "status": { "phase": "Succeeded" },
+        }));
+        assert!(table.take(Event::Applied(ended)));
+        assert!(table.is_empty());
     }
 }

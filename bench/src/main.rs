@@ -1,0 +1,180 @@
+//! `cargo xtask bench`: egress beside no proxy at all, Envoy, HAProxy and
+//! nginx, on the same fixed work, in namespaces of its own.
+
+mod account;
+mod arena;
+mod extra;
+mod limits;
+mod load;
+mod machine;
+mod measure;
+mod peer;
+mod progress;
+mod report;
+mod serve;
+mod services;
+mod statistics;
+mod workloads;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use crate::arena::Arena;
+use crate::peer::Name;
+use crate::progress::Progress;
+use crate::report::Report;
+
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure.
+    Run(Arguments),
+    /// The load generator, for the bench itself.
+    #[command(hide = true)]
+    Load { description: String },
+    /// The services, for the bench itself.
+    #[command(hide = true)]
+    Serve { description: String },
+}
+
+#[derive(Args)]
+struct Arguments {
+    /// Workloads by the beginning of their names; all without.
+    workloads: Vec<String>,
+    /// Less work and fewer workloads: under three minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds of each workload over each path.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Leave these paths out.
+    #[arg(long, value_parser = path, value_delimiter = ',')]
+    without: Vec<Name>,
+    /// Part of the usual work of each round.
+    #[arg(long)]
+    share: Option<f64>,
+    /// Folder of the report.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// List the workloads.
+    #[arg(long)]
+    list: bool,
+}
+
+/// Exit code when the machine was too noisy for any verdict.
+const TOO_NOISY: u8 = 3;
+
+fn path(name: &str) -> Result<Name, String> {
+    Name::ALL
+        .into_iter()
+        .find(|path| path.title().eq_ignore_ascii_case(name))
+        .ok_or_else(|| "one of direct, egress, Envoy, HAProxy, nginx".to_owned())
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(arguments) => run(&arguments),
+        Command::Load { description } => load::run(&description).map(|()| ExitCode::SUCCESS),
+        Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        for workload in workloads::ALL {
+            println!("{:<16} {}", workload.name, workload.title);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    limits::raise_open_files()?;
+    let chosen: Vec<_> = workloads::ALL
+        .iter()
+        .filter(|workload| {
+            if arguments.workloads.is_empty() {
+                workload.quick || !arguments.quick
+            } else {
+                arguments
+                    .workloads
+                    .iter()
+                    .any(|name| workload.name.starts_with(name.as_str()))
+            }
+        })
+        .collect();
+    ensure!(
+        !chosen.is_empty(),
+        "no workload has such a name; see --list"
+    );
+    let rounds = arguments
+        .rounds
+        .unwrap_or(if arguments.quick { 3 } else { 7 });
+    let share = arguments
+        .share
+        .unwrap_or(if arguments.quick { 0.3 } else { 1.0 });
+
+    let arena = Arena::new()?;
+    let mut peers = Vec::new();
+    for name in Name::ALL {
+        if !arguments.without.contains(&name) {
+            eprintln!("starting {}", name.title());
+            peers.push(peer::start(&arena, name, &services::ALL)?);
+        }
+    }
+    let mut progress = Progress::new(chosen.len() * rounds * peers.len());
+    let measured = chosen
+        .iter()
+        .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))
+        .collect();
+    drop(progress);
+    drop(peers);
+
+    let report = Report {
+        command: command_line(),
+        rounds,
+        measured,
+        extra: Vec::new(),
+    };
+    println!("{}", report.write(&arguments.out)?);
+    eprintln!(
+        "written to {}: bench.md, bench.json, *.svg",
+        arguments.out.display()
+    );
+    let (noisy, all) = report.noise();
+    if noisy > 0 {
+        eprintln!(
+            "{noisy} of {all} verdicts are not given: the machine was too noisy to tell. Run it \
+             again when nothing else runs, or with more --rounds."
+        );
+    }
+    Ok(if all > 0 && noisy == all {
+        ExitCode::from(TOO_NOISY)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// As the user would type it.
+fn command_line() -> String {
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
+    let mut line = String::from("cargo xtask bench");
+    for argument in arguments {
+        line.push(' ');
+        line.push_str(&argument);
+    }
+    line
+}

