@@ -260,6 +260,7 @@ impl Node {
     /// Reads all TLS material now, so that no connection waits for a disk, and
     /// forgets what no policy names any more.
     fn load_credentials(&self, snapshot: &Snapshot) {
+        self.load_header_values(snapshot);
         let before = Arc::clone(&self.live.load().snapshot);
         let changed = |from: &Snapshot, to: &Snapshot| {
             let clusters = from.clusters.iter().enumerate();
@@ -298,6 +299,27 @@ impl Node {
             .filter_map(|c| c.tls_for_cleartext_http())
             .collect();
         self.secrets.retain(|tls| used.contains(tls));
+    }
+
+    /// The same for what requests are given (`inject-credential`).
+    fn load_header_values(&self, snapshot: &Snapshot) {
+        let mut used = HashSet::new();
+        for cluster in &snapshot.clusters {
+            let Some(credential) = &cluster.policy.credential else {
+                continue;
+            };
+            used.insert(credential);
+            let namespace = &cluster.key.service.namespace;
+            if let Err(error) = self.secrets.header_value(credential, namespace) {
+                tracing::warn!(
+                    host = %cluster.target.host,
+                    port = cluster.target.port,
+                    "requests will be refused: {error}"
+                );
+            }
+        }
+        self.secrets
+            .retain_header_values(|credential| used.contains(credential));
     }
 
     /// Gives the `Secret` documents of the policy to the secret room.
