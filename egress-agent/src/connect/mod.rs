@@ -2,8 +2,11 @@
 
 mod dial;
 mod error;
+mod inspect;
 pub mod pool;
+mod probe;
 mod proxy_protocol;
+pub mod starttls;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -12,6 +15,8 @@ mod tunnel;
 
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
+pub use inspect::inspect;
+pub use probe::EndpointProber;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;

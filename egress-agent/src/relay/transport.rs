@@ -72,6 +72,7 @@ impl Transport for Stream {
             Self::Unix(stream) => stream.abort(),
             Self::Tls(stream) => stream.abort(),
             Self::TlsUnix(stream) => stream.abort(),
+            Self::Unready => {}
         }
     }
 
@@ -81,6 +82,7 @@ impl Transport for Stream {
             Self::Unix(stream) => stream.broken(),
             Self::Tls(stream) => stream.broken(),
             Self::TlsUnix(stream) => stream.broken(),
+            Self::Unready => None,
         }
     }
 
