@@ -89,6 +89,6 @@ mod tests {
             brief("/a/b/envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL"),
             "Envoy 1.40.0"
         );
-        assert_eq!(brief("nginx version: nginx/1.22.1"), "nginx nginx/1.22.1");
+        assert_eq!(brief("nginx version: nginx/1.22.1"), "nginx/1.22.1");
     }
 }

@@ -68,6 +68,7 @@ fn set(algorithm: Algorithm, endpoints: Vec<ResolvedEndpoint>) -> Arc<EndpointSe
         proxy_protocol: None,
         retry_budget: None,
         health_check: None,
+        credential: None,
     };
     let cluster = Cluster {
         index: 0,

@@ -4,47 +4,48 @@
 use std::fmt;
 
 /// Why a connection or request did not end well, with Envoy's name for it in
-/// the access log (`%RESPONSE_FLAGS%`).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// the access log (`%RESPONSE_FLAGS%`). They are ordered as Envoy writes them
+/// (`CORE_RESPONSE_FLAGS`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Flag {
     /// `UH`: no healthy upstream host.
     NoHealthyUpstream,
-    /// `UF`: the upstream connection failed, TLS included.
-    UpstreamConnectionFailure,
-    /// `UO`: a limit overflowed.
-    UpstreamOverflow,
-    /// `UC`: the upstream closed the connection too early.
-    UpstreamConnectionTermination,
-    /// `UR`: the upstream reset the stream.
-    UpstreamRemoteReset,
-    /// `LR`: we reset it.
-    LocalReset,
     /// `UT`: the request timed out.
     UpstreamRequestTimeout,
-    /// `URX`: retries or connect attempts are used up.
-    UpstreamRetryLimitExceeded,
+    /// `LR`: we reset it.
+    LocalReset,
+    /// `UR`: the upstream reset the stream.
+    UpstreamRemoteReset,
+    /// `UF`: the upstream connection failed, TLS included.
+    UpstreamConnectionFailure,
+    /// `UC`: the upstream closed the connection too early.
+    UpstreamConnectionTermination,
+    /// `UO`: a limit overflowed.
+    UpstreamOverflow,
     /// `NR`: no route.
     NoRouteFound,
-    /// `NC`: no such cluster (destination or subset unknown).
-    NoClusterFound,
-    /// `UPE`: the upstream broke its protocol.
-    UpstreamProtocolError,
-    /// `DPE`: the client broke its protocol.
-    DownstreamProtocolError,
-    /// `DC`: the client went away.
-    DownstreamConnectionTermination,
-    /// `DF`: name resolution failed.
-    DnsResolutionFailure,
     /// `DI`: a fault delayed it.
     DelayInjected,
     /// `FI`: a fault aborted it.
     FaultInjected,
+    /// `DC`: the client went away.
+    DownstreamConnectionTermination,
+    /// `URX`: retries or connect attempts are used up.
+    UpstreamRetryLimitExceeded,
+    /// `SI`: idle for too long.
+    StreamIdleTimeout,
+    /// `DPE`: the client broke its protocol.
+    DownstreamProtocolError,
     /// `UMSDR`: the connection reached its maximum duration.
     UpstreamMaxStreamDurationReached,
     /// `DT`: the connection lived too long.
     DurationTimeout,
-    /// `SI`: idle for too long.
-    StreamIdleTimeout,
+    /// `UPE`: the upstream broke its protocol.
+    UpstreamProtocolError,
+    /// `NC`: no such cluster (destination or subset unknown).
+    NoClusterFound,
+    /// `DF`: name resolution failed.
+    DnsResolutionFailure,
 }
 
 impl Flag {

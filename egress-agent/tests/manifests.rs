@@ -408,7 +408,7 @@ fn the_daemonset_agrees_with_the_agent() {
     for path in [&settings.bpffs, &settings.state_dir, &settings.admin.0] {
         let under = |mount: &&str| path.starts_with(mount);
         assert!(
-            mounts.iter().any(|mount| under(&mount)),
+            mounts.iter().any(|mount| under(mount)),
             "{}",
             path.display()
         );

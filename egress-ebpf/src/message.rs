@@ -27,9 +27,14 @@ pub fn send(address: &SockAddr<'_>) -> i32 {
     let scope = lookup::scope(config);
     if port == dns::PORT && config.dns != 0 {
         if let Some(listeners) = lookup::listeners(config, address.netns()) {
-            if let Some((to, to_port)) = dns::listener(listeners, scope, ip, port)
-                && address.leave_device()
-            {
+            if let Some((to, to_port)) = dns::listener(listeners, scope, ip, port) {
+                // `udp_sendmsg` has read the device by now, so this datagram
+                // would leave by it to an address of loopback: the next one
+                // goes well.
+                if address.has_device() {
+                    address.leave_device();
+                    return address.refuse(Transport::Udp);
+                }
                 address.set(to, to_port);
                 count(counter::DNS);
                 return ALLOW;

@@ -299,19 +299,24 @@ impl<'a> SockAddr<'a> {
         if result == 0 { value } else { 0 }
     }
 
+    /// Whether the socket is bound to a device.
+    #[inline(always)]
+    pub fn has_device(&self) -> bool {
+        // SAFETY: the pointer is read from a valid context; the verifier asks
+        // for the null check.
+        unsafe {
+            let socket: *mut bpf_sock =
+                (&raw const (*self.raw()).__bindgen_anon_1.sk).read_volatile();
+            !socket.is_null() && load!(socket, bpf_sock, bound_dev_if) != 0
+        }
+    }
+
     /// Takes a bound socket off its device, since what goes to the agent must go
     /// through loopback. False when the kernel does not allow it (before 5.19
     /// the caller needs `CAP_NET_RAW`).
     #[inline(always)]
     pub fn leave_device(&self) -> bool {
-        // SAFETY: the pointer is read from a valid context; the verifier asks
-        // for the null check.
-        let bound = unsafe {
-            let socket: *mut bpf_sock =
-                (&raw const (*self.raw()).__bindgen_anon_1.sk).read_volatile();
-            !socket.is_null() && load!(socket, bpf_sock, bound_dev_if) != 0
-        };
-        if !bound {
+        if !self.has_device() {
             return true;
         }
         let mut none = 0_u32;

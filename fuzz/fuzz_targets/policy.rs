@@ -8,6 +8,11 @@
 //!   cargo run --release --target x86_64-unknown-linux-gnu --bin policy -- \
 //!   corpus/policy -runs=10000000 -max_len=4096
 //! ```
+//!
+//! Ten million runs take about fifty minutes on one core and were clean last
+//! when selectors, ConfigMap names and nested repetitions got their bounds.
+//! What a run finds new goes into another folder, given first, so that the
+//! corpus here stays small.
 #![no_main]
 
 use egress_agent::policy::Options;

@@ -91,7 +91,7 @@ impl Default for Manners {
             end_at_once: false,
             forbid: None,
             busy: None,
-            bookmarks: Duration::from_secs(60),
+            bookmarks: Duration::from_mins(1),
         }
     }
 }
@@ -226,18 +226,15 @@ impl ApiServer {
         let old = state.objects.get(&key).cloned();
         state.version += 1;
         let version = state.version;
-        let (uid, generation, kind) = match &old {
-            Some(old) => {
-                let same = old["spec"] == object["spec"];
-                let before = old["metadata"]["generation"].as_i64().unwrap_or(1);
-                let uid = old["metadata"]["uid"].clone();
-                (uid, if same { before } else { before + 1 }, "MODIFIED")
-            }
-            None => {
-                state.uids += 1;
-                let uid = format!("00000000-0000-4000-8000-{:012x}", state.uids);
-                (json!(uid), 1, "ADDED")
-            }
+        let (uid, generation, kind) = if let Some(old) = &old {
+            let same = old["spec"] == object["spec"];
+            let before = old["metadata"]["generation"].as_i64().unwrap_or(1);
+            let uid = old["metadata"]["uid"].clone();
+            (uid, if same { before } else { before + 1 }, "MODIFIED")
+        } else {
+            state.uids += 1;
+            let uid = format!("00000000-0000-4000-8000-{:012x}", state.uids);
+            (json!(uid), 1, "ADDED")
         };
         let meta = &mut object["metadata"];
         if meta["uid"].is_null() {
@@ -648,25 +645,24 @@ fn list(shared: &Shared, place: &Place, parameters: &BTreeMap<String, String>) -
         .get("limit")
         .and_then(|limit| limit.parse().ok())
         .unwrap_or(usize::MAX);
-    let (version, mut items) = match parameters.get("continue") {
-        Some(token) => match state.pages.remove(token) {
+    let (version, mut items) = if let Some(token) = parameters.get("continue") {
+        match state.pages.remove(token) {
             Some(page) => page,
             None => return refuse(410, "Expired", "the continue parameter is too old"),
-        },
-        None => {
-            let selector = parameters.get("fieldSelector");
-            let items: Vec<Value> = state
-                .objects
-                .iter()
-                .filter(|((plural, namespace, _), _)| {
-                    *plural == place.plural
-                        && (place.namespace.is_empty() || *namespace == place.namespace)
-                })
-                .map(|(_, object)| object.clone())
-                .filter(|object| selected(selector, object))
-                .collect();
-            (state.version, items)
         }
+    } else {
+        let selector = parameters.get("fieldSelector");
+        let items: Vec<Value> = state
+            .objects
+            .iter()
+            .filter(|((plural, namespace, _), _)| {
+                *plural == place.plural
+                    && (place.namespace.is_empty() || *namespace == place.namespace)
+            })
+            .map(|(_, object)| object.clone())
+            .filter(|object| selected(selector, object))
+            .collect();
+        (state.version, items)
     };
     let mut meta = json!({ "resourceVersion": version.to_string() });
     if items.len() > limit {
@@ -766,7 +762,7 @@ fn open(
     let limit = parameters
         .get("timeoutSeconds")
         .and_then(|seconds| seconds.parse().ok())
-        .map_or(Duration::from_secs(300), Duration::from_secs);
+        .map_or(Duration::from_mins(5), Duration::from_secs);
     let selector = parameters.get("fieldSelector").cloned();
     if manners.end_at_once {
         drop(teller);
@@ -845,7 +841,7 @@ impl Teller {
     ) {
         let mut changed = self.shared.changed.subscribe();
         let mut at = from;
-        let mut bookmark = tokio::time::interval(bookmarks.unwrap_or(Duration::from_secs(3600)));
+        let mut bookmark = tokio::time::interval(bookmarks.unwrap_or(Duration::from_hours(1)));
         bookmark.tick().await;
         loop {
             changed.mark_unchanged();

@@ -1,7 +1,11 @@
 //! Unmodified clients, as people use them.
 
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use crate::process::Spawn;
-use crate::{Group, Lab};
+use crate::{Context, Group, Lab, Result};
 
 /// See [`Lab::dns_python`].
 const DNS_CLIENT: &str = include_str!("dns_client.py");
@@ -40,8 +44,48 @@ impl Lab {
         self.python(&format!("{DNS_CLIENT}\n{script}"))
     }
 
+    /// The Python of the virtual environment that `cargo xtask setup` makes
+    /// (httpx, grpcio, websockets), as a client whose connections are captured.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn python_clients(&self, script: &str) -> Result<Spawn> {
+        Ok(self
+            .client(venv()?)
+            .args(["-I", "-c", script])
+            .deadline(Duration::from_mins(1)))
+    }
+
+    /// The same Python for a server in the world.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn python_server(&self, script: &str) -> Result<Spawn> {
+        Ok(self
+            .spawn(Group::Servers, venv()?)
+            .args(["-I", "-c", script]))
+    }
+
+    /// Node.js with a script, in `group`.
+    pub fn node_in(&self, group: Group, script: &str) -> Spawn {
+        self.spawn(group, "node").args(["-e", script])
+    }
+
     /// Python as a client whose connections are captured.
     pub fn python(&self, script: &str) -> Spawn {
         self.python_in(Group::Clients, script)
     }
+}
+
+/// Python of the virtual environment: `EGRESS_PYTHON`, or the one beside the
+/// folder that the tests were built to.
+fn venv() -> Result<PathBuf> {
+    if let Some(python) = env::var_os("EGRESS_PYTHON") {
+        return Ok(python.into());
+    }
+    env::current_exe()?
+        .ancestors()
+        .map(|folder| folder.join("python/bin/python3"))
+        .find(|python| python.exists())
+        .context("no Python with the clients of the tests; run `cargo xtask setup`")
 }

@@ -5,7 +5,8 @@
 //!   namespace app                      namespace world
 //!   192.0.2.2, 2001:db8::2  == veth == 192.0.2.1, 2001:db8::1
 //!   clients, agent                     203.0.113.0/24, 198.51.100.0/24, 10.0.0.0/8,
-//!                                      2001:db8:1::/48: every address is there
+//!                                      192.168.0.0/16, 2001:db8:1::/48: every
+//!                                      address is there
 //! ```
 //!
 //! There is no way out: neither namespace has another link. [`Lab::new`]
@@ -22,6 +23,7 @@ pub mod certificates;
 mod cgroup;
 pub mod clients;
 pub mod dns;
+pub mod http;
 pub mod kernel;
 pub mod kubernetes;
 pub mod load;

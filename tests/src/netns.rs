@@ -178,6 +178,7 @@ pub(crate) fn join(app: &Namespace, world: &Namespace) -> Result<()> {
          route add local 203.0.113.0/24 dev lo\n\
          route add local 198.51.100.0/24 dev lo\n\
          route add local 10.0.0.0/8 dev lo\n\
+         route add local 192.168.0.0/16 dev lo\n\
          route add local 2001:db8:1::/48 dev lo\n")?;
     app.ip("route add default via 192.0.2.1\n\
          route add default via 2001:db8::1\n")?;

@@ -48,6 +48,54 @@ impl<'lab> Nginx<'lab> {
         self.server(address, "", "")
     }
 
+    /// Passes requests on to `to`, saying what it saw of the agent in
+    /// `x-seen-protocol`, `x-seen-tls` and `x-seen-sni`. `http2` without a
+    /// certificate is HTTP/2 with prior knowledge.
+    pub fn proxy(
+        mut self,
+        address: &str,
+        certificate: Option<&Certificate>,
+        http2: bool,
+        to: &str,
+    ) -> Result<Self> {
+        let address: SocketAddr = address.parse().context("listen address")?;
+        self.addresses.push(address);
+        let mut flags = String::new();
+        let mut tls = String::new();
+        if let Some(certificate) = certificate {
+            flags.push_str(" ssl");
+            write!(
+                tls,
+                "ssl_certificate {}; ssl_certificate_key {};",
+                certificate.certificate.display(),
+                certificate.key.display()
+            )?;
+        }
+        if http2 {
+            flags.push_str(" http2");
+        }
+        write!(
+            self.servers,
+            r"
+    server {{
+        listen {address}{flags};
+        {tls}
+        client_max_body_size 0;
+        location / {{
+            proxy_pass http://{to};
+            proxy_http_version 1.1;
+            proxy_request_buffering off;
+            proxy_buffering off;
+            proxy_set_header Host $http_host;
+            proxy_set_header x-seen-protocol $server_protocol;
+            proxy_set_header x-seen-tls $ssl_protocol;
+            proxy_set_header x-seen-sni $ssl_server_name;
+        }}
+    }}"
+        )?;
+        Ok(self)
+    }
+
     /// Adds lines to the `server` block of the address added last.
     pub fn with(mut self, lines: &str) -> Self {
         if let Some(end) = self.servers.rfind('}') {

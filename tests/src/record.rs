@@ -99,6 +99,14 @@ impl Record {
         self.number("bytes_sent")
     }
 
+    /// Any other field of a request: text as it is, all else as JSON.
+    pub fn field(&self, name: &str) -> String {
+        match &self.0[name] {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether `flag` is among Envoy's response flags.
     pub fn has_flag(&self, flag: &str) -> bool {
         self.flag().split(',').any(|one| one == flag)

@@ -97,6 +97,23 @@ impl Scene {
         ]
     }
 
+    /// As [`entry`](Self::entry), with the Secret as client certificate. The
+    /// server is verified by a Secret too.
+    fn mutual(&self) -> Result<Vec<Value>> {
+        let authority = base64::engine::general_purpose::STANDARD.encode(fs::read(&self.ca)?);
+        self.cluster.apply(&[json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+            "metadata": { "namespace": "payments", "name": "partner-client-cacert" },
+            "data": { "ca.crt": authority },
+        })]);
+        let tls = json!({ "mode": "MUTUAL", "credentialName": "partner-client" });
+        let mut documents = self.entry("payments", BLUE, &tls);
+        if let Some(settings) = documents[1]["spec"]["trafficPolicy"]["tls"].as_object_mut() {
+            settings.remove("caCertificates");
+        }
+        Ok(documents)
+    }
+
     fn pod(&self, driver: Driver, namespace: &str) -> Result<Pod> {
         self.cluster.pod(&self.lab, driver, namespace, "shop")
     }
@@ -210,19 +227,7 @@ fn a_rotated_secret_shows_in_the_next_handshake() -> Result<()> {
     };
     let first = secret("payments", &scene.clients.issue(&["payments"])?)?;
     scene.cluster.apply(&[first]);
-    let tls = json!({ "mode": "MUTUAL", "credentialName": "partner-client" });
-    let mut documents = scene.entry("payments", BLUE, &tls);
-    // The server is verified by the Secret's authority; it has none of its own.
-    let authority = fs::read(&scene.ca)?;
-    let authority = base64::engine::general_purpose::STANDARD.encode(authority);
-    scene.cluster.apply(&[json!({
-        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-        "metadata": { "namespace": "payments", "name": "partner-client-cacert" },
-        "data": { "ca.crt": authority },
-    })]);
-    if let Some(settings) = documents[1]["spec"]["trafficPolicy"]["tls"].as_object_mut() {
-        settings.remove("caCertificates");
-    }
+    let documents = scene.mutual()?;
     scene.cluster.apply(&documents);
     let agent = scene.agent().start()?;
     let before = serial(&scene.answers(&pod, r#""server":"blue""#)?);
@@ -391,11 +396,9 @@ fn is_allowed(rules: &str, seen: &lab::apiserver::Seen) -> bool {
 fn the_agent_asks_for_nothing_that_its_role_does_not_allow() -> Result<()> {
     let scene = Scene::new()?;
     let pod = scene.pod(Driver::Systemd, "payments")?;
-    let tls = json!({ "mode": "MUTUAL", "credentialName": "partner-client" });
-    scene
-        .cluster
-        .apply(&[secret("payments", &scene.clients.issue(&["payments"])?)?]);
-    let mut documents = scene.entry("payments", BLUE, &tls);
+    let first = secret("payments", &scene.clients.issue(&["payments"])?)?;
+    scene.cluster.apply(&[first]);
+    let mut documents = scene.mutual()?;
     documents[1]["spec"]["trafficPolicy"]["tsl"] = json!({});
     scene.cluster.apply(&documents);
     let agent = scene.agent().start()?;
@@ -413,7 +416,7 @@ fn the_agent_asks_for_nothing_that_its_role_does_not_allow() -> Result<()> {
     assert!(told.contains("tsl"), "{told}");
     assert_eq!(scene.cluster.server.objects("events").len(), 1);
     // Mended: TLS with the Secret, which is only asked for now.
-    scene.cluster.apply(&scene.entry("payments", BLUE, &tls));
+    scene.cluster.apply(&scene.mutual()?);
     scene.answers(&pod, r#""server":"blue""#)?;
     let rules = [
         include_str!("../../config/kubernetes/egress.yaml"),

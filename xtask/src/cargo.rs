@@ -19,9 +19,12 @@ pub(crate) fn cargo<const N: usize>(arguments: [&str; N]) -> Command {
     command
 }
 
+/// Where builds go.
+pub(crate) fn target_directory() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
+}
+
 /// Folder of the programs that a build leaves, by profile.
 pub(crate) fn binaries(release: bool) -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace_root().join("target"), PathBuf::from);
-    target.join(if release { "release" } else { "debug" })
+    target_directory().join(if release { "release" } else { "debug" })
 }

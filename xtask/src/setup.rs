@@ -1,12 +1,12 @@
 //! `cargo xtask setup`: the toolchain of the kernel programs (DESIGN section
 //! 8), and the servers and clients that the tests use.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Args, ValueEnum};
 
 use crate::Outcome;
-use crate::cargo::cargo;
+use crate::cargo::{cargo, target_directory};
 use crate::failure::Failure;
 use crate::host;
 use crate::packages;
@@ -54,7 +54,7 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; nginx, PostgreSQL and the mail and directory servers come with
 /// services, which are kept from starting.
-const TEST_PACKAGES: [&str; 20] = [
+const TEST_PACKAGES: [&str; 23] = [
     "bpftool",
     "curl",
     "dnsmasq-base",
@@ -63,7 +63,9 @@ const TEST_PACKAGES: [&str; 20] = [
     "ldap-utils",
     "mariadb-client-core",
     "mariadb-server-core",
+    "nghttp2-client",
     "nginx-light",
+    "nodejs",
     "postfix",
     "postgresql",
     "postgresql-client",
@@ -73,6 +75,7 @@ const TEST_PACKAGES: [&str; 20] = [
     "python3-psycopg",
     "python3-psycopg2",
     "python3-pymysql",
+    "python3-venv",
     "slapd",
     "util-linux",
 ];
@@ -83,16 +86,18 @@ const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), Mar
 
 /// Programs that the lab calls; where all of them are there, no package is
 /// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 16] = [
+const TEST_PROGRAMS: [&str; 18] = [
     "bpftool",
     "curl",
     "dnsmasq",
     "dovecot",
+    "h2load",
     "ip",
     "ldapwhoami",
     "mariadb",
     "mariadbd",
     "nginx",
+    "node",
     "nsenter",
     "postfix",
     "psql",
@@ -104,6 +109,9 @@ const TEST_PROGRAMS: [&str; 16] = [
 
 /// Modules of the system's Python that tests import.
 const PYTHON_MODULES: &str = "import cryptography, psycopg, psycopg2, pymysql";
+
+/// Clients from PyPI, in a virtual environment of the target directory.
+const PYTHON_CLIENTS: [&str; 3] = ["grpcio==1.85.1", "httpx[http2]==0.28.1", "websockets==17.4"];
 
 /// `cargo xtask setup`.
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
@@ -145,14 +153,38 @@ pub(crate) fn test() -> Result<(), Failure> {
         .all(|program| host::find_program(program).is_some())
         && postgres_server()
         && python_modules();
-    if all_there {
+    if !all_there {
+        packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)?;
+    }
+    python_clients()
+}
+
+/// Makes the virtual environment, unless it holds what is wanted already.
+fn python_clients() -> Result<(), Failure> {
+    let folder = target_directory().join("python");
+    let mark = folder.join("egress-clients");
+    let wanted = PYTHON_CLIENTS.join("\n");
+    if std::fs::read_to_string(&mark).is_ok_and(|found| found == wanted) {
         return Ok(());
     }
-    packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)
+    step::run(
+        "making a Python environment for the tests",
+        Command::new("/usr/bin/python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&folder),
+    )?;
+    step::run(
+        "installing HTTP clients from PyPI",
+        Command::new(folder.join("bin/pip"))
+            .args(["install", "--quiet", "--disable-pip-version-check"])
+            .args(PYTHON_CLIENTS),
+    )?;
+    std::fs::write(&mark, wanted)
+        .map_err(|error| Failure::io(format!("cannot write {}", mark.display()), &error))
 }
 
 fn python_modules() -> bool {
-    std::process::Command::new("/usr/bin/python3")
+    Command::new("/usr/bin/python3")
         .args(["-I", "-c", PYTHON_MODULES])
         .stderr(std::process::Stdio::null())
         .status()

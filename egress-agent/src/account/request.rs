@@ -58,7 +58,10 @@ pub struct RequestLine {
     pub response_code: u16,
     /// grpc-status, when the response had one; this makes it `grpc`.
     pub grpc_status: Option<u8>,
-    /// `response_code_details`: the reason in words.
+    /// `response_code_details` of an answer as it was meant to be:
+    /// `via_upstream` or `direct_response`. Else the cause tells them.
+    pub details: Option<&'static str>,
+    /// `cause`: what went wrong, in words.
     pub cause: Option<String>,
     /// `route_name`.
     pub route_name: Option<Arc<str>>,
@@ -117,6 +120,7 @@ impl RequestRecord {
                 forwarded_for: None,
                 response_code: 0,
                 grpc_status: None,
+                details: None,
                 cause: None,
                 route_name: None,
                 cluster: None,

@@ -56,21 +56,20 @@ impl RequestKey {
     }
 }
 
-/// Flags in the order in which they came, at most three.
+/// Flags in Envoy's order, at most four.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub(super) struct FlagSet([Option<Flag>; 3]);
+pub(super) struct FlagSet([Option<Flag>; 4]);
 
 impl FlagSet {
     pub(super) fn add(&mut self, flag: Flag) {
-        for place in &mut self.0 {
-            match place {
-                Some(known) if *known == flag => return,
-                Some(_) => {}
-                None => {
-                    *place = Some(flag);
-                    return;
-                }
-            }
+        if self.0.contains(&Some(flag)) {
+            return;
+        }
+        if let Some(free) = self.0.iter_mut().find(|place| place.is_none()) {
+            *free = Some(flag);
+            // `None`, which sorts first, belongs behind the flags.
+            self.0
+                .sort_unstable_by_key(|place| (place.is_none(), *place));
         }
     }
 

@@ -307,13 +307,13 @@ async fn http_is_told_by_request_and_its_connection_only_when_it_fails() {
     assert_eq!(lines[0]["method"], "POST");
     assert_eq!(lines[0]["path"], "/pay?x=1");
     assert_eq!(lines[0]["response_code"], 503);
-    assert_eq!(lines[0]["response_flags"], "URX,UF");
+    assert_eq!(lines[0]["response_flags"], "UF,URX");
     assert_eq!(lines[0]["bytes_sent"], 9);
     assert_eq!(lines[0]["pid"], 23);
     assert_eq!(lines[1]["response_flags"], "DPE");
     let requests = rig.metric(
         "istio_requests_total",
-        &["response_code=\"503\"", "response_flags=\"URX,UF\""],
+        &["response_code=\"503\"", "response_flags=\"UF,URX\""],
     );
     assert!((requests - 1.0).abs() < 0.1);
     let observed = rig.metric("istio_request_duration_milliseconds_count", &[]);

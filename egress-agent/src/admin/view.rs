@@ -237,13 +237,17 @@ pub struct Endpoint {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Route {
-    /// Host of the VirtualService.
+    /// Host of the service.
     pub host: String,
+    /// Port of the service.
+    pub port: u16,
+    /// Namespace of the callers that it is for; `*` is all others.
+    pub clients: String,
     /// The VirtualService.
     pub virtual_service: DocumentName,
     /// `http`, `tls` or `tcp`.
     pub kind: String,
-    /// Place among its kind, from 1.
+    /// Place among the routes of its kind that the port has, from 1.
     pub number: usize,
     /// Name of the route.
     pub name: String,

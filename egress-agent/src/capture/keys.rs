@@ -8,12 +8,16 @@
 //! several services resolve to goes to the agent, where Host or SNI tells; if
 //! none of them speaks a protocol that tells, it is left alone.
 
+mod planner;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+
+pub use planner::{Changed, Planner};
 
 use super::{MapKey, address};
 use crate::numbers::{Fingerprint, Known, fingerprint};

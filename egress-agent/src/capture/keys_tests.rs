@@ -192,3 +192,111 @@ fn scope_numbers_are_stable_and_never_zero() {
     let b = scopes.number(&"b".into());
     assert_eq!((a, b, scopes.number(&"a".into())), (1, 2, 1));
 }
+
+mod kept {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::capture::keys::{Changed, Planner};
+
+    /// Host, port, protocol, visibility, resolution: few, so that keys meet.
+    #[derive(Clone, Debug)]
+    struct Made {
+        host: u8,
+        port: u8,
+        tcp: bool,
+        public: bool,
+        listed: Option<u8>,
+        virtual_address: Option<u8>,
+        resolved: Vec<u8>,
+    }
+
+    fn made() -> impl Strategy<Value = Made> {
+        (
+            (0..5_u8, 0..2_u8, any::<bool>(), any::<bool>()),
+            prop::option::of(0..3_u8),
+            prop::option::of(0..3_u8),
+            prop::collection::vec(0..3_u8, 0..3),
+        )
+            .prop_map(
+                |((host, port, tcp, public), listed, virtual_address, resolved)| Made {
+                    host,
+                    port,
+                    tcp,
+                    public,
+                    listed,
+                    virtual_address,
+                    resolved,
+                },
+            )
+    }
+
+    fn build(list: &[Made], before: &Snapshot, book: &mut Book) -> Snapshot {
+        let mut services: HashMap<ServiceKey, Arc<Service>> = HashMap::new();
+        *book = Book::default();
+        for made in list {
+            let id = u32::from(made.host) * 2 + u32::from(made.port) + 1;
+            let protocol = if made.tcp {
+                Protocol::Tcp
+            } else {
+                Protocol::Http
+            };
+            let mut new = service(
+                id,
+                &format!("h{}", made.host),
+                80 + u16::from(made.port),
+                protocol,
+            );
+            if !made.public {
+                new.visibility = Visibility::Namespaces(vec!["a".into(), "b".into()]);
+            }
+            let listed = made
+                .listed
+                .map(|last| IpAddr::from([192, 0, 2, last]).into());
+            new.addresses = listed.into_iter().collect();
+            if let Some(last) = made.virtual_address {
+                let v6 = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, last.into());
+                book.virtuals
+                    .insert(id, (Ipv4Addr::new(240, 240, 0, last), v6));
+            }
+            let resolved = made
+                .resolved
+                .iter()
+                .map(|last| IpAddr::from([203, 0, 113, *last]));
+            book.resolved.insert(id, resolved.collect());
+            // What did not change stays the same value.
+            let old = before.by_id.get(&new.id);
+            let same = |old: &&Arc<Service>| format!("{old:?}") == format!("{new:?}");
+            let new = old.filter(same).cloned().unwrap_or_else(|| Arc::new(new));
+            services.insert(new.key.clone(), new);
+        }
+        let mut services: Vec<_> = services.into_values().collect();
+        services.sort_by(|a, b| a.key.cmp(&b.key));
+        Snapshot {
+            by_id: services.iter().map(|s| (s.id, Arc::clone(s))).collect(),
+            services,
+            ..Snapshot::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_that_is_kept_is_the_plan_that_is_made_anew(
+            steps in prop::collection::vec(prop::collection::vec(made(), 0..7), 1..6)
+        ) {
+            let mut scopes = Scopes::default();
+            let mut planner = Planner::default();
+            let mut snapshot = Snapshot::default();
+            let mut book = Book::default();
+            for list in steps {
+                snapshot = build(&list, &snapshot, &mut book);
+                let kept = planner.update(&snapshot, &mut scopes, &book, Changed::Addresses);
+                prop_assert_eq!(kept, &plan(&snapshot, &mut scopes, &book));
+                // Nothing new: nothing to do.
+                let before = kept.clone();
+                let again = planner.update(&snapshot, &mut scopes, &book, Changed::Policy);
+                prop_assert_eq!(again, &before);
+            }
+        }
+    }
+}

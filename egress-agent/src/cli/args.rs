@@ -189,6 +189,9 @@ pub enum ProxyConfig {
     /// Addresses of each service, with health and load
     #[value(alias = "endpoint")]
     Endpoints,
+    /// Routes of VirtualServices, as they are in force
+    #[value(alias = "route")]
+    Routes,
     /// Certificates and their validity; never keys
     #[value(alias = "secret")]
     Secrets,
@@ -203,6 +206,26 @@ pub enum Program {
     Egressctl,
     /// The daemon
     EgressAgent,
+}
+
+/// `top`.
+#[derive(Args, Clone, PartialEq, Debug)]
+pub struct TopArgs {
+    /// Only hosts that contain this text
+    #[arg(value_hint = ValueHint::Hostname)]
+    pub host: Option<String>,
+
+    /// Only this namespace
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// Seconds between two looks
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub interval: u16,
+
+    /// Print one plain table, of one interval
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// What to do.
@@ -274,6 +297,12 @@ pub enum Command {
         #[command(flatten)]
         output: OutputArgument,
     },
+
+    /// Watch services: connections, requests, errors, endpoints
+    #[command(
+        after_help = "Keys: q ends, s changes the order, r turns it around, arrows scroll.\n\nWithout a terminal, or with --once, one plain table is printed.\n\nExamples:\n  egressctl top\n  egressctl top -i 5 api.example.com\n  egressctl top --once"
+    )]
+    Top(TopArgs),
 
     /// List destinations that nothing registers, by caller and name
     #[command(

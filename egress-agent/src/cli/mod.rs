@@ -21,6 +21,7 @@ mod suggest;
 mod table;
 #[cfg(test)]
 mod tests;
+mod top;
 pub mod validate;
 mod yaml;
 
@@ -77,6 +78,7 @@ async fn online(command: &Command, client: &Client) -> Result<ExitCode, Failure>
         Command::Stats { filter, output } => {
             stats::stats(client, filter.as_deref(), *output).await?;
         }
+        Command::Top(args) => top::top(client, args).await?,
         Command::Observe(args) => observe::observe(client, args).await?,
         Command::Log { filter } => status::log(client, filter.as_deref()).await?,
         Command::Drain { wait } => status::drain(client, *wait).await?,

@@ -77,6 +77,29 @@ const ENDPOINTS: &[Column<view::Endpoint>] = &[
     Column::wide("EJECTIONS", |e| e.ejections.to_string()),
 ];
 
+const ROUTES: &[Column<view::Route>] = &[
+    Column::new("HOST", |r| r.host.clone()),
+    Column::new("PORT", |r| r.port.to_string()),
+    Column::new("ROUTE", |r| {
+        let name = if r.name.is_empty() {
+            String::new()
+        } else {
+            format!(" {}", r.name)
+        };
+        format!("{} {}{name}", r.kind, r.number)
+    }),
+    Column::new("MATCH", |r| {
+        if r.matches.is_empty() {
+            "everything".to_owned()
+        } else {
+            r.matches.join(" or ")
+        }
+    }),
+    Column::new("ACTION", |r| r.action.clone()),
+    Column::wide("CLIENTS", |r| r.clients.clone()),
+    Column::wide("VIRTUALSERVICE", |r| document(Some(&r.virtual_service))),
+];
+
 /// What it was, and how long ago.
 fn last_failure(endpoint: &view::Endpoint) -> String {
     match endpoint.last_failure_seconds {
@@ -207,6 +230,10 @@ pub(super) async fn proxy_config(
         ProxyConfig::Endpoints => {
             let found: Vec<view::Endpoint> = client.get("/v1/endpoints", &parameters).await?;
             output::rows(output, ENDPOINTS, &found, "no endpoints")?;
+        }
+        ProxyConfig::Routes => {
+            let found: Vec<view::Route> = client.get("/v1/routes", &parameters).await?;
+            output::rows(output, ROUTES, &found, "no routes")?;
         }
         ProxyConfig::Secrets => {
             let found: Vec<view::Secret> = client.get("/v1/secrets", &parameters).await?;

@@ -31,6 +31,16 @@ impl<Row> Column<Row> {
             cell,
         }
     }
+
+    /// Its title.
+    pub(super) const fn title(&self) -> &'static str {
+        self.title
+    }
+
+    /// What it shows of a row.
+    pub(super) fn text(&self, row: &Row) -> String {
+        cell(&(self.cell)(row))
+    }
 }
 
 /// Space between columns.

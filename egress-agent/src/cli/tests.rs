@@ -341,9 +341,14 @@ async fn documents_are_applied_listed_and_deleted() {
         assert!(!run(&["diff", "-f", &bad]).await);
         let found = list().await;
         assert_eq!(found.len(), 1);
+        // The newer version was refused, and the one before it is in force.
+        let one = &found[0];
+        assert!(!one.accepted && one.previous_in_force && one.generation.is_some());
+        assert_eq!(one.hosts, ["a.example.com"]);
+        assert!(run(&["apply", "-f", &good]).await);
+        let found = list().await;
         let one = &found[0];
         assert!(one.accepted && one.generation.is_some());
-        assert_eq!(one.hosts, ["a.example.com"]);
         let reasons: Vec<&str> = one.conditions.iter().map(|c| c.reason.as_str()).collect();
         assert_eq!(reasons, ["Valid", "ThisVersion"]);
         assert!(run(&["get", "se", "a", "-n", "shop", "-o", "yaml"]).await);

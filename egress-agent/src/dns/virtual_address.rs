@@ -60,6 +60,16 @@ pub struct Assignment {
     pub refused: Vec<Arc<str>>,
     /// Numbers given out up to here are in `holdings`.
     watermark: u64,
+    /// Some name got its address with this assignment.
+    new: bool,
+}
+
+impl Assignment {
+    /// Whether some name got its address with it, which is to be
+    /// [saved](VirtualAddresses::save) before any answer names it.
+    pub const fn is_new(&self) -> bool {
+        self.new
+    }
 }
 
 /// All virtual addresses of this node.
@@ -146,7 +156,9 @@ impl VirtualAddresses {
             holdings: Vec::with_capacity(names.len()),
             refused: Vec::new(),
             watermark: 0,
+            new: false,
         };
+        let before = register.sequence;
         for &name in &names {
             match self.allocate_in(&mut register, name, false) {
                 Ok(holding) => assignment.holdings.push(holding),
@@ -167,6 +179,7 @@ impl VirtualAddresses {
             assignment.holdings.push(holding);
         }
         assignment.watermark = register.sequence;
+        assignment.new = register.sequence != before;
         drop(register);
         self.changed.notify_one();
         assignment

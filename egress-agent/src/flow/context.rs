@@ -105,6 +105,7 @@ impl Context {
             shared.settings.http.clone(),
             Buffers::default(),
             drain,
+            Arc::clone(&shared.secrets),
         );
         Self {
             http,
@@ -176,6 +177,7 @@ impl Context {
             proxy_protocol: None,
             retry_budget: None,
             health_check: None,
+            credential: None,
         });
         &DEFAULT
     }

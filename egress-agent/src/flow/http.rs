@@ -149,6 +149,7 @@ impl Log for Requests {
             line.user_agent = record.user_agent.take();
             line.request_id = record.request_id.take();
             line.forwarded_for = record.forwarded_for.take();
+            line.details = record.answer;
             line.cause = (!record.details.is_empty()).then(|| record.details.to_string());
             line.route_name = record.route.take();
             line.cluster = record.cluster.take();

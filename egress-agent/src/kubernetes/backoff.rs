@@ -26,7 +26,7 @@ impl Backoff {
     }
 
     /// The next wait.
-    pub fn next(&mut self) -> Duration {
+    pub fn wait(&mut self) -> Duration {
         let limit = FIRST
             .saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX))
             .min(LAST);
@@ -44,12 +44,12 @@ mod tests {
         let mut backoff = Backoff::default();
         let mut limit = FIRST;
         for _ in 0..100 {
-            let wait = backoff.next();
+            let wait = backoff.wait();
             assert!(wait >= limit / 2 && wait <= limit, "{wait:?} of {limit:?}");
             limit = (limit * 2).min(LAST);
         }
         assert_eq!(limit, LAST);
         backoff.reset();
-        assert!(backoff.next() <= FIRST);
+        assert!(backoff.wait() <= FIRST);
     }
 }

@@ -26,7 +26,7 @@ use super::health::Row;
 /// Objects in one page of a list, as client-go asks for.
 const PAGE: u32 = 500;
 /// Time for one page.
-const LIST_DEADLINE: Duration = Duration::from_secs(60);
+const LIST_DEADLINE: Duration = Duration::from_mins(1);
 /// Time for a watch to be opened.
 const WATCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Silence after which a stream is taken for dead. Servers send a bookmark
@@ -126,21 +126,21 @@ where
         }
         let pause = match end {
             End::Closed if good => None,
-            End::Closed => Some(backoff.next()),
+            End::Closed => Some(backoff.wait()),
             End::Gone(error) => {
                 tracing::debug!(what = %row.what(), "listing again: {error}");
                 version = None;
                 // The first time at once: a gap is being closed.
                 if backoff.failures() == 0 {
-                    backoff.next();
+                    backoff.wait();
                     None
                 } else {
                     row.failed(&error.to_string());
-                    Some(backoff.next())
+                    Some(backoff.wait())
                 }
             }
             End::Failed(error, pause) => {
-                let wait = backoff.next();
+                let wait = backoff.wait();
                 if backoff.failures() == 1 {
                     tracing::warn!(what = %row.what(), "{error}");
                 } else {
@@ -177,17 +177,17 @@ where
             .await
             .map_err(|_| End::Failed(KubernetesError::Slow("a list"), None))??;
         objects.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters.continue_token = Some(token),
-            None => {
-                let version = page.metadata.resource_version.filter(|v| !v.is_empty());
-                let version = version.ok_or_else(|| {
-                    let why = "a list without a resourceVersion";
-                    End::Failed(KubernetesError::Malformed(why.into()), None)
-                })?;
-                return Ok((objects, version));
-            }
+        let next = page.metadata.continue_.filter(|token| !token.is_empty());
+        if next.is_some() {
+            parameters.continue_token = next;
+            continue;
         }
+        let version = page.metadata.resource_version.filter(|v| !v.is_empty());
+        let version = version.ok_or_else(|| {
+            let why = "a list without a resourceVersion";
+            End::Failed(KubernetesError::Malformed(why.into()), None)
+        })?;
+        return Ok((objects, version));
     }
 }
 

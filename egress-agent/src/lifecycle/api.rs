@@ -229,6 +229,10 @@ impl AdminApi for Process {
         self.look(|views| Ok(views.endpoints(query)))
     }
 
+    fn routes(&self, query: &Query) -> Result<Vec<view::Route>, ApiError> {
+        self.look(|views| Ok(views.routes(query)))
+    }
+
     fn secrets(&self, query: &Query) -> Result<Vec<view::Secret>, ApiError> {
         self.look(|views| Ok(views.secrets(query)))
     }

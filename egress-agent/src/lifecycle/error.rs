@@ -26,6 +26,13 @@ pub enum StartError {
         /// Its process id, if it wrote one.
         pid: Option<u32>,
     },
+    /// A path that `policy` names cannot be looked at, or is not there.
+    PolicyPath {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// A listener of the agent's own cannot be opened.
     Listen(ListenError),
     /// A runtime, thread or signal handler cannot be made.
@@ -53,7 +60,9 @@ impl StartError {
     /// Whose side this is.
     pub const fn side(&self) -> Side {
         match self {
-            Self::StateDirectory { .. } | Self::StateInUse { .. } => Side::Policy,
+            Self::StateDirectory { .. } | Self::StateInUse { .. } | Self::PolicyPath { .. } => {
+                Side::Policy
+            }
             Self::Listen(error) => error.side(),
             Self::Capture(error) => error.side(),
             Self::Policy(error) => error.side(),
@@ -85,6 +94,11 @@ impl fmt::Display for StartError {
                     path.display()
                 )
             }
+            Self::PolicyPath { path, error } => write!(
+                f,
+                "cannot read policy {}: {error}; make it, or name another with --policy",
+                path.display()
+            ),
             Self::Listen(error) => error.fmt(f),
             Self::Capture(error) => error.fmt(f),
             Self::Policy(error) => error.fmt(f),

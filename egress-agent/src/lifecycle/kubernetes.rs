@@ -352,7 +352,7 @@ impl Body {
                     } else {
                         row.failed(&error.to_string());
                     }
-                    sleep(backoff.next()).await;
+                    sleep(backoff.wait()).await;
                 }
             }
         }

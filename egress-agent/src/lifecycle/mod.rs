@@ -15,6 +15,7 @@ pub mod drain;
 mod dynamic_names;
 mod error;
 mod feed;
+mod handover;
 pub mod heartbeat;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
@@ -30,6 +31,7 @@ mod outbound;
 pub mod panics;
 mod policies;
 pub mod process;
+mod rows;
 mod running;
 mod serving;
 pub mod signals;

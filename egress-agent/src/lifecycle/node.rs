@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use super::StartError;
 use super::bridges::Derived;
 use super::feed::Feed;
-use crate::capture::keys::{self, AddressBook, ScopeNames, Scopes};
+use crate::capture::keys::{AddressBook, Changed, Planner, ScopeNames, Scopes};
 use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundControl};
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
@@ -38,6 +38,7 @@ pub(super) struct Node {
     pub(super) sets: Sets,
     pub(super) feed: Feed,
     scopes: Arc<Mutex<Scopes>>,
+    planner: Mutex<Planner>,
     derived: Derived,
     published: BTreeMap<(Arc<str>, Arc<str>), Arc<Secret>>,
 }
@@ -90,6 +91,7 @@ impl Node {
             directory,
             resolver,
             scopes,
+            planner: Mutex::default(),
             derived,
         })
     }
@@ -120,9 +122,11 @@ impl Node {
         self.load_credentials(&snapshot);
         self.live.store(live);
         let stored = began.elapsed();
-        self.sync_kernel(&snapshot)?;
+        self.sync_kernel(&snapshot, Changed::Policy)?;
         let written = began.elapsed();
-        if let Err(error) = self.names.addresses().save().await {
+        if assignment.is_new()
+            && let Err(error) = self.names.addresses().save().await
+        {
             tracing::warn!("virtual addresses are not kept: {error}");
         }
         let released = self.names.install(snapshot, &assignment).await;
@@ -140,22 +144,27 @@ impl Node {
         Ok(())
     }
 
-    /// Writes to the kernel what differs: after a change of policy, of an
-    /// address or of cgroups.
+    /// Writes to the kernel what differs: after a change of policy or of
+    /// addresses.
     ///
     /// # Errors
     /// When a map cannot be written.
-    pub(super) fn sync_kernel(&self, snapshot: &Arc<Snapshot>) -> Result<(), StartError> {
+    pub(super) fn sync_kernel(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        changed: Changed,
+    ) -> Result<(), StartError> {
         let book = Book {
             snapshot,
             names: &self.names,
             feed: &self.feed,
         };
-        let plan = keys::plan(snapshot, &mut self.scopes(), &book);
         self.keep_numbers(snapshot)?;
+        let mut planner = self.planner.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = planner.update(snapshot, &mut self.scopes(), &book, changed);
         let changes = self
             .kernel
-            .sync_services(&plan)
+            .sync_services(plan)
             .map_err(StartError::Capture)?;
         tracing::debug!(?changes, "kernel entries");
         self.sync_scopes()
@@ -251,6 +260,7 @@ impl Node {
     /// Reads all TLS material now, so that no connection waits for a disk, and
     /// forgets what no policy names any more.
     fn load_credentials(&self, snapshot: &Snapshot) {
+        self.load_header_values(snapshot);
         let before = Arc::clone(&self.live.load().snapshot);
         let changed = |from: &Snapshot, to: &Snapshot| {
             let clusters = from.clusters.iter().enumerate();
@@ -289,6 +299,27 @@ impl Node {
             .filter_map(|c| c.tls_for_cleartext_http())
             .collect();
         self.secrets.retain(|tls| used.contains(tls));
+    }
+
+    /// The same for what requests are given (`inject-credential`).
+    fn load_header_values(&self, snapshot: &Snapshot) {
+        let mut used = HashSet::new();
+        for cluster in &snapshot.clusters {
+            let Some(credential) = &cluster.policy.credential else {
+                continue;
+            };
+            used.insert(credential);
+            let namespace = &cluster.key.service.namespace;
+            if let Err(error) = self.secrets.header_value(credential, namespace) {
+                tracing::warn!(
+                    host = %cluster.target.host,
+                    port = cluster.target.port,
+                    "requests will be refused: {error}"
+                );
+            }
+        }
+        self.secrets
+            .retain_header_values(|credential| used.contains(credential));
     }
 
     /// Gives the `Secret` documents of the policy to the secret room.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::StartError;
 use crate::numbers::Known;
 use crate::policy::source::keeper::Places;
 use crate::policy::{Options, UnknownFields};
@@ -33,6 +34,19 @@ pub(super) fn paths(loaded: &Loaded) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Looks at every path that the settings name, before anything is attached: a
+/// mistyped one would mean that nothing is registered. Once the agent runs, a
+/// path may come and go.
+///
+/// # Errors
+/// The first one that is not there.
+pub(super) fn look(loaded: &Loaded) -> Result<(), StartError> {
+    for path in paths(loaded) {
+        std::fs::metadata(&path).map_err(|error| StartError::PolicyPath { path, error })?;
+    }
+    Ok(())
+}
+
 /// Both, and where applied documents are kept.
 pub(super) fn places(loaded: &Loaded, known: Known) -> Places {
     Places {
@@ -40,5 +54,33 @@ pub(super) fn places(loaded: &Loaded, known: Known) -> Places {
         state: loaded.settings.state_dir.clone(),
         options: options(&loaded.settings),
         known,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::settings::{Sources, command};
+
+    fn loaded(flags: &[&str]) -> Loaded {
+        let line = [&["egress-agent", "--settings", "/dev/null"], flags].concat();
+        let matches = command::command().try_get_matches_from(line).unwrap();
+        Sources::new(&matches, []).load().unwrap()
+    }
+
+    #[test]
+    fn a_path_that_was_named_must_be_there() {
+        let error = look(&loaded(&["--policy", "/nowhere/policy"])).unwrap_err();
+        let said = error.to_string();
+        for part in ["/nowhere/policy", "No such file", "--policy"] {
+            assert!(said.contains(part), "{said}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        assert!(look(&loaded(&["--policy", path])).is_ok());
+        // The default directory may be absent.
+        assert!(look(&loaded(&[])).is_ok());
     }
 }

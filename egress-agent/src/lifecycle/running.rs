@@ -1,5 +1,7 @@
 //! The data path of the agent: made, begun, reloaded and stopped.
 
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -7,27 +9,33 @@ use std::time::Duration;
 
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_local;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, spawn_local};
 
 use super::StartError;
+use super::api::Process;
 use super::bridges::{Callers, Names, Resolvers};
 use super::cgroups::CgroupWatch;
 use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
 use super::dynamic_names;
+use super::handover::{Giver, HandsOver};
 use super::heartbeat;
 use super::kubernetes::{Cluster, Rooms};
+use super::lock::StateLock;
 use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
 use super::outbound;
 use super::policies;
-use super::serving::{self, DnsShared, Start, Starts};
+use super::serving::{self, DnsCommand, DnsShared, Start, Starts};
+use super::signals::Order;
+use super::systemd;
 use super::views::Views;
 use super::worker::Vitals;
-use crate::accept::IntakeStats;
+use crate::accept::{Inherited, IntakeStats, Kept};
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
+use crate::capture::keys::Changed;
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
 use crate::connect::EndpointProber;
@@ -82,7 +90,15 @@ pub(super) struct Agent {
     admitted: u32,
     /// True while another agent, which takes over, does what the control
     /// runtime does.
-    paused: watch::Sender<bool>,
+    paused: Rc<watch::Sender<bool>>,
+    /// Second descriptors of the sockets that another agent could go on with.
+    kept: Rc<RefCell<Kept>>,
+    /// True once another agent serves in this one's place.
+    over: Rc<Cell<bool>>,
+    /// What ends when it does: heartbeat, saving of addresses.
+    tasks: Vec<AbortHandle>,
+    /// Whether systemd keeps the sockets for the next process of the unit.
+    stored: bool,
 }
 
 impl Agent {
@@ -95,12 +111,13 @@ impl Agent {
         settings: &Settings,
         admitted: u32,
         registry: &mut Registry,
+        pins_lock: Option<Arc<OwnedFd>>,
     ) -> Result<Self, StartError> {
         let failed = |what| move |error| StartError::Process { what, error };
         let kernel = Kernel::attach(&AttachOptions {
             cgroup: settings.cgroup.clone(),
             bpffs: Some(settings.bpffs.clone()),
-            pins_lock: None,
+            pins_lock,
         })
         .map_err(StartError::Capture)?;
         let kernel = Arc::new(kernel);
@@ -156,7 +173,11 @@ impl Agent {
             namespaces: None,
             listeners: None,
             admitted,
-            paused: watch::Sender::new(false),
+            paused: Rc::new(watch::Sender::new(false)),
+            kept: Rc::default(),
+            over: Rc::default(),
+            tasks: Vec::new(),
+            stored: false,
         })
     }
 
@@ -236,7 +257,7 @@ impl Agent {
         })
     }
 
-    /// Opens the listeners. What each worker needs is in the result.
+    /// Opens the listeners, or takes those that are inherited. What each worker needs is in the result.
     ///
     /// # Errors
     /// When a listener cannot be opened.
@@ -244,6 +265,7 @@ impl Agent {
         &mut self,
         settings: &Settings,
         drain: &Drain,
+        inherited: &mut Inherited,
     ) -> Result<Starts, StartError> {
         let node = self.node.try_lock().map_err(|_| StartError::Process {
             what: "the workers",
@@ -279,7 +301,13 @@ impl Agent {
             sockets: self.sockets.clone(),
         });
         self.dns.clone_from(&dns);
-        let (listeners, flows, dns) = serving::open(&self.netns, count, dns.as_ref())?;
+        let (listeners, flows, dns) = serving::open_or_inherit(
+            &self.netns,
+            count,
+            dns.as_ref(),
+            inherited,
+            Some(&mut self.kept.borrow_mut()),
+        )?;
         self.listeners = Some(listeners);
         let mut dns = dns.into_iter();
         let mut starts = Vec::with_capacity(count);
@@ -311,12 +339,6 @@ impl Agent {
         settings: &Settings,
         vitals: &Vitals,
     ) -> Result<(), StartError> {
-        let beating = Arc::clone(&self.kernel);
-        beating.heartbeat().map_err(StartError::Capture)?;
-        let limit = settings.heartbeat_limit;
-        vitals.spawn("heartbeat", async move {
-            heartbeat::beat(limit, || beating.heartbeat()).await;
-        });
         let node = self.node.lock().await;
         if let Some(listeners) = &self.listeners {
             self.kernel
@@ -331,6 +353,14 @@ impl Agent {
         );
         namespaces.open_present().await;
         node.configure(settings, settings.dns.is_on())?;
+        // Only now: what an agent before named may be ports of nobody.
+        let beating = Arc::clone(&self.kernel);
+        beating.heartbeat().map_err(StartError::Capture)?;
+        let limit = settings.heartbeat_limit;
+        let beat = vitals.spawn("heartbeat", async move {
+            heartbeat::beat(limit, || beating.heartbeat()).await;
+        });
+        self.tasks.push(beat.abort_handle());
         let reports = namespaces::reports(&self.kernel)?;
         vitals.spawn("network namespaces", namespaces.clone().run(reports));
         self.namespaces = Some(namespaces);
@@ -346,10 +376,11 @@ impl Agent {
         let identity = Arc::clone(&node.secrets).follow_workload_api();
         vitals.spawn("the SPIFFE Workload API", identity);
         let addresses = Arc::clone(node.names.addresses());
-        vitals.spawn("virtual addresses", async move {
+        let saving = vitals.spawn("virtual addresses", async move {
             let never = addresses.keep_saved().await;
             match never {}
         });
+        self.tasks.push(saving.abort_handle());
         if let Some(refusals) = self.kernel.take_refusals() {
             let telling =
                 outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
@@ -409,11 +440,73 @@ impl Agent {
                 what: "the proof that capture works",
                 error: std::io::Error::other(error),
             })?
-            .map_err(StartError::Capture)
+            .map_err(StartError::Capture)?;
+        match self.kernel.remove_obsolete() {
+            Ok(0) => {}
+            Ok(sets) => tracing::info!(sets, "kernel programs of an agent before were replaced"),
+            Err(error) => tracing::error!("{error}; both old and new programs are attached"),
+        }
+        Ok(())
+    }
+
+    /// What another agent can be given; see [`handover`](super::handover).
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub(super) fn giver(
+        &self,
+        process: &Rc<Process>,
+        lock: &StateLock,
+        orders: mpsc::Sender<Order>,
+    ) -> std::io::Result<Giver<Hands>> {
+        Ok(Giver {
+            agent: Hands {
+                node: Rc::clone(&self.node),
+                kernel: Arc::clone(&self.kernel),
+                netns: self.netns.clone(),
+                listeners: self.listeners,
+                paused: Rc::clone(&self.paused),
+                tasks: self.tasks.clone(),
+                process: Rc::clone(process),
+                orders,
+                release: RefCell::default(),
+            },
+            settings: process.settings.borrow().clone(),
+            lock: lock.share()?,
+            pins_lock: self.kernel.pins_lock()?,
+            sockets: Rc::clone(&self.kept),
+            over: Rc::clone(&self.over),
+        })
+    }
+
+    /// Has systemd keep the sockets, where the unit asks for that.
+    pub(super) fn store(&mut self) {
+        if !systemd::keeps_descriptors() {
+            return;
+        }
+        for (name, descriptor) in self.kept.borrow().iter() {
+            if let Err(error) = systemd::keep(name, descriptor.as_fd()) {
+                tracing::warn!("systemd does not keep the sockets: {error}");
+                return;
+            }
+        }
+        self.stored = true;
+    }
+
+    /// Keeps one more socket for another agent.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub(super) fn keep(&self, name: &str, socket: &impl AsFd) -> std::io::Result<()> {
+        self.kept.borrow_mut().add(name, 0, socket)
     }
 
     /// Puts reloaded settings and policy in force.
     pub(super) async fn reload(&mut self, loaded: &Loaded, settings: &Settings) {
+        if *self.paused.borrow() {
+            tracing::warn!("not reloading: another agent takes over");
+            return;
+        }
         {
             let node = self.node.lock().await;
             node.directory
@@ -445,26 +538,111 @@ impl Agent {
     /// Takes nothing new: proxied services are refused from now on, and names
     /// resolve as if the agent were not there. Open connections go on.
     pub(super) fn stop_accepting(&self, settings: &Settings) {
-        if let Ok(node) = self.node.try_lock()
-            && let Err(error) = node.configure(settings, false)
-        {
-            tracing::error!("{error}");
-        }
-        if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
-            tracing::error!("{error}");
+        if self.over.get() {
+            // The kernel hands over to the other agent, which has the sockets
+            // of this namespace too and answers from them.
+            for worker in &self.workers {
+                let _ = worker.dns.send(DnsCommand::Forget(self.netns.cookie));
+            }
+        } else if self.stored {
+            // What comes now waits in the sockets that systemd keeps, for as
+            // long as the heartbeat is fresh.
+            tracing::info!("new connections wait for the next agent of this unit");
+        } else {
+            if let Ok(node) = self.node.try_lock()
+                && let Err(error) = node.configure(settings, false)
+            {
+                tracing::error!("{error}");
+            }
+            if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
+                tracing::error!("{error}");
+            }
         }
         if let Some(namespaces) = &self.namespaces {
             namespaces.stop();
         }
         // What the kernel has handed over by now still waits to be accepted.
         let workers = self.workers.clone();
+        let kept = Rc::clone(&self.kept);
         spawn_local(async move {
             tokio::time::sleep(HANDED_OVER).await;
+            kept.borrow_mut().clear();
             for worker in &workers {
                 // A worker that is gone accepts nothing either.
                 let _ = worker.flow.send(Command::StopAccepting);
             }
         });
+    }
+}
+
+/// The agent as another one meets it that takes over.
+pub(super) struct Hands {
+    node: Rc<tokio::sync::Mutex<Node>>,
+    kernel: Arc<Kernel>,
+    netns: NetNs,
+    listeners: Option<Listeners>,
+    paused: Rc<watch::Sender<bool>>,
+    tasks: Vec<AbortHandle>,
+    process: Rc<Process>,
+    orders: mpsc::Sender<Order>,
+    release: RefCell<Option<oneshot::Sender<()>>>,
+}
+
+impl HandsOver for Hands {
+    async fn pause(&self) {
+        self.paused.send_replace(true);
+        let (release, released) = oneshot::channel();
+        let (locked, is_locked) = oneshot::channel();
+        let node = Rc::clone(&self.node);
+        // All that writes to the kernel holds this lock.
+        spawn_local(async move {
+            let node = node.lock().await;
+            if let Err(error) = node.names.addresses().save().await {
+                tracing::warn!("virtual addresses are not kept: {error}");
+            }
+            let _ = locked.send(());
+            if released.await.is_err() {
+                // The other agent writes from now on.
+                std::future::pending::<()>().await;
+            }
+        });
+        let _ = is_locked.await;
+        self.release.replace(Some(release));
+    }
+
+    async fn resume(&self) {
+        if let Some(release) = self.release.take() {
+            let _ = release.send(());
+        }
+        let settings = self.process.settings.borrow().clone();
+        let node = self.node.lock().await;
+        let told = || {
+            self.kernel.adopt().map_err(StartError::Capture)?;
+            let snapshot = Arc::clone(&node.live.load().snapshot);
+            node.sync_kernel(&snapshot, Changed::Addresses)?;
+            self.kernel.forget_adopted().map_err(StartError::Capture)?;
+            if let Some(listeners) = &self.listeners {
+                self.kernel
+                    .set_listeners(self.netns.cookie, listeners)
+                    .map_err(StartError::Capture)?;
+            }
+            node.configure(&settings, settings.dns.is_on())
+        };
+        if let Err(error) = told() {
+            tracing::error!("the kernel's maps are not as they should be: {error}");
+        }
+        self.paused.send_replace(false);
+    }
+
+    async fn gone_over(&self) {
+        // Not released: nothing of this agent writes any more.
+        drop(self.release.take());
+        if *self.paused.borrow() {
+            for task in &self.tasks {
+                task.abort();
+            }
+        }
+        let _ = self.orders.send(Order::Drain).await;
     }
 }
 
@@ -550,7 +728,7 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         tokio::time::sleep(SETTLE).await;
         let node = node.lock().await;
         let snapshot = Arc::clone(&node.live.load().snapshot);
-        if let Err(error) = node.sync_kernel(&snapshot) {
+        if let Err(error) = node.sync_kernel(&snapshot, Changed::Addresses) {
             tracing::error!("{error}");
         }
     }

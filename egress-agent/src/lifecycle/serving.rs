@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use super::StartError;
 use super::bridges::Callers;
 use super::worker::WorkerContext;
-use crate::accept::{Accepted, Admission, Intake, Listening, WorkerListeners};
+use crate::accept::{Accepted, Admission, Inherited, Intake, Kept, Listening, WorkerListeners};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::dns::forward::Forwarder;
 use crate::dns::registry::Registry;
@@ -76,9 +76,34 @@ pub(super) fn open(
     netns: &NetNs,
     workers: usize,
     dns: Option<&DnsShared>,
-) -> Result<(Listeners, Vec<WorkerListeners>, Vec<DnsStart>), StartError> {
+) -> Result<Opened, StartError> {
+    open_or_inherit(netns, workers, dns, &mut Inherited::default(), None)
+}
+
+/// Ports, listeners for each worker, and DNS servers.
+pub(super) type Opened = (Listeners, Vec<WorkerListeners>, Vec<DnsStart>);
+
+/// As [`open`], with the sockets that another process opened in `netns`, and
+/// second descriptors of all of them in `kept`.
+pub(super) fn open_or_inherit(
+    netns: &NetNs,
+    workers: usize,
+    dns: Option<&DnsShared>,
+    inherited: &mut Inherited,
+    mut kept: Option<&mut Kept>,
+) -> Result<Opened, StartError> {
     let failed = |what| move |error| StartError::Process { what, error };
-    let flow = Listening::open(netns, workers).map_err(failed("the listeners"))?;
+    let mut listening = |count: usize, prefix: &str| {
+        let listening = match Listening::inherit(netns, count, inherited, prefix) {
+            Some(listening) => listening,
+            None => Listening::open(netns, count)?,
+        };
+        if let Some(kept) = kept.as_deref_mut() {
+            listening.keep(kept, prefix)?;
+        }
+        io::Result::Ok(listening)
+    };
+    let flow = listening(workers, "tcp").map_err(failed("the listeners"))?;
     let mut listeners = Listeners {
         tcp4: flow.ports.v4,
         tcp6: flow.ports.v6,
@@ -91,10 +116,16 @@ pub(super) fn open(
     let mut starts = Vec::new();
     if let Some(dns) = dns {
         let servers = if netns.is_home() { workers } else { 1 };
-        let tcp = Listening::open(netns, servers).map_err(failed("the DNS listeners"))?;
+        let tcp = listening(servers, "dns-tcp").map_err(failed("the DNS listeners"))?;
         listeners.dns_tcp4 = tcp.ports.v4;
         listeners.dns_tcp6 = tcp.ports.v6;
-        let (v4, v6) = udp(netns, dns).map_err(failed("the DNS sockets"))?;
+        let (v4, v6) = match inherit_udp(dns, inherited) {
+            Some(sockets) => sockets,
+            None => udp(netns, dns).map_err(failed("the DNS sockets"))?,
+        };
+        if let Some(kept) = kept {
+            keep_udp(kept, &v4, v6.as_ref()).map_err(failed("the DNS sockets"))?;
+        }
         listeners.dns4 = v4.local_addr().map_or(0, |address| address.port());
         for (port, socket) in listeners.dns6.iter_mut().zip(v6.iter().flatten()) {
             *port = socket.local_addr().map_or(0, |address| address.port());
@@ -127,19 +158,45 @@ fn udp(netns: &NetNs, dns: &DnsShared) -> io::Result<UdpSockets> {
     Ok((v4, v6.ok().and_then(|list| list.try_into().ok())))
 }
 
+fn inherit_udp(dns: &DnsShared, inherited: &mut Inherited) -> Option<UdpSockets> {
+    let v4: UdpSocket = inherited.take_group("dns4", 1)?.pop()?;
+    let v6: Option<Vec<UdpSocket>> = inherited.take_group("dns6", DNS6_PORTS);
+    // The mark is in a map, which may not be the one it was in.
+    for socket in std::iter::once(&v4).chain(v6.iter().flatten()) {
+        dns.sockets.mark(socket).ok()?;
+    }
+    Some((v4, v6.and_then(|list| list.try_into().ok())))
+}
+
+fn keep_udp(
+    kept: &mut Kept,
+    v4: &UdpSocket,
+    v6: Option<&[UdpSocket; DNS6_PORTS]>,
+) -> io::Result<()> {
+    kept.add("dns4", 0, v4)?;
+    for (index, socket) in v6.into_iter().flatten().enumerate() {
+        kept.add("dns6", index, socket)?;
+    }
+    Ok(())
+}
+
 /// The body of each worker.
 pub(super) async fn body(context: WorkerContext, starts: Starts) -> Result<(), String> {
     let start = starts
         .get(context.index)
         .and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take())
         .ok_or("it was started twice")?;
+    let mut home = HashMap::new();
     if let Some(dns) = start.dns {
+        let cookie = dns.netns.cookie;
+        let mut tasks = Vec::new();
         serve_dns(dns, &start.shared, |name, task| {
-            context.vitals.spawn(name, task);
+            tasks.push(context.vitals.spawn(name, task).abort_handle());
         })
         .map_err(|error| format!("DNS: {error}"))?;
+        home.insert(cookie, tasks);
     }
-    let elsewhere = serve_elsewhere(Arc::clone(&start.shared), start.dns_commands);
+    let elsewhere = serve_elsewhere(Arc::clone(&start.shared), start.dns_commands, home);
     context.vitals.spawn("DNS in namespaces", elsewhere);
     context.vitals.spawn("flow", async move {
         flow::run_worker(start.shared, start.commands).await;
@@ -149,9 +206,12 @@ pub(super) async fn body(context: WorkerContext, starts: Starts) -> Result<(), S
     Ok(())
 }
 
-/// DNS in other namespaces than the agent's own.
-async fn serve_elsewhere(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<DnsCommand>) {
-    let mut serving: HashMap<u64, Vec<AbortHandle>> = HashMap::new();
+/// DNS in other namespaces than the agent's own, and the end of it in all.
+async fn serve_elsewhere(
+    shared: Arc<Shared>,
+    mut commands: mpsc::UnboundedReceiver<DnsCommand>,
+    mut serving: HashMap<u64, Vec<AbortHandle>>,
+) {
     let stop = |tasks: Option<Vec<AbortHandle>>| {
         for task in tasks.into_iter().flatten() {
             task.abort();

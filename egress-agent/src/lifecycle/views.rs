@@ -9,21 +9,21 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 use super::connect::{Attempt, Connector};
+use super::rows::{self, chosen, health, is_direct, names_same, open_connections, secret_rows};
 use crate::admin::{ApiError, Query, view};
 use crate::capture::{CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
+use crate::endpoint::Live;
 use crate::endpoint::resolve::Resolver;
-use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live};
 use crate::kubernetes::health::Board;
 use crate::policy::explain::{self, LiveEndpoint, LiveView};
-use crate::policy::model::{DocumentRef, HostPattern, Protocol, Resolution, Visibility};
-use crate::policy::snapshot::{Client, Cluster, Path, Service};
+use crate::policy::snapshot::{Client, Cluster};
 use crate::policy::source::keeper::Keeper;
-use crate::secret::{CertificateSummary, SecretLabels, SecretStatus, Secrets};
+use crate::secret::{SecretLabels, Secrets};
 use crate::workload::directory::Directory;
 
 /// A server that is silent for longer is warned of.
-const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_secs(60);
+const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// The parts that are looked at; all of them are shared.
 pub(super) struct Views {
@@ -145,57 +145,12 @@ impl Views {
             .services
             .iter()
             .filter(|service| chosen(query, &service.key.host, &service.key.namespace))
-            .map(|service| self.service(&live, service))
+            .map(|service| {
+                let assigned = self.names.addresses_of(&live.snapshot, service);
+                let assigned = assigned.iter().flat_map(|a| [a.v4().into(), a.v6().into()]);
+                rows::service(&live, service, assigned)
+            })
             .collect()
-    }
-
-    fn service(&self, live: &Live, service: &Service) -> view::Service {
-        let owner = Client {
-            namespace: Arc::clone(&service.key.namespace),
-            labels: Arc::default(),
-        };
-        let own = service.view(&owner).or_else(|| service.views.last());
-        let base = own.and_then(|view| live.sets.get(view.cluster.index));
-        let states = base.map_or_else(Vec::new, |set| set.status().endpoints);
-        let present: Vec<_> = states.iter().filter(|e| !is_leaving(e)).collect();
-        let healthy = |e: &&&EndpointStatus| e.state == EndpointState::Healthy;
-        let (path, reason) = match &service.path {
-            Path::Direct(reason) => ("direct", reason),
-            Path::Proxy(reason) => ("proxy", reason),
-        };
-        let assigned = self.names.addresses_of(&live.snapshot, service);
-        view::Service {
-            namespace: service.key.namespace.to_string(),
-            host: service.key.host.to_string(),
-            port: service.key.port,
-            port_name: service.port_name.to_string(),
-            protocol: protocol(service.protocol).to_owned(),
-            resolution: resolution(service.resolution).to_owned(),
-            path: path.to_owned(),
-            reason: reason.to_string(),
-            addresses: assigned
-                .iter()
-                .flat_map(|a| [a.v4().to_string(), a.v6().to_string()])
-                .chain(service.addresses.iter().map(ToString::to_string))
-                .collect(),
-            healthy: present.iter().filter(healthy).count(),
-            endpoints: present.len(),
-            connections: sets_of(live, service)
-                .flat_map(|set| set.status().endpoints)
-                .map(|e| open_connections(&e))
-                .sum(),
-            service_entry: document_name(&service.entry),
-            destination_rule: own
-                .and_then(|view| view.destination_rule.as_ref())
-                .map(document_name),
-            virtual_service: own
-                .and_then(|view| view.virtual_service.as_ref())
-                .map(document_name),
-            export_to: match &service.visibility {
-                Visibility::All => vec!["*".to_owned()],
-                Visibility::Namespaces(names) => names.iter().map(ToString::to_string).collect(),
-            },
-        }
     }
 
     /// `GET /v1/endpoints`.
@@ -205,45 +160,12 @@ impl Views {
             let service = &set.key().service;
             chosen(query, &service.host, &service.namespace)
         });
-        sets.flat_map(|set| {
-            let status = set.status();
-            let (host, namespace, port) = (status.host, status.namespace, status.port);
-            let subset = status.subset.unwrap_or_default();
-            let http = set.cluster().target.protocol.is_http();
-            status.endpoints.into_iter().map(move |endpoint| {
-                let (health, reason) = health(&endpoint.state);
-                let last = endpoint.last_failure.as_ref();
-                view::Endpoint {
-                    namespace: namespace.to_string(),
-                    host: host.clone(),
-                    port,
-                    subset: subset.to_string(),
-                    name: endpoint.name.as_ref().map(ToString::to_string),
-                    weight: endpoint.weight,
-                    priority: endpoint
-                        .priority
-                        .and_then(|level| u32::try_from(level).ok())
-                        .unwrap_or_default(),
-                    health: health.to_owned(),
-                    reason,
-                    active: open_connections(&endpoint).max(endpoint.active_requests.into()),
-                    connections: open_connections(&endpoint),
-                    requests: if http {
-                        endpoint.active_requests.into()
-                    } else {
-                        0
-                    },
-                    total: endpoint.picks,
-                    failed: endpoint.failures,
-                    ejections: endpoint.ejections,
-                    last_failure: last.map_or_else(String::new, |last| last.what.clone()),
-                    last_failure_seconds: last.map(|last| last.ms_ago / 1000),
-                    locality: endpoint.locality,
-                    address: endpoint.address,
-                }
-            })
-        })
-        .collect()
+        sets.flat_map(|set| rows::endpoints(set)).collect()
+    }
+
+    /// `GET /v1/routes`.
+    pub(super) fn routes(&self, query: &Query) -> Vec<view::Route> {
+        rows::routes(&self.live.load().snapshot, query)
     }
 
     /// `GET /v1/secrets`.
@@ -437,152 +359,5 @@ impl LiveView for Known<'_> {
 
     fn registry_only(&self) -> Option<bool> {
         Some(self.registry_only)
-    }
-}
-
-fn is_direct(service: &Service) -> bool {
-    matches!(service.path, Path::Direct(_))
-}
-
-/// Whether `host` and `namespace` of a query choose this service: the host as
-/// it is written, or a name under it.
-fn chosen(query: &Query, host: &HostPattern, namespace: &str) -> bool {
-    query
-        .get("namespace")
-        .is_none_or(|wanted| wanted == namespace)
-        && query.get("host").is_none_or(|wanted| {
-            let wanted = wanted.to_ascii_lowercase();
-            host.to_string() == wanted || host.matches(&wanted)
-        })
-}
-
-fn sets_of<'a>(live: &'a Live, service: &'a Service) -> impl Iterator<Item = &'a Arc<EndpointSet>> {
-    live.sets
-        .iter()
-        .filter(|set| set.key().service == service.key)
-}
-
-fn open_connections(endpoint: &EndpointStatus) -> u64 {
-    u64::from(endpoint.active_connections) + u64::from(endpoint.direct_connections)
-}
-
-fn is_leaving(endpoint: &EndpointStatus) -> bool {
-    matches!(
-        endpoint.state,
-        EndpointState::Draining { .. } | EndpointState::Gone
-    )
-}
-
-/// The word for a state, and the story behind it.
-fn health(state: &EndpointState) -> (&'static str, String) {
-    match state {
-        EndpointState::Healthy => ("healthy", String::new()),
-        EndpointState::Ejected {
-            reason,
-            times,
-            until,
-            ..
-        } => {
-            let again = match times {
-                0 | 1 => String::new(),
-                n => format!(", {n} times in a row"),
-            };
-            ("ejected", format!("{reason} until {until}{again}"))
-        }
-        EndpointState::Unhealthy { reason } => ("unhealthy", reason.clone()),
-        EndpointState::Draining { until, .. } => (
-            "draining",
-            format!("no longer in DNS; its connections are closed at {until}"),
-        ),
-        EndpointState::Gone => (
-            "draining",
-            "no longer in DNS; its connections go on until they end".to_owned(),
-        ),
-    }
-}
-
-/// As `ports[].protocol` is written.
-const fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Http => "HTTP",
-        Protocol::Https => "HTTPS",
-        Protocol::Http2 => "HTTP2",
-        Protocol::Grpc => "GRPC",
-        Protocol::GrpcWeb => "GRPC-WEB",
-        Protocol::Tcp => "TCP",
-        Protocol::Tls => "TLS",
-        Protocol::Mongo => "MONGO",
-        Protocol::Mysql => "MYSQL",
-        Protocol::Redis => "REDIS",
-        Protocol::Udp => "UDP",
-        Protocol::Unset => "",
-    }
-}
-
-/// As `resolution` is written.
-const fn resolution(resolution: Resolution) -> &'static str {
-    match resolution {
-        Resolution::None => "NONE",
-        Resolution::Static => "STATIC",
-        Resolution::Dns => "DNS",
-        Resolution::DnsRoundRobin => "DNS_ROUND_ROBIN",
-        Resolution::DynamicDns => "DYNAMIC_DNS",
-    }
-}
-
-fn document_name(document: &DocumentRef) -> view::DocumentName {
-    view::DocumentName {
-        kind: document.kind.to_owned(),
-        namespace: document.namespace.to_string(),
-        name: document.name.to_string(),
-    }
-}
-
-fn names_same(labels: &SecretLabels, status: &SecretStatus) -> bool {
-    (&labels.name, labels.mode, &labels.trust) == (&status.name, status.mode, &status.trust)
-}
-
-/// One row for each certificate; one without where there is none to show.
-fn secret_rows(status: &SecretStatus, used_by: &[String], list: &mut Vec<view::Secret>) {
-    let credential = |name: &str| format!("{}/{name}", status.namespace);
-    let row = |kind: &str, name: String, certificate: Option<&CertificateSummary>| view::Secret {
-        kind: kind.to_owned(),
-        source: match name.as_str() {
-            file if file.starts_with('/') => file.to_owned(),
-            _ => status.trust.clone(),
-        },
-        name,
-        state: status.state.to_owned(),
-        subject: certificate.map_or_else(String::new, |c| c.subject.clone()),
-        issuer: certificate.map_or_else(String::new, |c| c.issuer.clone()),
-        days_left: certificate.map(|c| c.days_left(jiff::Timestamp::now())),
-        version: status.version,
-        warnings: status.warnings.clone(),
-        alternative_names: certificate.map_or_else(Vec::new, |c| c.names.clone()),
-        not_before: certificate.map_or_else(String::new, |c| c.not_before.to_string()),
-        not_after: certificate.map_or_else(String::new, |c| c.not_after.to_string()),
-        serial: certificate.map_or_else(String::new, |c| c.serial.clone()),
-        used_by: used_by.to_vec(),
-        error: status.error.clone(),
-    };
-    let before = list.len();
-    // One that cannot be read has its row too, with the reason.
-    if status.mode != "SIMPLE" {
-        let name = match status.name.as_str() {
-            file if file.starts_with('/') => file.to_owned(),
-            name if status.mode == "ISTIO_MUTUAL" => name.to_owned(),
-            name => credential(name),
-        };
-        list.push(row("certificate", name, status.certificate.as_ref()));
-    }
-    let trust = match status.trust.strip_prefix("credential ") {
-        Some(name) => credential(name),
-        None => status.trust.clone(),
-    };
-    for authority in &status.authorities {
-        list.push(row("ca", trust.clone(), Some(authority)));
-    }
-    if list.len() == before {
-        list.push(row("ca", trust, None));
     }
 }

@@ -230,6 +230,7 @@ impl Default for TrafficPolicy {
             proxy_protocol: None,
             retry_budget: None,
             health_check: None,
+            credential: None,
         }
     }
 }
@@ -254,6 +255,8 @@ pub struct TrafficPolicy {
     pub retry_budget: Option<RetryBudget>,
     /// `egress-agent.dev/health-check`.
     pub health_check: Option<HealthCheck>,
+    /// `egress-agent.dev/inject-credential`.
+    pub credential: Option<HeaderCredential>,
 }
 
 /// `connectionPool`.
@@ -629,6 +632,42 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
     /// Successes in a row before it is back.
     pub healthy_threshold: u32,
+}
+
+/// `egress-agent.dev/inject-credential`: a header that the agent gives to
+/// requests, with a value that the application never sees.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct HeaderCredential {
+    /// Name of the header.
+    pub header: http::HeaderName,
+    /// How the value is made.
+    pub form: CredentialForm,
+    /// Name of the secret.
+    pub secret: Arc<str>,
+    /// Where the secret is looked for after the client's namespace.
+    pub secret_namespaces: Vec<Arc<str>>,
+}
+
+/// How the value of a [`HeaderCredential`] is made.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum CredentialForm {
+    /// `Bearer TOKEN` (RFC 6750).
+    Bearer {
+        /// The secret's key that holds the token.
+        key: Box<str>,
+    },
+    /// `Basic USER:PASSWORD` in base64 (RFC 7617).
+    Basic {
+        /// The secret's key that holds the user's name.
+        username: Box<str>,
+        /// The secret's key that holds the password.
+        password: Box<str>,
+    },
+    /// The secret's value as it is.
+    Plain {
+        /// The secret's key that holds it.
+        key: Box<str>,
+    },
 }
 
 /// What a health check tries.

@@ -25,6 +25,7 @@ pub(crate) fn traffic_policy() -> TrafficPolicy {
         proxy_protocol: None,
         retry_budget: None,
         health_check: None,
+        credential: None,
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Purpose {
     Authorities,
     /// Revocation lists.
     RevocationList,
+    /// A value that requests carry in a header.
+    HeaderValue,
 }
 
 impl fmt::Display for Purpose {
@@ -26,6 +28,7 @@ impl fmt::Display for Purpose {
             Self::Key => "private key",
             Self::Authorities => "CA certificates",
             Self::RevocationList => "revocation list",
+            Self::HeaderValue => "credential",
         })
     }
 }

@@ -30,7 +30,7 @@ const LIMIT: usize = 1024;
 /// Watches on one connection; servers allow 100 at the same time or more.
 const PER_CONNECTION: usize = 64;
 /// Before a watch that ended is tried again.
-const AGAIN: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_mins(1);
 
 /// Secrets that a snapshot names, in the namespaces where they would be looked
 /// for: of the callers on this node, of the rule, and the root namespace.
@@ -42,16 +42,21 @@ pub fn wanted(snapshot: &Snapshot, callers: &BTreeSet<Arc<str>>) -> BTreeSet<Nam
         .collect();
     let mut wanted = BTreeSet::new();
     for cluster in &snapshot.clusters {
-        let Some(tls) = cluster.tls_for_cleartext_http() else {
-            continue;
-        };
         let mut names: Vec<Arc<str>> = Vec::new();
-        if let Identity::Secret(name) = &tls.identity {
-            names.push(Arc::from(&**name));
+        let mut namespaces: Vec<Arc<str>> = Vec::new();
+        if let Some(tls) = cluster.tls_for_cleartext_http() {
+            if let Identity::Secret(name) = &tls.identity {
+                names.push(Arc::from(&**name));
+            }
+            if let Trust::Secret(name) = &tls.trust {
+                names.push(Arc::from(&**name));
+                names.push(format!("{name}-cacert").into());
+            }
+            namespaces.extend(tls.secret_namespaces.iter().cloned());
         }
-        if let Trust::Secret(name) = &tls.trust {
-            names.push(Arc::from(&**name));
-            names.push(format!("{name}-cacert").into());
+        if let Some(credential) = &cluster.policy.credential {
+            names.push(Arc::clone(&credential.secret));
+            namespaces.extend(credential.secret_namespaces.iter().cloned());
         }
         if names.is_empty() {
             continue;
@@ -61,7 +66,7 @@ pub fn wanted(snapshot: &Snapshot, callers: &BTreeSet<Arc<str>>) -> BTreeSet<Nam
             service.is_some_and(|service| service.visibility.includes(namespace))
         });
         let own = std::iter::once(&cluster.key.service.namespace);
-        for namespace in own.chain(callers).chain(&tls.secret_namespaces) {
+        for namespace in own.chain(callers).chain(&namespaces) {
             for name in &names {
                 if is_name(namespace) && is_name(name) {
                     wanted.insert((Arc::clone(namespace), Arc::clone(name)));
@@ -176,15 +181,14 @@ impl Watches {
         let free = connections
             .iter()
             .position(|carrier| carrier.watches < PER_CONNECTION);
-        let place = match free {
-            Some(place) => place,
-            None => {
-                connections.push(Carrier {
-                    client: self.clients.client()?,
-                    watches: 0,
-                });
-                connections.len() - 1
-            }
+        let place = if let Some(place) = free {
+            place
+        } else {
+            connections.push(Carrier {
+                client: self.clients.client()?,
+                watches: 0,
+            });
+            connections.len() - 1
         };
         let carrier = connections
             .get_mut(place)

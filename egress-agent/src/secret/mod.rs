@@ -20,6 +20,7 @@ mod config;
 mod describe;
 mod entry;
 mod error;
+mod header;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 mod material;
@@ -66,6 +67,8 @@ pub struct Secrets {
     /// Read without a lock by every handshake.
     entries: ArcSwap<HashMap<Key, Arc<Entry>>>,
     published: ArcSwap<Published>,
+    /// Credentials that requests carry.
+    headers: header::Headers,
     /// Those of a Kubernetes API server, behind `published`.
     cluster: ArcSwap<Published>,
     /// Identity of the SPIFFE Workload API.
@@ -82,6 +85,7 @@ impl Secrets {
             settings,
             entries: ArcSwap::default(),
             published: ArcSwap::default(),
+            headers: header::Headers::default(),
             cluster: ArcSwap::default(),
             svid: ArcSwap::from_pointee(Err("it has not been asked yet".into())),
             system: SystemRoots::default(),
@@ -236,6 +240,7 @@ impl Secrets {
         for entry in self.entries.load().values() {
             entry.refresh(self, look);
         }
+        self.headers.refresh(self, look);
     }
 
     /// State of all material, for `proxy-config secrets`.

@@ -147,7 +147,7 @@ impl Finder<'_> {
         let place = match purpose {
             Purpose::Certificate => 0,
             Purpose::Key => 1,
-            Purpose::Authorities | Purpose::RevocationList => 2,
+            Purpose::Authorities | Purpose::RevocationList | Purpose::HeaderValue => 2,
         };
         match &self.settings.mesh {
             None => Err(SecretError::NoMeshIdentity),
@@ -180,7 +180,7 @@ impl Finder<'_> {
         }
     }
 
-    fn file(&mut self, purpose: Purpose, path: &Path) -> Result<Piece, SecretError> {
+    pub(super) fn file(&mut self, purpose: Purpose, path: &Path) -> Result<Piece, SecretError> {
         self.watched.push(path.to_owned());
         Piece::read(purpose, path)
     }
@@ -247,7 +247,7 @@ impl Finder<'_> {
     /// The first credential of that name: client's namespace, the rule's, the
     /// root's; in each the values in memory, then the secrets directory; at
     /// last systemd's directory.
-    fn credential(
+    pub(super) fn credential(
         &mut self,
         tls: &ClientTls,
         name: &str,
@@ -308,7 +308,7 @@ impl Finder<'_> {
     }
 
     /// The first of the keys that the credential has.
-    fn value(
+    pub(super) fn value(
         &mut self,
         credential: &Credential,
         purpose: Purpose,
@@ -353,14 +353,14 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
 }
 
 /// A credential that was found.
-enum Credential {
+pub(super) enum Credential {
     Memory(String, Arc<SecretData>),
     Directory(PathBuf),
     Prefix(PathBuf),
 }
 
 impl Credential {
-    fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         match self {
             Self::Memory(place, _) => format!("Secret {place}"),
             Self::Directory(path) => path.display().to_string(),

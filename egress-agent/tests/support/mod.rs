@@ -208,6 +208,7 @@ pub(crate) fn policy(tls: Option<ClientTls>) -> TrafficPolicy {
         proxy_protocol: None,
         retry_budget: None,
         health_check: None,
+        credential: None,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::connect::TlsFacts;
 use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
 use crate::policy::snapshot::{Cluster, Service};
+use crate::route::headers::push_cluster;
 use crate::secret::iana_name;
 
 /// What connections and requests have in common.
@@ -78,9 +79,11 @@ struct RequestJson<'a> {
     path: Option<&'a str>,
     authority: Option<&'a str>,
     response_code: u16,
+    response_code_details: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     grpc_status: Option<u8>,
     route_name: Option<&'a str>,
+    upstream_cluster: Option<String>,
     request_id: Option<Cow<'a, str>>,
     user_agent: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,8 +173,10 @@ fn request(line: &RequestLine) -> RequestJson<'_> {
         path: line.path.as_ref().map(http::uri::PathAndQuery::as_str),
         authority: line.authority.as_ref().map(http::uri::Authority::as_str),
         response_code: line.response_code,
+        response_code_details: line.details.or(line.cause.as_deref()),
         grpc_status: line.grpc_status,
         route_name: line.route_name.as_deref(),
+        upstream_cluster: line.cluster.as_deref().map(cluster_name),
         request_id: line.request_id.as_ref().map(lossy),
         user_agent: line.user_agent.as_ref().map(lossy),
         x_forwarded_for: line.forwarded_for.as_ref().map(lossy),
@@ -217,6 +222,13 @@ impl ConnectionLine {
 
 fn name_of(service: &Service) -> String {
     format!("{}:{}", service.key.host, service.key.port)
+}
+
+/// As Istio names it.
+fn cluster_name(cluster: &Cluster) -> String {
+    let mut name = String::new();
+    push_cluster(cluster, &mut name);
+    name
 }
 
 fn subset(cluster: &Cluster) -> Option<&str> {

@@ -8,8 +8,11 @@ use super::error::{SendError, SendFailure};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
+/// A field: its name in lower case, and its value, which must be one.
+pub type Field<'a> = (HeaderName, &'a [u8]);
+
 /// The head of a request. It is only looked at, so that it can be sent again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestHead<'a> {
     /// Method.
     pub method: &'a Method,
@@ -20,6 +23,11 @@ pub struct RequestHead<'a> {
     /// Headers. Those that frame a message or concern one connection are made
     /// by the connection itself and left out if they are here.
     pub headers: &'a HeaderMap,
+    /// Fields that are not among `headers` and go with them.
+    pub extra: [Option<Field<'a>>; 3],
+    /// A header of which the application knows nothing; it is not among
+    /// `headers` either.
+    pub credential: Option<(&'a HeaderName, &'a HeaderValue)>,
     /// `https` rather than `http`.
     pub tls: bool,
     /// Number of the try, for `x-envoy-attempt-count`.
@@ -46,6 +54,15 @@ impl RequestHead<'_> {
         let mut headers = self.headers.clone();
         for name in [HOST, TRANSFER_ENCODING, EXPECT, CONNECTION, UPGRADE] {
             headers.remove(name);
+        }
+        for (name, value) in self.extra.iter().flatten() {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                headers.insert(name, value);
+            }
+        }
+        if let Some((name, value)) = self.credential {
+            // Marked as sensitive: HPACK keeps it out of its tables.
+            headers.insert(name, value.clone());
         }
         if let Some(attempt) = self.attempt {
             headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempt));

@@ -35,7 +35,7 @@ mod tests;
 pub use conn::LocalExec;
 pub use dialler::Dialler;
 pub use error::{AcquireError, DialError, SendError, SendFailure};
-pub use head::RequestHead;
+pub use head::{Field, RequestHead};
 pub use host::{Host, Want};
 pub use lease::{Lease, Upgraded};
 

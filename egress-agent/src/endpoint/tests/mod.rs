@@ -47,6 +47,7 @@ fn policy() -> TrafficPolicy {
         proxy_protocol: None,
         retry_budget: None,
         health_check: None,
+        credential: None,
     }
 }
 

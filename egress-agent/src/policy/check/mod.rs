@@ -5,14 +5,20 @@
 //! The rules are those of Istio's own validator and schema; where ours differ,
 //! the comment says so.
 
+pub mod action;
 pub mod destination_rule;
+pub mod endpoint;
+pub mod fault;
 pub mod header;
 pub mod load_balancer;
+pub mod matches;
 pub mod names;
 pub mod reachable;
 pub mod regexp;
+pub mod retries;
 pub mod route;
 pub mod service_entry;
+pub mod tls;
 pub mod virtual_service;
 
 #[cfg(test)]

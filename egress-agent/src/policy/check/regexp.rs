@@ -107,7 +107,6 @@ impl Translator<'_> {
                     self.last = self.open.pop().unwrap_or(1);
                     self.note();
                     self.out.push(')');
-                    continue;
                 }
                 // A brace that is no repetition is a plain character.
                 '{' | '}' => {

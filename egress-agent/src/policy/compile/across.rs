@@ -13,17 +13,17 @@ use super::virtual_services::VirtualServices;
 use crate::policy::Options;
 use crate::policy::diagnostic::Span;
 use crate::policy::document::Document;
-use crate::policy::model::{HostPattern, Protocol, Resolution};
+use crate::policy::model::{HostPattern, Resolution};
 use crate::policy::schema::destination_rule::Subset;
 use crate::policy::schema::tls::Mode;
 use crate::policy::schema::virtual_service::Destination;
 
-struct Across<'c, 'd> {
-    shells: &'c [Shell<'d>],
-    by_host: HashMap<&'c HostPattern, Vec<&'c Shell<'d>>>,
-    rules: &'c Rules<'d>,
-    options: &'c Options,
-    problems: &'c mut Problems,
+pub(super) struct Across<'c, 'd> {
+    pub(super) shells: &'c [Shell<'d>],
+    pub(super) by_host: HashMap<&'c HostPattern, Vec<&'c Shell<'d>>>,
+    pub(super) rules: &'c Rules<'d>,
+    pub(super) options: &'c Options,
+    pub(super) problems: &'c mut Problems,
 }
 
 /// Warns about documents that do not fit each other.
@@ -338,82 +338,6 @@ impl<'d> Across<'_, 'd> {
                 self.problems
                     .warn("subset-unknown", document, subset.span, message)
                     .help(help);
-            }
-        }
-    }
-
-    /// Several services that take every address on one port: the oldest gets
-    /// the traffic.
-    fn ports_without_address(&mut self) {
-        let mut first: HashMap<(u16, &str), &Shell<'_>> = HashMap::new();
-        for shell in self.shells {
-            let opaque = !shell.target.protocol.client_speaks_first();
-            let anywhere =
-                shell.target.resolution == Resolution::None && shell.addresses.is_empty();
-            if !anywhere || !opaque || shell.target.protocol == Protocol::Udp {
-                continue;
-            }
-            let key = (shell.key.port, &*shell.key.namespace);
-            match first.get(&key) {
-                Some(other) if !Arc::ptr_eq(other.document, shell.document) => {
-                    let message = format!(
-                        "{} already takes every address on port {}, so nothing reaches {}",
-                        other.document.id, shell.key.port, shell.key.host
-                    );
-                    self.problems
-                        .warn("port-claimed", shell.document, shell.span, message)
-                        .help("add `addresses` to tell them apart")
-                        .related(&other.document.source, other.span, "this one is older");
-                }
-                Some(_) => {}
-                None => {
-                    first.insert(key, shell);
-                }
-            }
-        }
-    }
-
-    /// One host and port registered by several namespaces, visibly to others.
-    fn claimed_elsewhere(&mut self) {
-        for list in self.by_host.values() {
-            for (index, shell) in list.iter().enumerate() {
-                let other = list.get(..index).into_iter().flatten().find(|other| {
-                    other.key.port == shell.key.port
-                        && other.key.namespace != shell.key.namespace
-                        && shell.visibility == crate::policy::model::Visibility::All
-                        && other.visibility == crate::policy::model::Visibility::All
-                });
-                if let Some(other) = other {
-                    let message = format!(
-                        "{}:{} is registered by {} too; clients of other namespaces get that one",
-                        shell.key.host, shell.key.port, other.document.id
-                    );
-                    self.problems
-                        .warn("host-claimed", shell.document, shell.span, message)
-                        .help("narrow `exportTo` of one of them")
-                        .related(&other.document.source, other.span, "registered here");
-                }
-            }
-        }
-    }
-
-    /// A VirtualService whose host another one has already.
-    fn shadowed(&mut self, virtuals: &VirtualServices<'_>) {
-        let mut seen: HashMap<(&HostPattern, String), &Arc<Document>> = HashMap::new();
-        for service in &virtuals.list {
-            for (host, span) in &service.hosts {
-                let key = (host, format!("{:?}", service.visibility));
-                if let Some(first) = seen.get(&key) {
-                    let message = format!(
-                        "{} has the host {host} as well and is older, so these routes never act for it",
-                        first.id
-                    );
-                    self.problems
-                        .warn("host-shadowed", service.document, *span, message)
-                        .help("put the routes into one VirtualService");
-                } else {
-                    seen.insert(key, service.document);
-                }
             }
         }
     }

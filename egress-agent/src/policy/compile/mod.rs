@@ -8,6 +8,7 @@
 //! about.
 
 mod across;
+mod bind;
 mod clusters;
 mod headers;
 pub mod hosts;
@@ -17,6 +18,7 @@ mod path;
 mod policy;
 mod problems;
 mod related;
+mod rivals;
 mod routes;
 mod rules;
 mod services;

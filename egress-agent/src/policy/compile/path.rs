@@ -81,6 +81,12 @@ fn reason(shell: &Shell<'_>, view: &View, clusters: &[Built]) -> Option<String> 
             && (shell.target.protocol.is_tls() || shell.target.protocol == Protocol::Unset)
         {
             format!("{setting} acts on HTTP, and only the first bytes tell whether it is spoken")
+        } else if policy.credential.is_some()
+            && (shell.target.protocol.is_tls() || shell.target.protocol == Protocol::Unset)
+        {
+            "egress-agent.dev/inject-credential acts on HTTP, and only the first bytes tell \
+             whether it is spoken"
+                .into()
         } else if let Algorithm::Hash {
             key: HashKey::SourceIp,
             ..

@@ -8,9 +8,9 @@ use super::tls;
 use crate::policy::check::load_balancer::MINIMUM_RING;
 use crate::policy::document::Document;
 use crate::policy::model::{
-    Algorithm, ConnectionPool, HashKey, HashTable, HealthCheck, Keepalive, LoadBalancer,
-    LocalityLb, LocalityPattern, OutlierDetection, ProxyProtocol, RetryBudget, TrafficPolicy,
-    Tunnel, UpstreamHttp, Warmup,
+    Algorithm, ConnectionPool, HashKey, HashTable, HeaderCredential, HealthCheck, Keepalive,
+    LoadBalancer, LocalityLb, LocalityPattern, OutlierDetection, ProxyProtocol, RetryBudget,
+    TrafficPolicy, Tunnel, UpstreamHttp, Warmup,
 };
 use crate::policy::schema::destination_rule::{self as shape, Blocks, ProxyVersion, Subset};
 use crate::policy::schema::load_balancer::{self as balancer, Simple};
@@ -144,12 +144,26 @@ pub(super) fn build(blocks: &Blocks4<'_>, tls: &tls::Facts<'_>) -> TrafficPolicy
                 .map_or(Duration::ZERO, |time| time.duration()),
         }),
         health_check: tls.documents().find_map(health_check),
+        credential: tls
+            .documents()
+            .find_map(|document| credential(document, &tls.options.root_namespace)),
     }
 }
 
 fn health_check(document: &Arc<Document>) -> Option<HealthCheck> {
     let (value, _) = document.annotation("health-check")?;
     annotation::health_check(value).ok()
+}
+
+fn credential(document: &Arc<Document>, root: &Arc<str>) -> Option<HeaderCredential> {
+    let (value, _) = document.annotation("inject-credential")?;
+    let mut credential = annotation::inject_credential(value).ok()?;
+    for namespace in [&document.id.namespace, root] {
+        if !credential.secret_namespaces.contains(namespace) {
+            credential.secret_namespaces.push(Arc::clone(namespace));
+        }
+    }
+    Some(credential)
 }
 
 /// A limit where 0 means the default.

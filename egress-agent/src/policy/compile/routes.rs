@@ -11,9 +11,9 @@ use regex::Regex;
 
 use super::headers::operations;
 use super::hosts::pattern;
+use crate::policy::check::fault::grpc_status;
 use crate::policy::check::names::subnet;
 use crate::policy::check::regexp;
-use crate::policy::check::route::grpc_status;
 use crate::policy::model::Labels;
 use crate::policy::routes::{
     Abort, Fault, HttpAction, HttpDestination, HttpMatch, HttpRoute, Mirror, OpaqueMatch,

@@ -24,7 +24,7 @@ use crate::policy::model::{Protocol, Visibility};
 use crate::policy::snapshot::{self, OnAgentFailure, Snapshot};
 use find::Found;
 pub use query::{From, Query, QueryError, Target};
-pub use report::Explanation;
+pub use report::{Explanation, Route};
 
 /// What only a running agent knows.
 pub trait LiveView {
@@ -169,6 +169,11 @@ fn describe(service: &snapshot::Service, query: &Query, live: &dyn LiveView) -> 
         },
         recognized_by: recognized_by(service, query, live),
     }
+}
+
+/// Every route of a view in words, with its kind: `http`, `tls` or `tcp`.
+pub fn routes_of(view: &snapshot::View) -> Vec<(&'static str, Route)> {
+    traffic::routes_of(view)
 }
 
 /// How a connection is known to be meant for a service.

@@ -220,6 +220,26 @@ fn bytes(
     )
 }
 
+/// Every route of a view, with its kind.
+pub(super) fn routes_of(view: &View) -> Vec<(&'static str, Route)> {
+    let mut shown = Shown::default();
+    let mut out: Vec<(&'static str, Route)> = Vec::new();
+    let list = view.http.as_deref().unwrap_or_default();
+    for (at, route) in list.iter().enumerate() {
+        out.push((
+            "http",
+            http::route_in_words(route, at + 1, list.len(), &mut shown),
+        ));
+    }
+    for (kind, list) in [("tls", &view.tls), ("tcp", &view.tcp)] {
+        let list = list.as_deref().unwrap_or_default();
+        for (at, route) in list.iter().enumerate() {
+            out.push((kind, opaque_route(route, at + 1, list.len(), &mut shown)));
+        }
+    }
+    out
+}
+
 fn opaque_route(route: &OpaqueRoute, number: usize, of: usize, shown: &mut Shown) -> Route {
     let weights: Vec<u32> = route
         .destinations

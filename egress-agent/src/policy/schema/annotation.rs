@@ -6,6 +6,7 @@
 //! | `health-check` | DestinationRule, ServiceEntry | `outlierDetection` | `tcp`, `tls` or `http`, then any of `path=/healthz`, `expected=200-299,404`, `interval=10s`, `timeout=2s`, `unhealthy=3`, `healthy=2` |
 //! | `starttls` | DestinationRule, ServiceEntry | `tls` | `postgres`, `mysql`, `smtp`, `imap`, `ldap`, or `none` against guessing from the port's name |
 //! | `tls-min-version` | DestinationRule | `tls` | `1.2` (default) or `1.3` |
+//! | `inject-credential` | DestinationRule, ServiceEntry | `headers` | `bearer`, `basic` or `header`, then `secret=NAME`, and any of `key=token`, `username=username`, `password=password`, `name=x-api-key` |
 //! | `tls-cipher-suites` | DestinationRule | `tls` | IANA names, with commas |
 
 use std::time::Duration;
@@ -13,19 +14,23 @@ use std::time::Duration;
 use super::meta::{Kind, Metadata};
 use super::parse_duration;
 use super::reader::{Reader, nearest};
-use crate::policy::model::{HealthCheck, Probe, StartTls};
+use crate::policy::model::{CredentialForm, HeaderCredential, HealthCheck, Probe, StartTls};
 use crate::policy::snapshot::OnAgentFailure;
 
 /// What our annotations start with.
 pub const PREFIX: &str = "egress-agent.dev/";
 
 /// Names of the annotations, and where they may stand.
-const NAMES: [(&str, &[Kind]); 5] = [
+const NAMES: [(&str, &[Kind]); 6] = [
     ("on-agent-failure", &[Kind::ServiceEntry]),
     ("health-check", &[Kind::DestinationRule, Kind::ServiceEntry]),
     ("starttls", &[Kind::DestinationRule, Kind::ServiceEntry]),
     ("tls-min-version", &[Kind::DestinationRule]),
     ("tls-cipher-suites", &[Kind::DestinationRule]),
+    (
+        "inject-credential",
+        &[Kind::DestinationRule, Kind::ServiceEntry],
+    ),
 ];
 
 /// Cipher suites that can be asked for.
@@ -71,6 +76,7 @@ pub fn check(reader: &mut Reader<'_>, kind: Kind, meta: &Metadata) {
             "health-check" => health_check(value).err(),
             "starttls" => starttls(value).err(),
             "tls-min-version" => only_tls13(value).err(),
+            "inject-credential" => inject_credential(value).err(),
             _ => cipher_suites(value).err(),
         };
         if let Some(problem) = problem {
@@ -136,6 +142,86 @@ pub fn cipher_suites(value: &str) -> Result<Vec<Box<str>>, String> {
         return Err("no cipher suite is named".into());
     }
     Ok(list)
+}
+
+/// Reads `inject-credential`. The secret's namespaces are for the caller to
+/// fill in.
+pub fn inject_credential(value: &str) -> Result<HeaderCredential, String> {
+    let mut words = value.split_whitespace();
+    let kind = words.next().unwrap_or_default();
+    if !["bearer", "basic", "header"].contains(&kind) {
+        return Err(format!("{kind:?} is none of bearer, basic and header"));
+    }
+    let (mut secret, mut key, mut username, mut password, mut name) =
+        (None, None, None, None, None);
+    for word in words {
+        let Some((setting, value)) = word.split_once('=') else {
+            return Err(format!("{word:?} is not of the form name=value"));
+        };
+        let place = match (setting, kind) {
+            ("secret", _) => &mut secret,
+            ("key", "bearer" | "header") => &mut key,
+            ("username", "basic") => &mut username,
+            ("password", "basic") => &mut password,
+            ("name", "header") => &mut name,
+            (other, _) => return Err(format!("{other:?} is not a setting of {kind}")),
+        };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if value.is_empty() || value.starts_with('.') || !value.bytes().all(plain) {
+            return Err(format!(
+                "{value:?} is not made of letters, digits, `-`, `_` and `.`"
+            ));
+        }
+        if place.replace(value).is_some() {
+            return Err(format!("{setting:?} is there twice"));
+        }
+    }
+    let or = |given: Option<&str>, default: &str| Box::from(given.unwrap_or(default));
+    let header = match (kind, name) {
+        ("header", None) => return Err("name=HEADER is missing".into()),
+        ("header", Some(name)) => header_name(name)?,
+        _ => http::header::AUTHORIZATION,
+    };
+    Ok(HeaderCredential {
+        header,
+        form: match kind {
+            "bearer" => CredentialForm::Bearer {
+                key: or(key, "token"),
+            },
+            "basic" => CredentialForm::Basic {
+                username: or(username, "username"),
+                password: or(password, "password"),
+            },
+            _ => CredentialForm::Plain {
+                key: or(key, "token"),
+            },
+        },
+        secret: secret.ok_or("secret=NAME is missing")?.into(),
+        secret_namespaces: Vec::new(),
+    })
+}
+
+/// A header that does not frame or route the message.
+fn header_name(name: &str) -> Result<http::HeaderName, String> {
+    use http::header::{
+        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    };
+    let known = http::HeaderName::try_from(name)
+        .map_err(|_| format!("{name:?} is not the name of a header"))?;
+    let taken = [
+        CONNECTION,
+        CONTENT_LENGTH,
+        EXPECT,
+        HOST,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    if taken.contains(&known) {
+        return Err(format!("{name:?} is the connection's own"));
+    }
+    Ok(known)
 }
 
 /// Reads `health-check`.
@@ -217,4 +303,47 @@ fn statuses(value: &str) -> Result<Vec<(u16, u16)>, String> {
             range(part).ok_or_else(|| format!("{part:?} is not a status or a range of them"))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn credentials_are_read_with_their_defaults() {
+        let bearer = inject_credential("bearer secret=partner").unwrap();
+        assert_eq!(bearer.header, http::header::AUTHORIZATION);
+        assert_eq!(&*bearer.secret, "partner");
+        let key = "token".into();
+        assert_eq!(bearer.form, CredentialForm::Bearer { key });
+        let basic = inject_credential("basic secret=login username=user").unwrap();
+        let (username, password) = ("user".into(), "password".into());
+        assert_eq!(basic.form, CredentialForm::Basic { username, password });
+        let plain = inject_credential("header name=X-Api-Key secret=k key=v").unwrap();
+        assert_eq!(plain.header, "x-api-key");
+        let key = "v".into();
+        assert_eq!(plain.form, CredentialForm::Plain { key });
+    }
+
+    #[test]
+    fn credentials_that_make_no_sense_are_refused() {
+        for (value, word) in [
+            ("", "none of"),
+            ("digest secret=a", "none of"),
+            ("bearer", "secret=NAME"),
+            ("bearer secret=../../etc/shadow", "not made of"),
+            ("bearer secret=.hidden", "not made of"),
+            ("bearer secret=a secret=b", "twice"),
+            ("bearer secret=a name=x", "not a setting"),
+            ("bearer a", "name=value"),
+            ("header secret=a", "name=HEADER"),
+            ("header secret=a name=host", "connection's own"),
+            ("header secret=a name=content-length", "connection's own"),
+        ] {
+            let error = inject_credential(value).unwrap_err();
+            assert!(error.contains(word), "{value}: {error}");
+        }
+    }
 }

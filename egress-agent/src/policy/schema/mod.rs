@@ -52,6 +52,7 @@ pub mod route;
 pub mod secret;
 pub mod service_entry;
 pub mod tls;
+mod values;
 pub mod virtual_service;
 
 #[cfg(test)]

@@ -81,6 +81,6 @@ pub fn read(reader: &mut Reader<'_>, node: &Node) -> Option<Tls> {
         insecure_skip_verify: r.nullable(f, "insecureSkipVerify", Reader::boolean),
         span: f.span,
     })?;
-    check::destination_rule::check_tls(reader, &tls);
+    check::tls::check_tls(reader, &tls);
     Some(tls)
 }

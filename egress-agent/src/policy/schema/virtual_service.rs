@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::destination_rule::{PortSelector, port_selector};
 use super::reader::Reader;
-use super::route::{HttpRoute, http_route};
+use super::route::HttpRoute;
+use super::route::read::http_route;
 use super::{Entries, Spanned, Text, entries};
 use crate::policy::check;
 use crate::policy::diagnostic::Span;

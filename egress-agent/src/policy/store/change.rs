@@ -87,7 +87,7 @@ impl Store {
     /// # Errors
     /// When they cannot be kept: then what counts is what the directory has.
     pub fn apply(&mut self, text: String, dry_run: bool) -> Result<Vec<Change>, StoreError> {
-        let Some((directory, applied)) = &self.state else {
+        let Some((_, applied)) = &self.state else {
             return Err(StoreError::NoDirectory);
         };
         let read = match read_all("<apply>", text.into_bytes(), &self.options) {
@@ -97,16 +97,21 @@ impl Store {
         let now = jiff::Timestamp::now();
         let mut changes = Vec::new();
         let mut prepared: BTreeMap<DocumentId, Prepared> = BTreeMap::new();
+        let (mut refused, mut accepted) = (Vec::new(), Vec::new());
         for (outcome, problems) in read {
             let document = match outcome {
                 Outcome::Skipped => continue,
                 Outcome::Rejected(id) => {
+                    if let Some(id) = &id {
+                        refused.push((id.clone(), problems.clone()));
+                    }
                     changes.push(Change::rejected(id, problems));
                     continue;
                 }
                 Outcome::Valid(document) => document,
             };
             let id = document.id.clone();
+            accepted.push(id.clone());
             let before = match prepared.get(&id) {
                 // Twice in this text.
                 Some(earlier) => earlier.kept.document.clone(),
@@ -146,9 +151,16 @@ impl Store {
                 after: Some(document),
             });
         }
-        if dry_run || prepared.is_empty() {
+        if dry_run {
             return Ok(changes);
         }
+        self.note_refused(refused, &accepted);
+        if prepared.is_empty() {
+            return Ok(changes);
+        }
+        let Some((directory, applied)) = &self.state else {
+            return Err(StoreError::NoDirectory);
+        };
         let prepared: Vec<Prepared> = prepared.into_values().collect();
         if let Err(error) = applied.write(&prepared) {
             let path = directory.clone();
@@ -160,6 +172,31 @@ impl Store {
             self.keep(one.kept);
         }
         Ok(changes)
+    }
+
+    /// Notes with applied documents that a newer version of them was refused, or
+    /// that none is any more. A document that was never applied has no place to
+    /// note it at; whoever applied it was told.
+    fn note_refused(
+        &mut self,
+        refused: Vec<(DocumentId, Vec<Diagnostic>)>,
+        accepted: &[DocumentId],
+    ) {
+        for id in accepted {
+            if let Some(version) = self.version_mut(&SourceName::Applied, id)
+                && version.rejected.take().is_some()
+            {
+                version.problems.clear();
+            }
+        }
+        for (id, problems) in refused {
+            if let Some(version) = self.version_mut(&SourceName::Applied, &id) {
+                let line = problems.iter().find_map(|p| p.location.as_ref());
+                version.rejected = Some(line.map_or(0, crate::policy::diagnostic::Location::line));
+                version.read_at = SystemTime::now();
+                version.problems = problems;
+            }
+        }
     }
 
     /// Removes the applied documents that a text names; nothing but kind,

@@ -6,6 +6,7 @@
 )]
 
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use super::*;
@@ -290,6 +291,31 @@ fn applied_documents_outlive_the_store() {
     assert_eq!(deleted[1].problems[0].rule, "not-found");
     assert_eq!(hosts(&mut store), ["c.example.com"]);
     assert_eq!(hosts(&mut open(&state)), ["c.example.com"]);
+}
+
+#[test]
+fn a_refused_apply_is_told_beside_the_version_in_force() {
+    let state = state();
+    let mut store = open(&state);
+    store.apply(entry("a", "a.example.com"), false).unwrap();
+    assert_eq!(hosts(&mut store), ["a.example.com"]);
+    let refused = store.apply(broken("a"), false).unwrap();
+    assert_eq!(outcomes(&refused), ["rejected"]);
+    assert_eq!(hosts(&mut store), ["a.example.com"]);
+    let list = store.documents();
+    let told = status(&list, "a");
+    let conditions: Vec<_> = told.conditions.iter().map(|c| (c.kind, c.status)).collect();
+    assert_eq!(conditions, [("Accepted", false), ("InForce", true)]);
+    assert!(!told.problems.is_empty() && told.document.is_some());
+    assert_eq!(store.counts().rejected, 1);
+    // A look at what would happen changes nothing, and the old version again
+    // is a version that is accepted.
+    store.apply(broken("never"), false).unwrap();
+    store.apply(entry("a", "a.example.com"), true).unwrap();
+    assert_eq!(store.counts().rejected, 1);
+    let again = store.apply(entry("a", "a.example.com"), false).unwrap();
+    assert_eq!(outcomes(&again), ["unchanged"]);
+    assert_eq!((store.counts().rejected, store.documents().len()), (0, 1));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::guarded::State;
@@ -18,6 +19,7 @@ use crate::endpoint::{EndpointSet, Picked};
 use crate::flag::Flag;
 use crate::policy::model::{ClientTls, TrafficPolicy};
 use crate::policy::snapshot::{Client as PolicyClient, Cluster, Service, View};
+use crate::secret::SecretError;
 
 /// Who calls, and what the connection was dialled to.
 #[derive(Clone, Debug)]
@@ -178,6 +180,22 @@ impl<S: ServiceStream> Client<S> {
         self.log.wants_details()
     }
 
+    /// The header that requests of this client to `cluster` are given.
+    ///
+    /// # Errors
+    /// What keeps the secret from being used.
+    pub(super) fn credential<'c>(
+        &self,
+        cluster: &'c Cluster,
+    ) -> Result<Option<(&'c HeaderName, HeaderValue)>, SecretError> {
+        let Some(credential) = &cluster.policy.credential else {
+            return Ok(None);
+        };
+        let namespace = &self.caller.client.namespace;
+        let value = self.worker.secrets.header_value(credential, namespace)?;
+        Ok(Some((&credential.header, value)))
+    }
+
     /// How a new connection for this client is made.
     pub(super) const fn reach<'a>(&'a self, tls: Option<&'a ClientTls>) -> Reach<'a> {
         Reach {
@@ -256,6 +274,7 @@ impl<S: ServiceStream> Open<S> {
     pub(super) fn broken(mut self: Box<Self>, flag: Flag, details: &str) {
         self.answered = Some(Instant::now());
         self.record.flag(flag);
+        self.record.answer = None;
         self.record.details = details.into();
     }
 }

@@ -142,9 +142,9 @@ fn answer<S: ServiceStream>(
             };
             Sending::new(exchange, &bound, &plan, call)
         }
-        Ok(Decision::Answer(local, route, details)) => {
+        Ok(Decision::Answer(local, route)) => {
             exchange.open.record.route = Some(route);
-            exchange.open.record.details = details.into();
+            exchange.open.record.answer = Some("direct_response");
             Err(exchange.local(local))
         }
         Err(error) => {
@@ -165,8 +165,8 @@ fn answer<S: ServiceStream>(
 enum Decision<'r> {
     /// Send it on, with this path in place of the requested one.
     Forward(Forward<'r>, Option<PathAndQuery>),
-    /// An answer, the route's name, and Envoy's word for it.
-    Answer(Local, Arc<str>, &'static str),
+    /// An answer, and the route's name.
+    Answer(Local, Arc<str>),
 }
 
 fn decision<'r>(
@@ -183,7 +183,7 @@ fn decision<'r>(
                 location: Some(rewrite::location(redirect, &chosen, facts)?),
                 ..Local::new(redirect.status, Bytes::new())
             };
-            Decision::Answer(local, chosen.name(), "direct_response")
+            Decision::Answer(local, chosen.name())
         }
         Routed::Respond {
             status,
@@ -191,7 +191,7 @@ fn decision<'r>(
             chosen,
         } => {
             let local = Local::new(status, body.clone());
-            Decision::Answer(local, chosen.name(), "direct_response")
+            Decision::Answer(local, chosen.name())
         }
     })
 }

@@ -9,6 +9,7 @@ use crate::connect::pool::{AcquireError, SendFailure};
 use crate::endpoint::{Outcome, PickError};
 use crate::flag::Flag;
 use crate::policy::routes::Abort;
+use crate::secret::SecretError;
 
 /// Envoy's words before the reason.
 const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: ";
@@ -43,6 +44,17 @@ impl Failure {
     pub(super) fn no_cluster() -> Self {
         let details = "the policy changed under the request".to_owned();
         Self::unavailable(None, Flag::NoClusterFound, "no cluster".to_owned(), details)
+    }
+
+    /// `inject-credential` names a secret that cannot be used.
+    pub(super) fn credential(error: &SecretError) -> Self {
+        let text = "the credential for this service cannot be used".to_owned();
+        Self::unavailable(
+            None,
+            Flag::UpstreamConnectionFailure,
+            text,
+            error.to_string(),
+        )
     }
 
     /// A limit is reached.

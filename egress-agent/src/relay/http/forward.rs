@@ -193,6 +193,9 @@ pub(super) async fn run<S: ServiceStream>(
             let mut exchange = sending.exchange;
             if let Some(upload) = &upload {
                 exchange.open.record.received = upload.received();
+                if exchange.open.record.version == Version::HTTP_2 {
+                    upload.drain();
+                }
             }
             fail(exchange, &failure)
         }
@@ -292,7 +295,7 @@ fn respond<S: ServiceStream>(
         _ => Version::HTTP_11,
     };
     exchange.open.record.status = Some(head.status);
-    exchange.open.record.details = "via_upstream".into();
+    exchange.open.record.answer = Some("via_upstream");
     exchange.open.record.grpc_status = grpc;
     let open = exchange.open;
     let orphaned = open.client.orphaned.get();

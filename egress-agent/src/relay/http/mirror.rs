@@ -107,9 +107,15 @@ async fn copy<S: ServiceStream>(
     client: &Rc<super::client::Client<S>>,
     bound: &Bound,
     cluster: &Arc<Cluster>,
-    shadow: Outgoing,
+    mut shadow: Outgoing,
     body: Bytes,
 ) {
+    let Ok(credential) = client.credential(cluster) else {
+        return;
+    };
+    if let Some((name, _)) = &credential {
+        shadow.remove(name);
+    }
     let Some(set) = bound.set(cluster.index) else {
         return;
     };
@@ -142,7 +148,8 @@ async fn copy<S: ServiceStream>(
     else {
         return;
     };
-    let head = shadow.head(identity.tls.is_some(), None);
+    let mut head = shadow.head(identity.tls.is_some(), None);
+    head.credential = credential.as_ref().map(|(name, value)| (*name, value));
     if let Ok(response) = lease.send(&head, RequestBody::full(body)).await {
         picked.report(Outcome::Status(response.status.as_u16()));
         let whole = poll_fn(|cx| {

@@ -19,6 +19,7 @@ use self::drain::Drain;
 use super::{Buffers, Transport};
 use crate::connect::pool::{Io, Pool};
 use crate::endpoint::Live;
+use crate::secret::Secrets;
 
 mod affinity;
 mod client;
@@ -110,6 +111,8 @@ pub struct Worker<S> {
     pub settings: Settings,
     /// Spare buffers for connections that change their protocol.
     buffers: Buffers,
+    /// Credentials that requests are given.
+    secrets: Arc<Secrets>,
     live: RefCell<Cached>,
     drain: Rc<Drain>,
 }
@@ -136,6 +139,7 @@ impl<S: ServiceStream> Worker<S> {
         settings: Settings,
         buffers: Buffers,
         draining: watch::Receiver<bool>,
+        secrets: Arc<Secrets>,
     ) -> Rc<Self> {
         let mut cache = Cache::new(live);
         let current = Rc::new(Arc::clone(cache.load()));
@@ -143,6 +147,7 @@ impl<S: ServiceStream> Worker<S> {
             pool,
             settings,
             buffers,
+            secrets,
             live: RefCell::new(Cached { cache, current }),
             drain: Drain::follow(draining),
         })

@@ -4,14 +4,14 @@ use std::time::SystemTime;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::ServiceStream;
 use super::exchange::Exchange;
 use super::extended::Extended;
-use super::request;
+use super::request::{self, Added};
 use crate::connect::pool::RequestHead;
 use crate::route::headers::{self as ops, Variables};
 use crate::route::http::Forward;
@@ -35,6 +35,7 @@ pub(super) struct Outgoing {
     pub(super) path: PathAndQuery,
     pub(super) authority: HeaderValue,
     pub(super) headers: HeaderMap,
+    added: Added,
     /// Version that the client speaks.
     pub(super) version: Version,
     /// The protocol that the client asks to change to.
@@ -101,7 +102,14 @@ pub(super) fn prepare<S: ServiceStream>(
             ops::apply_request(&list.request, &mut headers, &variables);
         }
     }
-    request::add_defaults(&mut headers, &exchange.open.client.worker.settings);
+    if let Some(credential) = &plan.cluster.policy.credential {
+        headers.remove(&credential.header);
+    }
+    let added = Added::new(&headers, &exchange.open.client.worker.settings);
+    let record = &mut exchange.open.record;
+    if exchange.open.client.logs() && record.request_id.is_none() {
+        record.request_id = added.request_id();
+    }
     let path = path
         .or_else(|| uri.into_parts().path_and_query)
         .unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -116,6 +124,7 @@ pub(super) fn prepare<S: ServiceStream>(
         path,
         authority,
         headers,
+        added,
         version,
         upgrade,
     };
@@ -163,13 +172,20 @@ pub(super) fn variables<'a, S: ServiceStream>(
 }
 
 impl Outgoing {
+    /// Takes a header out.
+    pub(super) fn remove(&mut self, name: &HeaderName) {
+        self.headers.remove(name);
+    }
+
     /// The head of one try.
-    pub(super) const fn head(&self, tls: bool, attempt: Option<u32>) -> RequestHead<'_> {
+    pub(super) fn head(&self, tls: bool, attempt: Option<u32>) -> RequestHead<'_> {
         RequestHead {
             method: &self.method,
             path: &self.path,
             authority: &self.authority,
             headers: &self.headers,
+            extra: self.added.fields(),
+            credential: None,
             tls,
             attempt,
             upgrade: self.upgrade.as_ref(),

@@ -38,10 +38,12 @@ pub struct Record {
     pub status: Option<StatusCode>,
     /// gRPC status of the answer.
     pub grpc_status: Option<u8>,
-    /// Flags in the order in which they were set.
+    /// Flags in Envoy's order.
     pub flags: Vec<Flag>,
-    /// Why the answer is what it is (`%RESPONSE_CODE_DETAILS%`), or what went
-    /// wrong.
+    /// Where the answer comes from, in Envoy's words
+    /// (`%RESPONSE_CODE_DETAILS%`), if it is as it was meant to be.
+    pub answer: Option<&'static str>,
+    /// What went wrong.
     pub details: Box<str>,
     /// Body bytes from the application.
     pub received: u64,
@@ -82,6 +84,7 @@ impl Default for Record {
             status: None,
             grpc_status: None,
             flags: Vec::new(),
+            answer: None,
             details: Box::default(),
             received: 0,
             sent: 0,
@@ -100,8 +103,8 @@ impl Default for Record {
 impl Record {
     /// Adds a flag once.
     pub(super) fn flag(&mut self, flag: Flag) {
-        if !self.flags.contains(&flag) {
-            self.flags.push(flag);
+        if let Err(at) = self.flags.binary_search(&flag) {
+            self.flags.insert(at, flag);
         }
     }
 }

@@ -6,6 +6,7 @@ use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Settings;
+use crate::connect::pool::Field;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -90,23 +91,46 @@ pub(super) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     (named && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
 
-/// Adds what Envoy adds, where neither the client nor the policy has it.
-pub(super) fn add_defaults(headers: &mut HeaderMap, settings: &Settings) {
-    if settings.request_id {
-        headers.entry(REQUEST_ID).or_insert_with(request_id);
+/// What Envoy adds to a request, where neither the client nor the policy has
+/// it. Kept apart from the headers, which saves making them grow.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Added {
+    request_id: Option<[u8; 36]>,
+    forwarded_proto: bool,
+    traceparent: Option<[u8; 55]>,
+}
+
+impl Added {
+    /// Made once for a request: all its tries carry the same.
+    pub(super) fn new(headers: &HeaderMap, settings: &Settings) -> Self {
+        let lacks = |name: HeaderName| !headers.contains_key(name);
+        Self {
+            request_id: (settings.request_id && lacks(REQUEST_ID)).then(request_id),
+            forwarded_proto: settings.forwarded_proto && lacks(FORWARDED_PROTO),
+            traceparent: (settings.trace_context && lacks(TRACEPARENT))
+                .then(|| traceparent(settings.trace_sampling)),
+        }
     }
-    if settings.forwarded_proto {
-        let entry = headers.entry(FORWARDED_PROTO);
-        entry.or_insert(HeaderValue::from_static("http"));
+
+    /// `x-request-id`, if it was made here.
+    pub(super) fn request_id(&self) -> Option<HeaderValue> {
+        HeaderValue::from_bytes(self.request_id.as_ref()?).ok()
     }
-    if settings.trace_context {
-        let entry = headers.entry(TRACEPARENT);
-        entry.or_insert_with(|| traceparent(settings.trace_sampling));
+
+    pub(super) fn fields(&self) -> [Option<Field<'_>>; 3] {
+        [
+            self.request_id.as_ref().map(|id| (REQUEST_ID, &id[..])),
+            self.forwarded_proto
+                .then_some((FORWARDED_PROTO, &b"http"[..])),
+            self.traceparent
+                .as_ref()
+                .map(|trace| (TRACEPARENT, &trace[..])),
+        ]
     }
 }
 
 /// A random UUID (RFC 9562 version 4).
-fn request_id() -> HeaderValue {
+fn request_id() -> [u8; 36] {
     let mut random = fastrand::u128(..).to_be_bytes();
     random[6] = random[6] & 0x0f | 0x40;
     random[8] = random[8] & 0x3f | 0x80;
@@ -114,12 +138,12 @@ fn request_id() -> HeaderValue {
     for (bytes, at) in [(0..4, 0), (4..6, 9), (6..8, 14), (8..10, 19), (10..16, 24)] {
         write_hex(&random[bytes], &mut id[at..]);
     }
-    from_ascii(&id)
+    id
 }
 
 /// `00-TRACE-SPAN-FLAGS` (W3C Trace Context), sampled for the given share in
 /// parts per million.
-fn traceparent(sampling: u32) -> HeaderValue {
+fn traceparent(sampling: u32) -> [u8; 55] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     // All zeroes would be invalid.
     write_hex(&fastrand::u128(1..).to_be_bytes(), &mut text[3..]);
@@ -127,7 +151,7 @@ fn traceparent(sampling: u32) -> HeaderValue {
     if crate::route::http::hit(sampling) {
         text[54] = b'1';
     }
-    from_ascii(&text)
+    text
 }
 
 /// Both digits of every byte.
@@ -146,10 +170,6 @@ fn write_hex(bytes: &[u8], out: &mut [u8]) {
     for (byte, digits) in bytes.iter().zip(out.chunks_exact_mut(2)) {
         digits.copy_from_slice(&HEX[usize::from(*byte)]);
     }
-}
-
-fn from_ascii(text: &[u8]) -> HeaderValue {
-    HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// The host of an authority with `-shadow` behind it, as Envoy marks mirrored

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -51,6 +52,11 @@ impl<S: ServiceStream> Ending<S> {
     /// The response is complete.
     pub(super) fn complete(mut self) {
         self.count();
+        if self.open.record.version == Version::HTTP_2
+            && let Some(upload) = &self.upload
+        {
+            upload.drain();
+        }
         let now = Instant::now();
         self.open.finish(now);
         self.lease.give_back(now);

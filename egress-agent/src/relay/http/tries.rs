@@ -161,6 +161,12 @@ impl<S: ServiceStream> Tries<'_, S> {
 
     /// One try: an endpoint, a connection, the request, the response's head.
     async fn once(&mut self, tried: &mut Vec<EndpointId>) -> Result<Answer<S>, Failure> {
+        let credential = self
+            .exchange
+            .open
+            .client
+            .credential(self.plan.cluster)
+            .map_err(|error| Failure::credential(&error))?;
         let picked = self.pick(tried).await?;
         let policy = &self.plan.cluster.policy;
         if self.plan.retries.ignore_previous_hosts && self.plan.retries.attempts > 0 {
@@ -200,7 +206,8 @@ impl<S: ServiceStream> Tries<'_, S> {
             };
             let attempt = client.worker.settings.attempt_count;
             let attempt = attempt.then_some(self.exchange.open.record.attempts);
-            let head = self.outgoing.head(identity.tls.is_some(), attempt);
+            let mut head = self.outgoing.head(identity.tls.is_some(), attempt);
+            head.credential = credential.as_ref().map(|(name, value)| (*name, value));
             let timed = client.logs() || client.worker.settings.service_time;
             let sent = timed.then(Instant::now);
             let error = match lease.send(&head, body).await {

@@ -2,21 +2,28 @@
 //! long as it is small.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 /// Most bytes of a request body that are kept for another try or for a
 /// mirror. Envoy keeps up to 1 MiB; at the same memory this allows sixteen
 /// times the uploads at once, and calls that are worth a retry (RPC, REST)
 /// are nearly all smaller.
 pub(super) const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// How long the rest of a body is taken after the answer.
+const DRAIN_LONGEST: Duration = Duration::from_secs(2);
 
 /// A request body that is read from the client once and may be sent several
 /// times.
@@ -85,6 +92,38 @@ impl Upload {
             inner.waiting.push(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// Takes what still comes of a request that has its answer, for a while.
+    ///
+    /// Over HTTP/2 a body often ends in an empty frame of its own, which may be
+    /// on its way when the answer, to a body whose length was told, is complete.
+    /// A stream that is reset then, though without an error, fails requests of
+    /// clients that are about to write that frame.
+    pub(super) fn drain(self: &Rc<Self>) {
+        if self.complete.get() || self.inner.borrow().failed {
+            return;
+        }
+        let upload = Rc::clone(self);
+        let mut taken = 0;
+        spawn_local(timeout(
+            DRAIN_LONGEST,
+            poll_fn(move |cx| {
+                let mut inner = upload.inner.borrow_mut();
+                while !upload.complete.get() {
+                    match ready!(Pin::new(&mut inner.incoming).poll_frame(cx)) {
+                        Some(Ok(frame)) => {
+                            taken += frame.data_ref().map_or(0, Bytes::len);
+                            if taken > REPLAY_LIMIT {
+                                break;
+                            }
+                        }
+                        Some(Err(_)) | None => break,
+                    }
+                }
+                Poll::Ready(())
+            }),
+        ));
     }
 
     /// The whole body, if it is complete and was kept.

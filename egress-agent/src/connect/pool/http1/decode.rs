@@ -116,6 +116,11 @@ pub(super) fn head(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head
         match name {
             CONTENT_LENGTH => told.length = true,
             TRANSFER_ENCODING => told.coding = true,
+            // What HTTP/1.1 does anyway, and nobody's business beyond.
+            CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => {
+                told.keep_alive = true;
+                continue;
+            }
             CONNECTION => told.connection = true,
             _ => {}
         }
@@ -140,6 +145,7 @@ struct Told {
     length: bool,
     coding: bool,
     connection: bool,
+    keep_alive: bool,
 }
 
 /// RFC 9112 section 6.3. The flag says whether nothing about the message's
@@ -234,7 +240,8 @@ fn keeps_alive(version: Version, headers: &HeaderMap, told: Told) -> bool {
     if version == Version::HTTP_11 {
         !told.connection || !named(b"close")
     } else {
-        told.connection && named(b"keep-alive") && !named(b"close")
+        (told.keep_alive || (told.connection && named(b"keep-alive")))
+            && !(told.connection && named(b"close"))
     }
 }
 

@@ -40,6 +40,12 @@ pub(super) fn head(out: &mut Vec<u8>, head: &RequestHead<'_>, body: &SizeHint) -
     if cookies > 0 {
         cookie(out, head.headers);
     }
+    for (name, value) in head.extra.iter().flatten() {
+        field(out, name.as_str(), value);
+    }
+    if let Some((name, value)) = head.credential {
+        field(out, name.as_str(), value.as_bytes());
+    }
     if let Some(attempt) = head.attempt {
         let _ = write!(out, "x-envoy-attempt-count: {attempt}\r\n");
     }

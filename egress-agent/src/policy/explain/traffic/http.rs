@@ -80,6 +80,16 @@ pub(super) fn routes(
     )
 }
 
+/// A route, whatever the request.
+pub(super) fn route_in_words(
+    route: &HttpRoute,
+    number: usize,
+    of: usize,
+    shown: &mut Shown,
+) -> Route {
+    describe(route, number, of, None, shown)
+}
+
 type Request<'a> = Option<(&'a Chosen<'a>, &'a RequestFacts<'a>)>;
 
 fn describe(

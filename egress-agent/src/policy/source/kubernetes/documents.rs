@@ -175,7 +175,7 @@ impl Documents {
                     let began = Instant::now();
                     follow(&api, None, row, |event| self.take(&served, row, event)).await;
                     if began.elapsed() < ABSENT {
-                        sleep(backoff.next()).await;
+                        sleep(backoff.wait()).await;
                     }
                 }
                 Ok(None) => {
@@ -195,7 +195,7 @@ impl Documents {
                 }
                 Err(error) => {
                     row.failed(&error.to_string());
-                    let wait = backoff.next();
+                    let wait = backoff.wait();
                     if backoff.failures() == 1 {
                         tracing::warn!(what = plural(kind), "{error}");
                     }

@@ -251,7 +251,7 @@ async fn retrying(what: &str, attempt: impl AsyncFn() -> Result<(), KubernetesEr
                 tracing::warn!("a problem of {what} could not be told to it: {error}");
                 return;
             }
-            Err(_) => sleep(backoff.next()).await,
+            Err(_) => sleep(backoff.wait()).await,
         }
     }
 }

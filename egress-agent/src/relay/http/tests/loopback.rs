@@ -69,7 +69,14 @@ async fn relay(policy: TrafficPolicy, protocol: Protocol, service: SocketAddr) -
     let (drain, draining) = watch::channel(false);
     let live = Arc::new(ArcSwap::new(live));
     let settings = Settings::default();
-    let worker = Worker::new(pool, live, settings, Buffers::default(), draining);
+    let worker = Worker::new(
+        pool,
+        live,
+        settings,
+        Buffers::default(),
+        draining,
+        Secrets::new(SecretSettings::default()),
+    );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let log = Kept::default();
@@ -211,7 +218,7 @@ fn cleartext_leaves_as_tls_and_the_server_is_verified() {
         let answer = raw(&distrust, &last("/")).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(answer.contains("certificate"), "{answer}");
-        assert_eq!(distrust.log.0.borrow()[0].flags, ["URX", "UF"]);
+        assert_eq!(distrust.log.0.borrow()[0].flags, ["UF", "URX"]);
 
         // The port says HTTPS: TLS with the system's roots, which do not know
         // this server.

@@ -373,6 +373,7 @@ impl Rig {
             settings,
             Buffers::default(),
             draining,
+            crate::secret::Secrets::new(crate::secret::SecretSettings::default()),
         );
         Self {
             world,
