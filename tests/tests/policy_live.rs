@@ -301,11 +301,7 @@ fn applied_documents_survive_a_kill_in_the_middle_and_a_full_disk_is_told() -> R
 #[test]
 fn a_policy_path_that_is_not_there_is_a_clear_error() -> Result<()> {
     let lab = Lab::new()?;
-    let finished = lab
-        .agent()
-        .setting("--policy", "/nowhere/policy")
-        .setting("--admin", "off")
-        .fail()?;
+    let finished = lab.agent().setting("--policy", "/nowhere/policy").fail()?;
     assert_ne!(finished.code(), 0);
     let said = format!("{}{}", finished.stdout, finished.stderr);
     assert!(
