@@ -236,6 +236,7 @@ impl Builder<'_> {
     /// Runs it where it must fail, and returns how it ended.
     pub fn fail(self) -> Result<Finished> {
         let lab = self.lab;
+        fs::create_dir_all(lab.policy_directory())?;
         lab.spawn(self.group, program("egress-agent")?)
             .arg("--policy")
             .arg(lab.policy_directory())
