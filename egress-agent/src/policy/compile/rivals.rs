@@ -43,7 +43,10 @@ impl Across<'_, '_> {
 
     /// One host and port registered by several namespaces, visibly to others.
     pub(super) fn claimed_elsewhere(&mut self) {
-        for list in self.by_host.values() {
+        // One place is warned of once: in an order that does not change.
+        let mut lists: Vec<_> = self.by_host.values().collect();
+        lists.sort_by_key(|list| list.first().map(|shell| &shell.key));
+        for list in lists {
             for (index, shell) in list.iter().enumerate() {
                 let other = list.get(..index).into_iter().flatten().find(|other| {
                     other.key.port == shell.key.port
