@@ -38,7 +38,7 @@ fn cpu() -> Duration {
 fn shake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (Duration, HandshakeKind) {
     let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
     let mut spent = Duration::ZERO;
-    let mut timed = |begun: Duration| spent += cpu() - begun;
+    let mut timed = |begun: Duration| spent += cpu().saturating_sub(begun);
     let begun = cpu();
     let name = HOST.try_into().unwrap();
     let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();

@@ -75,7 +75,6 @@ struct Follower {
     documents: Documents,
     tasks: Vec<JoinHandle<()>>,
     /// Removed with this.
-    #[expect(dead_code, reason = "held for its drop")]
     home: Option<tempfile::TempDir>,
 }
 

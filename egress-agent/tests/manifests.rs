@@ -407,11 +407,7 @@ fn the_daemonset_agrees_with_the_agent() {
         .collect();
     for path in [&settings.bpffs, &settings.state_dir, &settings.admin.0] {
         let under = |mount: &&str| path.starts_with(mount);
-        assert!(
-            mounts.iter().any(|mount| under(mount)),
-            "{}",
-            path.display()
-        );
+        assert!(mounts.iter().any(under), "{}", path.display());
     }
     assert_eq!(pod["volumes"].as_array().unwrap().len(), mounts.len());
     // The new pod of an update starts beside the old one.

@@ -49,7 +49,7 @@ const SOCKET: &str = "handover.sock";
 /// Time for one message.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time for the new agent to get ready.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 /// Longest message.
 const LONGEST: usize = 64 << 10;
 /// Most descriptors in one message (`SCM_MAX_FD`).

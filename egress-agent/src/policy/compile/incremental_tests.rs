@@ -199,7 +199,7 @@ fn what_a_change_cannot_act_on_stays_the_same_value() {
     let after = compiler.update([(changed.id.clone(), Some(changed))], &options, false);
     assert_eq!(after.generation, before.generation + 1);
     for service in &before.services {
-        let same = |other: &&Arc<_>| Arc::ptr_eq(other, &service);
+        let same = |other: &&Arc<_>| Arc::ptr_eq(other, service);
         let kept = after.services.iter().any(|other| same(&other));
         assert_eq!(kept, !service.key.host.matches("e4.com"));
     }
