@@ -87,7 +87,7 @@ fn agents_take_over_under_load_and_nothing_fails() -> Result<()> {
     let mut load = lab
         .python(&script)
         .interactive()
-        .deadline(Duration::from_secs(3600))
+        .deadline(Duration::from_hours(1))
         .stderr(std::fs::File::create(&report)?)
         .start()?;
     load.expect_line("running")?;

@@ -537,14 +537,13 @@ fn killed_and_forked_processes_leak_no_place() {
         while rounds < 40 && (rounds < 4 || Instant::now() < end) {
             let begun = Instant::now();
             let mut child = start();
-            match first {
-                Some(first) => thread::sleep(first * (rounds % 10) / 5),
-                None => {
-                    while made() == 0 && begun.elapsed() < Duration::from_secs(20) {
-                        thread::sleep(Duration::from_micros(200));
-                    }
-                    first = Some(begun.elapsed());
+            if let Some(first) = first {
+                thread::sleep(first * (rounds % 10) / 5);
+            } else {
+                while made() == 0 && begun.elapsed() < Duration::from_secs(20) {
+                    thread::sleep(Duration::from_micros(200));
                 }
+                first = Some(begun.elapsed());
             }
             // The whole session, forked shells included, as an OOM kill would.
             for pid in direct.lab.others() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use egress_agent::capture::{
-    CaptureError, DirectPlan, DirectSlot, Kernel, Numbered, Options, clean_up,
+    CaptureError, Changes, DirectPlan, DirectSlot, Kernel, Numbered, Options, clean_up,
 };
 use egress_agent::numbers::fingerprint;
 use egress_agent::policy::snapshot::ServiceId;
@@ -121,7 +121,7 @@ fn direct_services_go_on_without_an_agent_and_the_next_one_knows_all() {
             assert_eq!(next.known(Numbered::Scope).unwrap().last(), 0);
             assert_eq!(next.adopted_plans(), [(ServiceId(5), direct_to(&server))]);
             let changes = next.sync_services(&entries).unwrap();
-            assert_eq!(changes, Default::default(), "all is there already");
+            assert_eq!(changes, Changes::default(), "all is there already");
             assert_eq!(next.direct_connections(ServiceId(5)).unwrap(), 2);
             next.configure(&SETTINGS).unwrap();
             next.prove().unwrap();
