@@ -51,7 +51,8 @@ impl Lab {
     /// namespace that is the first one's too, with files and ports of its own.
     pub fn second_agent(&self) -> Result<Agent> {
         let mut builder = self.agent();
-        builder.suffix = ".second";
+        // No dot: the bpf file system takes none in a name.
+        builder.suffix = "-second";
         builder.setting("--metrics", "off").start()
     }
 
@@ -79,6 +80,17 @@ impl Lab {
     }
 
     /// A bpf file system of this lab's own.
+    /// Removes what a stopped agent has left in force.
+    pub fn clean_up(&self) -> Result<()> {
+        let cleaned = self
+            .outsider(program("egress-agent")?)
+            .args(["--cleanup", "--bpffs"])
+            .arg(self.bpffs()?.join("egress"))
+            .text()?;
+        ensure!(cleaned.starts_with("removed "), "{cleaned}");
+        Ok(())
+    }
+
     fn bpffs(&self) -> Result<PathBuf> {
         let directory = self.directory().join("bpffs");
         if !directory.exists() {

@@ -115,13 +115,5 @@ fn killed_or_stopped_the_kernel_does_as_declared_within_a_second() -> Result<()>
     // Stopped cleanly: declared behaviour holds until the pins are removed.
     client.send_line("stopped cleanly")?;
     client.expect_line(DOWN)?;
-    let cleaned = scene
-        .lab
-        .outsider(lab::agent::program("egress-agent")?)
-        .arg("--cleanup")
-        .arg("--bpffs")
-        .arg(scene.lab.directory().join("bpffs/egress"))
-        .text()?;
-    ensure!(cleaned.starts_with("removed "), "{cleaned}");
-    Ok(())
+    scene.lab.clean_up()
 }

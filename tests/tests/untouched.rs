@@ -131,7 +131,7 @@ for mark in (1, 0x539, 0xe9, 0x10, 0xffffffff):
 }
 
 #[test]
-fn with_the_agent_stopped_nothing_of_ours_is_attached() -> Result<()> {
+fn after_the_cleanup_nothing_of_ours_is_attached() -> Result<()> {
     let upstream = TlsUpstream::new()?;
     let lab = &upstream.lab;
     let agent = upstream.agent()?.start()?;
@@ -152,6 +152,9 @@ fn with_the_agent_stopped_nothing_of_ours_is_attached() -> Result<()> {
         );
     }
     agent.stop()?;
+    // What stays is for the next agent, and for `on-agent-failure` until then.
+    assert_ne!(kernel::attached(&lab.client_cgroup())?, []);
+    lab.clean_up()?;
     assert_eq!(kernel::attached(&lab.client_cgroup())?, []);
     lab.curl(&[
         "--fail",
@@ -182,6 +185,7 @@ fn other_programs_on_the_same_cgroup_stay() -> Result<()> {
     let others = status["capture"]["others"].as_array().map_or(0, Vec::len);
     assert!(others >= 2, "{status}");
     agent.stop()?;
+    lab.clean_up()?;
     let left = kernel::attached(&cgroup)?;
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(left.contains(&alone[0]), "{left:?} without {alone:?}");
