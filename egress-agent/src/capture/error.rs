@@ -165,7 +165,7 @@ impl fmt::Display for CaptureError {
                 write!(f, "cannot keep pins in {}: {error}", path.display())?;
                 // kernel/bpf/inode.c, bpf_lookup: names with a dot are EPERM.
                 let dotted = path.iter().any(|name| name.to_string_lossy().contains('.'));
-                if dotted && error.kind() == std::io::ErrorKind::PermissionDenied {
+                if dotted && error.kind() == io::ErrorKind::PermissionDenied {
                     write!(f, "; a bpf file system takes no name with a dot")?;
                 }
                 Ok(())
