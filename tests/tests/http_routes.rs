@@ -359,8 +359,9 @@ fn header_operations_of_route_and_destination_are_carried_out_in_order() -> Resu
         ["client", "route", "destination"]
     );
     assert_eq!(got.header("x-secret"), None);
-    // Captured connections reach the agent over the loopback interface.
-    assert_eq!(got.header("x-from"), Some("::1"));
+    // The address that the network would have seen, not the loopback one over
+    // which captured connections reach the agent.
+    assert_eq!(got.header("x-from"), Some(lab::CLIENT6));
     assert_eq!(got.header("x-escaped"), Some("100%"));
     // And what the agent itself adds.
     assert_eq!(got.header("x-forwarded-proto"), Some("http"));

@@ -205,6 +205,24 @@ impl Kernel {
         })
     }
 
+    /// Takes back the pins of an agent that did not get ready, so that nothing of
+    /// it stays in force. What an agent before had pinned is left as it is.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn withdraw(&self) -> Result<(), CaptureError> {
+        let Some(pins) = self.pins.as_ref().filter(|_| !self.adopted) else {
+            return Ok(());
+        };
+        let pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
+        pins.withdraw()
+            .map(drop)
+            .map_err(|error| CaptureError::Pins {
+                path: pins.path(""),
+                error,
+            })
+    }
+
     /// The lock of the directory of pins, to hand over; `None` without pins.
     ///
     /// # Errors

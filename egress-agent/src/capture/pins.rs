@@ -135,6 +135,11 @@ impl Pins {
         Ok(false)
     }
 
+    /// Removes our own directory: what is attached goes when the process ends.
+    pub(super) fn withdraw(&self) -> io::Result<usize> {
+        remove(&self.directory)
+    }
+
     /// Removes what was found of other layouts: what is attached by it is
     /// detached. Returns how many there were.
     pub(super) fn remove_obsolete(&mut self) -> io::Result<usize> {

@@ -24,6 +24,7 @@ use crate::accept::Inherited;
 use crate::admin::AdminApi;
 use crate::admin::metrics::MetricsListener;
 use crate::admin::socket::AdminListener;
+use crate::capture::Kernel;
 use crate::settings::value::{ConnectionLimit, MetricsListener as MetricsSetting};
 use crate::settings::{Loaded, Settings, Sources};
 
@@ -126,6 +127,7 @@ async fn control(
     };
     let mut registry = Registry::default();
     let mut agent = Agent::new(settings, admitted, &mut registry, pins_lock)?;
+    let unready = Unready(Some(agent.kernel()));
     let handing_over = order.clone();
     let process = Rc::new(Process::new(loaded, registry, log, order));
     let admin = serve_admin(settings, &process, &agent, &mut sockets, taking_over).await?;
@@ -164,6 +166,7 @@ async fn control(
     }
     agent.begin(settings, &workers.control_vitals()).await?;
     process.ready.set(true);
+    unready.succeed();
     if let Some(taken) = taken {
         taken.ready();
     }
@@ -184,6 +187,24 @@ async fn control(
         tracing::warn!("workers did not end in time");
     }
     Ok(exit)
+}
+
+/// Takes the kernel programs back if the start ends before it is proven that
+/// capture works: pinned, they would outlive it and refuse what nobody serves.
+struct Unready(Option<Arc<Kernel>>);
+
+impl Unready {
+    fn succeed(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(|kernel| kernel.withdraw()) {
+            tracing::error!("{error}; `egress-agent --cleanup` removes what is left");
+        }
+    }
 }
 
 /// Serves the admin API and metrics, in the place of an agent that hands over.

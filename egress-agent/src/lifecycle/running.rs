@@ -449,6 +449,11 @@ impl Agent {
         Ok(())
     }
 
+    /// What is attached to the kernel.
+    pub(super) fn kernel(&self) -> Arc<Kernel> {
+        Arc::clone(&self.kernel)
+    }
+
     /// What another agent can be given; see [`handover`](super::handover).
     ///
     /// # Errors
