@@ -239,7 +239,7 @@ fn the_examples_are_valid_without_a_warning() {
     // Each by itself: two of them may speak of one host.
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/examples");
     let mut files = 0;
-    for entry in std::fs::read_dir(examples).unwrap() {
+    for entry in fs::read_dir(examples).unwrap() {
         let path = entry.unwrap().path();
         let out = validate(&[path.to_str().unwrap(), "-o", "json"]);
         let report: Value = serde_json::from_slice(&out.stdout).unwrap();
