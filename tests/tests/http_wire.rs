@@ -252,7 +252,7 @@ def lines(got):
         if answer == "cut": out.append("cut"); continue
         status, text = answer
         if status == 200 and text.startswith(b"{{"):
-            r = json.loads(text)["request"].split(" ")
+            r = json.loads(text.decode("latin-1"))["request"].split(" ")
             t = r[1]
             if t.startswith("http://"): t = t[7 + len(H):] or "/"
             out.append((r[0], t))
