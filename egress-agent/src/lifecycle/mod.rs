@@ -15,7 +15,9 @@ pub mod drain;
 mod dynamic_names;
 mod error;
 mod feed;
+mod following;
 mod handover;
+mod hands;
 pub mod heartbeat;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;

@@ -9,18 +9,21 @@ use std::time::Duration;
 
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::StartError;
 use super::api::Process;
 use super::bridges::{Callers, Names, Resolvers};
-use super::cgroups::CgroupWatch;
 use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
 use super::dynamic_names;
-use super::handover::{Giver, HandsOver};
+use super::following::{
+    follow, follow_cgroups, follow_locality, follow_pods, follow_policy, look_around,
+};
+use super::handover::Giver;
+use super::hands::Hands;
 use super::heartbeat;
 use super::kubernetes::{Cluster, Rooms};
 use super::lock::StateLock;
@@ -35,7 +38,6 @@ use super::views::Views;
 use super::worker::Vitals;
 use crate::accept::{Inherited, IntakeStats, Kept};
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
-use crate::capture::keys::Changed;
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
 use crate::connect::EndpointProber;
@@ -43,29 +45,17 @@ use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
 use crate::kubernetes::metrics::Slot as ClusterMetrics;
-use crate::policy::model::Locality;
-use crate::policy::source::keeper::{Keeper, Published};
+use crate::policy::source::keeper::Keeper;
 use crate::secret::{MeshIdentity, SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
 use crate::workload::directory::Directory;
 use crate::workload::hierarchy::Hierarchy;
 
-/// How long addresses may go on changing before the kernel is told.
-const SETTLE: Duration = Duration::from_millis(5);
 /// Time for connections that the kernel handed over to reach `accept`.
 const HANDED_OVER: Duration = Duration::from_millis(100);
 /// How often the log lines of the kernel programs are read.
 const KERNEL_LOG: Duration = Duration::from_millis(200);
-/// How often new cgroups are looked for.
-const CGROUPS: Duration = Duration::from_secs(5);
-/// How often the cgroup of a new pod is looked for at first, how long that
-/// often, and how long at all.
-const POD_CGROUP: Duration = Duration::from_millis(100);
-const POD_CGROUP_SOON: Duration = Duration::from_secs(20);
-const POD_CGROUP_DEADLINE: Duration = Duration::from_mins(5);
-/// Age of a record of a connection that nobody accepted.
-const ORPHANED: Duration = Duration::from_mins(1);
 /// Health checks that run at once.
 const CHECKS: usize = 64;
 
@@ -580,204 +570,8 @@ impl Agent {
     }
 }
 
-/// The agent as another one meets it that takes over.
-pub(super) struct Hands {
-    node: Rc<tokio::sync::Mutex<Node>>,
-    kernel: Arc<Kernel>,
-    netns: NetNs,
-    listeners: Option<Listeners>,
-    paused: Rc<watch::Sender<bool>>,
-    tasks: Vec<AbortHandle>,
-    process: Rc<Process>,
-    orders: mpsc::Sender<Order>,
-    release: RefCell<Option<oneshot::Sender<()>>>,
-}
-
-impl HandsOver for Hands {
-    async fn pause(&self) {
-        self.paused.send_replace(true);
-        let (release, released) = oneshot::channel();
-        let (locked, is_locked) = oneshot::channel();
-        let node = Rc::clone(&self.node);
-        // All that writes to the kernel holds this lock.
-        spawn_local(async move {
-            let node = node.lock().await;
-            if let Err(error) = node.names.addresses().save().await {
-                tracing::warn!("virtual addresses are not kept: {error}");
-            }
-            let _ = locked.send(());
-            if released.await.is_err() {
-                // The other agent writes from now on.
-                std::future::pending::<()>().await;
-            }
-        });
-        let _ = is_locked.await;
-        self.release.replace(Some(release));
-    }
-
-    async fn resume(&self) {
-        if let Some(release) = self.release.take() {
-            let _ = release.send(());
-        }
-        let settings = self.process.settings.borrow().clone();
-        let node = self.node.lock().await;
-        let told = || {
-            self.kernel.adopt().map_err(StartError::Capture)?;
-            let snapshot = Arc::clone(&node.live.load().snapshot);
-            node.sync_kernel(&snapshot, Changed::Addresses)?;
-            self.kernel.forget_adopted().map_err(StartError::Capture)?;
-            if let Some(listeners) = &self.listeners {
-                self.kernel
-                    .set_listeners(self.netns.cookie, listeners)
-                    .map_err(StartError::Capture)?;
-            }
-            node.configure(&settings, settings.dns.is_on())
-        };
-        if let Err(error) = told() {
-            tracing::error!("the kernel's maps are not as they should be: {error}");
-        }
-        self.paused.send_replace(false);
-    }
-
-    async fn gone_over(&self) {
-        // Not released: nothing of this agent writes any more.
-        drop(self.release.take());
-        if *self.paused.borrow() {
-            for task in &self.tasks {
-                task.abort();
-            }
-        }
-        let _ = self.orders.send(Order::Drain).await;
-    }
-}
-
 fn per_worker(admitted: u32, workers: usize) -> usize {
     usize::try_from(admitted)
         .unwrap_or(usize::MAX)
         .div_ceil(workers.max(1))
-}
-
-/// Puts each new version of the policy in force.
-async fn follow_policy(
-    node: Rc<tokio::sync::Mutex<Node>>,
-    mut published: watch::Receiver<Published>,
-) {
-    loop {
-        let snapshot = Arc::clone(&published.borrow_and_update().snapshot);
-        let mut node = node.lock().await;
-        if node.live.load().snapshot.generation != snapshot.generation
-            && let Err(error) = node.apply(snapshot).await
-        {
-            tracing::error!("policy is not wholly in force: {error}");
-        }
-        drop(node);
-        if published.changed().await.is_err() {
-            tracing::error!("the thread of the policy has ended; policy stays as it is");
-            return;
-        }
-    }
-}
-
-/// Tells the kernel whose cgroups are whose when pods come and go. The API
-/// server tells of a pod before kubelet makes its cgroup, so that is looked for
-/// closely: it must be known before the first container runs.
-async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
-    loop {
-        changed.notified().await;
-        let mut since = tokio::time::Instant::now();
-        loop {
-            let homeless = {
-                let node = node.lock().await;
-                if let Err(error) = node.sync_scopes() {
-                    tracing::error!("{error}");
-                }
-                node.directory.homeless()
-            };
-            let waited = since.elapsed();
-            if homeless == 0 || waited > POD_CGROUP_DEADLINE {
-                break;
-            }
-            let pause = if waited < POD_CGROUP_SOON {
-                POD_CGROUP
-            } else {
-                10 * POD_CGROUP
-            };
-            tokio::select! {
-                () = changed.notified() => since = tokio::time::Instant::now(),
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-    }
-}
-
-/// Puts another locality of this node in force.
-async fn follow_locality(
-    node: Rc<tokio::sync::Mutex<Node>>,
-    policy: Keeper,
-    mut told: watch::Receiver<Option<Locality>>,
-) {
-    while told.changed().await.is_ok() {
-        let locality = told.borrow_and_update().clone().unwrap_or_default();
-        node.lock().await.sets.set_locality(locality.clone());
-        let changed = policy.change_options(move |options| options.locality = locality);
-        if let Err(error) = changed.await {
-            tracing::error!("{error}");
-        }
-    }
-}
-
-/// Tells the kernel when the addresses of hosts change.
-async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
-    loop {
-        changed.notified().await;
-        tokio::time::sleep(SETTLE).await;
-        let node = node.lock().await;
-        let snapshot = Arc::clone(&node.live.load().snapshot);
-        if let Err(error) = node.sync_kernel(&snapshot, Changed::Addresses) {
-            tracing::error!("{error}");
-        }
-    }
-}
-
-/// Tells the kernel of new cgroups before anything runs in them.
-async fn follow_cgroups(node: Rc<tokio::sync::Mutex<Node>>, cgroup: PathBuf) {
-    let mut watch = match CgroupWatch::new(&cgroup) {
-        Ok(watch) => watch,
-        Err(error) => {
-            tracing::warn!("new cgroups are found some seconds late: {error}");
-            return;
-        }
-    };
-    loop {
-        if let Err(error) = watch.changed().await {
-            tracing::error!("new cgroups are found some seconds late: {error}");
-            return;
-        }
-        if let Err(error) = node.lock().await.sync_scopes() {
-            tracing::error!("{error}");
-        }
-        // One walk for all that are made together.
-        tokio::time::sleep(SETTLE).await;
-    }
-}
-
-/// Finds cgroups that appeared, and records that nobody will take any more.
-async fn look_around(node: Rc<tokio::sync::Mutex<Node>>) {
-    let mut ticks = tokio::time::interval(CGROUPS);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let node = node.lock().await;
-        if let Err(error) = node.directory.refresh() {
-            tracing::debug!("cannot look at the cgroups: {error}");
-        }
-        if let Err(error) = node.sync_scopes() {
-            tracing::error!("{error}");
-        }
-        match node.kernel.sweep_origins(ORPHANED) {
-            Ok(0) => {}
-            Ok(swept) => tracing::warn!(swept, "connections were handed over and never accepted"),
-            Err(error) => tracing::error!("{error}"),
-        }
-    }
 }
