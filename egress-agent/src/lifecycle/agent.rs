@@ -186,6 +186,10 @@ async fn control(
     if !workers.all_ended(END_DEADLINE).await {
         tracing::warn!("workers did not end in time");
     }
+    tracing::info!(
+        "the kernel programs stay in force for the next agent, and refuse what only an agent can \
+         carry until then; `egress-agent --cleanup` removes them"
+    );
     Ok(exit)
 }
 
