@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -237,7 +238,7 @@ impl Default for TrafficPolicy {
 
 /// `trafficPolicy` as it applies to one service port and subset, with every
 /// default filled in.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct TrafficPolicy {
     /// `connectionPool`.
     pub connection_pool: ConnectionPool,
@@ -260,7 +261,7 @@ pub struct TrafficPolicy {
 }
 
 /// `connectionPool`.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ConnectionPool {
     /// `tcp.maxConnections` (2^32-1).
     pub max_connections: u32,
@@ -312,7 +313,7 @@ impl Default for ConnectionPool {
 }
 
 /// HTTP version towards the service.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum UpstreamHttp {
     /// HTTP/2 when the port says HTTP2 or GRPC, else HTTP/1.1.
     ByPort,
@@ -323,7 +324,7 @@ pub enum UpstreamHttp {
 }
 
 /// `tcpKeepalive`; `None` leaves the operating system's value.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Keepalive {
     /// `time`: idle time before the first probe.
     pub time: Option<Duration>,
@@ -334,7 +335,7 @@ pub struct Keepalive {
 }
 
 /// `loadBalancer`.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct LoadBalancer {
     /// `simple` or `consistentHash`.
     pub algorithm: Algorithm,
@@ -355,7 +356,7 @@ impl Default for LoadBalancer {
 }
 
 /// How one endpoint is chosen among those of a priority level.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Algorithm {
     /// `LEAST_REQUEST`, the default.
     LeastRequest,
@@ -375,7 +376,7 @@ pub enum Algorithm {
 }
 
 /// What `consistentHash` hashes.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum HashKey {
     /// `httpHeaderName`, lower case.
     Header(Box<str>),
@@ -398,7 +399,7 @@ pub enum HashKey {
 }
 
 /// Algorithm of `consistentHash`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HashTable {
     /// `ringHash.minimumRingSize` (1024).
     Ring(u64),
@@ -407,7 +408,7 @@ pub enum HashTable {
 }
 
 /// `localityLbSetting`.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct LocalityLb {
     /// `enabled` (true).
     pub enabled: bool,
@@ -449,8 +450,24 @@ pub struct Warmup {
     pub aggression: f64,
 }
 
+// What was checked is no NaN.
+impl Eq for Warmup {}
+
+impl Hash for Warmup {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.duration.hash(state);
+        bits(self.minimum_percent).hash(state);
+        bits(self.aggression).hash(state);
+    }
+}
+
+/// Equal for numbers that are equal: zero has two signs.
+fn bits(number: f64) -> u64 {
+    (number + 0.0).to_bits()
+}
+
 /// `outlierDetection`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct OutlierDetection {
     /// `consecutive5xxErrors` (5); `None` when 0.
     pub consecutive_5xx: Option<u32>,
@@ -589,7 +606,7 @@ pub enum Trust {
 }
 
 /// `tunnel`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Tunnel {
     /// POST rather than CONNECT.
     pub post: bool,
@@ -600,7 +617,7 @@ pub struct Tunnel {
 }
 
 /// `proxyProtocol.version`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ProxyProtocol {
     /// V1, text.
     V1,
@@ -619,8 +636,19 @@ pub struct RetryBudget {
     pub interval: Duration,
 }
 
+// What was checked is no NaN.
+impl Eq for RetryBudget {}
+
+impl Hash for RetryBudget {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        bits(self.percent).hash(state);
+        self.min_retry_concurrency.hash(state);
+        self.interval.hash(state);
+    }
+}
+
 /// `egress-agent.dev/health-check`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct HealthCheck {
     /// What is tried.
     pub probe: Probe,
@@ -671,7 +699,7 @@ pub enum CredentialForm {
 }
 
 /// What a health check tries.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Probe {
     /// A TCP connection.
     Tcp,
