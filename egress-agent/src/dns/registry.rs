@@ -112,10 +112,11 @@ impl Registry {
         let changed = names.since(&self.names.load());
         let whole = self.exhausted.load(Ordering::Relaxed);
         let assignment = match changed.filter(|_| !whole) {
-            Some(changed) => {
-                self.addresses
-                    .assign_some(changed, |name| names.claims_exactly(name), |name| names.covers(name))
-            }
+            Some(changed) => self.addresses.assign_some(
+                changed,
+                |name| names.claims_exactly(name),
+                |name| names.covers(name),
+            ),
             None => self
                 .addresses
                 .assign(names.exact(), |name| names.covers(name)),
@@ -147,7 +148,9 @@ impl Registry {
         let names = Arc::new(Names::new(snapshot));
         self.names.store(Arc::clone(&names));
         let released = match assignment.changed() {
-            Some(changed) => self.addresses.retire_some(changed, |name| names.keeps(name)),
+            Some(changed) => self
+                .addresses
+                .retire_some(changed, |name| names.keeps(name)),
             None => self.addresses.retire(|name| names.keeps(name)),
         };
         for holding in self.addresses.derived_since(assignment) {

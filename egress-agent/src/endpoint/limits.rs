@@ -156,7 +156,8 @@ impl Limits {
         if !windowed {
             self.window.store(None);
         } else if self.window.load().is_none() {
-            self.window.store(Some(Arc::new(Window::new(Instant::now()))));
+            self.window
+                .store(Some(Arc::new(Window::new(Instant::now()))));
         }
         self.budget.store(policy.retry_budget.map(Arc::new));
     }

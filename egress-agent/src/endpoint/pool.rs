@@ -217,7 +217,9 @@ impl Pool {
         self.count(inner);
         if let Kind::Dialled(dialled) = &self.kind {
             let percent = (available * 100).checked_div(all).unwrap_or(100);
-            dialled.panic.store(percent < config.panic_percent() as usize, Ordering::Release);
+            dialled
+                .panic
+                .store(percent < config.panic_percent() as usize, Ordering::Release);
         } else {
             let tables = self.tables.load().rebuilt(config, &inner.candidates(), now);
             self.tables.store(Arc::new(tables));

@@ -119,7 +119,10 @@ impl EndpointSet {
 
     /// Tells each change of what may be picked; the value is a version.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.shared.version.get_or_init(|| watch::Sender::new(0)).subscribe()
+        self.shared
+            .version
+            .get_or_init(|| watch::Sender::new(0))
+            .subscribe()
     }
 
     /// Takes over a new version of the cluster. Endpoints keep their state and
@@ -278,7 +281,11 @@ impl EndpointSet {
 
     /// Every pool of this set.
     pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
-        let named = self.names.get().map(|names| names.pools()).unwrap_or_default();
+        let named = self
+            .names
+            .get()
+            .map(|names| names.pools())
+            .unwrap_or_default();
         std::iter::once(&self.pool)
             .chain(self.dialled.get())
             .cloned()

@@ -104,12 +104,7 @@ impl Planner {
         values.collect()
     }
 
-    fn forget(
-        &mut self,
-        service: &Service,
-        scopes: &mut Scopes,
-        touched: &mut HashSet<MapKey>,
-    ) {
+    fn forget(&mut self, service: &Service, scopes: &mut Scopes, touched: &mut HashSet<MapKey>) {
         let Some(addresses) = self.addresses.remove(&service.id) else {
             return;
         };

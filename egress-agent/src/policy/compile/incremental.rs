@@ -107,7 +107,9 @@ impl Compiler {
                 touched.services.extend(services);
             }
             if let Some(document) = &document {
-                touched.joints.extend(self.related.insert(document, options));
+                touched
+                    .joints
+                    .extend(self.related.insert(document, options));
                 let key = ById(Arc::clone(document));
                 self.documents.insert(key, Box::default());
             }
@@ -166,9 +168,14 @@ impl Compiler {
                 self.split(&again, &touched.services)
             };
             let mut documents: Vec<&Arc<Document>> = if everything {
-                self.documents.keys().map(|ById(document)| document).collect()
+                self.documents
+                    .keys()
+                    .map(|ById(document)| document)
+                    .collect()
             } else {
-                let known = again.iter().filter_map(|id| self.documents.get_key_value(id));
+                let known = again
+                    .iter()
+                    .filter_map(|id| self.documents.get_key_value(id));
                 known.map(|(ById(document), _)| document).collect()
             };
             documents.sort_by(|a, b| a.by_age(b));
@@ -195,7 +202,11 @@ impl Compiler {
             }
             if joints.is_empty() || everything {
                 if everything {
-                    again.extend(self.documents.keys().map(|ById(document)| document.id.clone()));
+                    again.extend(
+                        self.documents
+                            .keys()
+                            .map(|ById(document)| document.id.clone()),
+                    );
                 }
                 return (again, split, part);
             }

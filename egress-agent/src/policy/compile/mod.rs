@@ -128,7 +128,11 @@ fn build(
             services.push(Arc::new(service));
         }
     }
-    let Clusters { list: clusters, shared, .. } = compiler.into_clusters();
+    let Clusters {
+        list: clusters,
+        shared,
+        ..
+    } = compiler.into_clusters();
     across::check(&shells, &rules, &virtuals, options, &mut problems);
     let part = Part {
         services,

@@ -89,11 +89,7 @@ impl Related {
     }
 
     /// Every document that some chain joins to these joints.
-    pub(super) fn closure(
-        &self,
-        mut queue: Vec<Joint>,
-        options: &Options,
-    ) -> HashSet<DocumentId> {
+    pub(super) fn closure(&self, mut queue: Vec<Joint>, options: &Options) -> HashSet<DocumentId> {
         let mut seen: HashSet<Joint> = HashSet::new();
         let mut out = HashSet::new();
         while let Some(joint) = queue.pop() {
