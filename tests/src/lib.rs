@@ -21,6 +21,7 @@ pub mod apiserver;
 pub mod backend;
 pub mod certificates;
 mod cgroup;
+pub mod churn;
 pub mod clients;
 pub mod dns;
 pub mod http;

@@ -20,9 +20,9 @@ pub(crate) struct Suite {
 }
 
 /// Programs of this system that the lab and its tests call.
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 14] = [
     "bash", "bpftool", "curl", "dnsmasq", "ip", "mount", "nginx", "nsenter", "python3", "setpriv",
-    "setsid", "umount", "unshare",
+    "setsid", "ss", "umount", "unshare",
 ];
 
 /// Modules that the kernels do not have built in.
