@@ -36,10 +36,12 @@ pub(crate) const UP: &str = "VM up ";
 pub(crate) const DONE: &str = "VM done";
 
 /// Writes the image of `suites` for `kernel`, with the agent's programs from
-/// `binaries`, and gives its path.
+/// `binaries` and the `helpers` of the tests in their own places, and gives its
+/// path.
 pub(crate) fn build(
     kernel: &Kernel,
     suites: &[Suite],
+    helpers: &[PathBuf],
     binaries: &Path,
     filter: Option<&str>,
 ) -> Result<PathBuf, Failure> {
@@ -74,6 +76,13 @@ pub(crate) fn build(
     }
     for suite in suites {
         root.program(&suite.program, &format!("tests/{}", suite.name))?;
+    }
+    for helper in helpers {
+        let place = helper.strip_prefix("/").unwrap_or(helper);
+        if let Some(folder) = place.parent() {
+            root.directory(&folder.display().to_string())?;
+        }
+        root.program(helper, &place.display().to_string())?;
     }
     let mut load = String::new();
     for module in MODULES {
@@ -129,7 +138,7 @@ fn init(suites: &[Suite], load: &str, filter: Option<&str>) -> String {
             .map(|f| format!(" '{}'", f.replace('\'', "")))
             .unwrap_or_default();
         script.push_str(&format!(
-            "echo \"VM suite {name}\"\n/tests/{name} --test-threads {threads}{filter}\necho \"{END}{name} $?\"\n"
+            "echo \"VM suite {name}\"\n/tests/{name} --test-threads {threads} --skip slow_{filter}\necho \"{END}{name} $?\"\n"
         ));
         if name == "kernel" {
             // The counts, which a passing test keeps to itself.
