@@ -3,12 +3,14 @@
 
 mod account;
 mod arena;
+mod direct;
 mod extra;
 mod limits;
 mod load;
 mod machine;
 mod measure;
 mod peer;
+mod probe;
 mod progress;
 mod report;
 mod serve;
@@ -44,6 +46,9 @@ enum Command {
     /// The services, for the bench itself.
     #[command(hide = true)]
     Serve { description: String },
+    /// A client of small measurements, for the bench itself.
+    #[command(hide = true)]
+    Probe,
 }
 
 #[derive(Args)]
@@ -84,6 +89,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run(&arguments),
         Command::Load { description } => load::run(&description).map(|()| ExitCode::SUCCESS),
+        Command::Probe => probe::run().map(|()| ExitCode::SUCCESS),
         Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
     };
     match result {
@@ -100,6 +106,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         for workload in workloads::ALL {
             println!("{:<16} {}", workload.name, workload.title);
         }
+        println!("{:<16} {}", direct::NAME, direct::TITLE);
         return Ok(ExitCode::SUCCESS);
     }
     limits::raise_open_files()?;
@@ -116,8 +123,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             }
         })
         .collect();
+    let direct_path = arguments.workloads.is_empty()
+        || arguments
+            .workloads
+            .iter()
+            .any(|name| direct::NAME.starts_with(name.as_str()));
     ensure!(
-        !chosen.is_empty(),
+        !chosen.is_empty() || direct_path,
         "no workload has such a name; see --list"
     );
     let rounds = arguments
@@ -130,7 +142,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let arena = Arena::new()?;
     let mut peers = Vec::new();
     for name in Name::ALL {
-        if !arguments.without.contains(&name) {
+        if !chosen.is_empty() && !arguments.without.contains(&name) {
             eprintln!("starting {}", name.title());
             peers.push(peer::start(&arena, name, &services::ALL)?);
         }
@@ -140,14 +152,18 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         .iter()
         .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))
         .collect();
-    drop(progress);
     drop(peers);
+    let mut extra = Vec::new();
+    if direct_path {
+        extra.push(direct::measure(share, &mut progress)?);
+    }
+    drop(progress);
 
     let report = Report {
         command: command_line(),
         rounds,
         measured,
-        extra: Vec::new(),
+        extra,
     };
     println!("{}", report.write(&arguments.out)?);
     eprintln!(

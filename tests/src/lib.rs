@@ -29,6 +29,7 @@ pub mod kernel;
 pub mod kubernetes;
 pub mod load;
 pub mod mariadb;
+pub mod memory;
 pub mod netns;
 pub mod nginx;
 pub mod offices;
@@ -38,6 +39,7 @@ pub mod process;
 mod reaper;
 pub mod record;
 pub mod scene;
+pub mod systemd;
 pub mod tcp;
 
 use std::fs;

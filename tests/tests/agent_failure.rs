@@ -1,9 +1,12 @@
 //! What happens while no agent is there, by the services' own policy.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lab::agent::Agent;
 use lab::dns::NameServer;
+use lab::memory::Limit;
+use lab::process::wait_for;
 use lab::tcp::{Behaviour, Server};
 use lab::{Lab, RESOLVER, Result, ensure, policy};
 use rustix::process::Signal;
@@ -116,4 +119,122 @@ fn killed_or_stopped_the_kernel_does_as_declared_within_a_second() -> Result<()>
     client.send_line("stopped cleanly")?;
     client.expect_line(DOWN)?;
     scene.lab.clean_up()
+}
+
+#[test]
+fn killed_for_memory_the_kernel_does_as_declared() -> Result<()> {
+    let scene = Scene::new()?;
+    let mut agent = scene.agent()?;
+    let mut client = scene.lab.python(CLIENT).interactive().start()?;
+    client.expect_line(ALIVE)?;
+    let limit = Limit::new(&scene.lab, agent.id(), 24 << 20)?;
+    // More than fits.
+    let many: Vec<String> = (0..20_000)
+        .map(|n| policy::tcp_static(&format!("h{n}.example.com"), 7000, &["203.0.113.20"]))
+        .collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let file = scene.lab.write_policy("many", &policy::join(&many))?;
+    wait_for("the agent to be killed", Duration::from_mins(1), || {
+        Ok((!agent.is_running()).then_some(()))
+    })?;
+    ensure!(limit.kills()? > 0, "it ended of itself: {}", agent.log()?);
+    drop(limit);
+    std::thread::sleep(Duration::from_secs(1));
+    client.send_line("killed")?;
+    client.expect_line(DOWN)?;
+    std::fs::remove_file(file)?;
+    let next = scene.agent()?;
+    client.send_line("again")?;
+    client.expect_line(ALIVE)?;
+    next.stop()
+}
+
+/// State and access log on a disk that gets full.
+#[test]
+fn a_full_disk_stops_nothing() -> Result<()> {
+    let scene = Scene::new()?;
+    let lab = &scene.lab;
+    let disk = Disk::new(lab)?;
+    let start = || {
+        lab.agent()
+            .setting("--heartbeat-limit", "500ms")
+            .setting(
+                "--access-log",
+                disk.0.join("access.log").display().to_string(),
+            )
+            .start()
+    };
+    let agent = start()?;
+    let mut client = lab.python(CLIENT).interactive().start()?;
+    client.expect_line(ALIVE)?;
+    disk.fill()?;
+    // Names that have no address yet, connections, records.
+    let more = policy::tcp("direct.example.com", 7001).replace(
+        "hosts: [direct.example.com]",
+        "hosts: [direct.example.com, closed.example.com.test]",
+    );
+    lab.write_policy("direct", &more)?;
+    wait_for(
+        "the new host to have an address",
+        Duration::from_secs(20),
+        || {
+            let answer = lab
+                .python("import socket; print(socket.gethostbyname('closed.example.com.test'))")
+                .output()?;
+            Ok(answer.stdout.starts_with("240.240.").then_some(()))
+        },
+    )?;
+    for _ in 0..20 {
+        client.send_line("full")?;
+        client.expect_line(ALIVE)?;
+    }
+    let complaints = wait_for("the agent to complain", Duration::from_secs(20), || {
+        let log = agent.log()?;
+        Ok(log.to_lowercase().contains("no space left").then_some(log))
+    })?;
+    ensure!(!complaints.contains("panicked"), "{complaints}");
+    // It starts on a full disk, too, and knows what was saved before.
+    agent.kill();
+    let agent = start()?;
+    client.send_line("started again")?;
+    client.expect_line(ALIVE)?;
+    disk.empty()?;
+    let before = std::fs::metadata(disk.0.join("access.log")).map_or(0, |file| file.len());
+    client.send_line("room again")?;
+    client.expect_line(ALIVE)?;
+    wait_for("records again", Duration::from_secs(20), || {
+        let length = std::fs::metadata(disk.0.join("access.log")).map_or(0, |file| file.len());
+        Ok((length > before).then_some(()))
+    })?;
+    agent.stop()
+}
+
+/// A small file system in the place of the agent's state directory.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(lab: &Lab) -> Result<Self> {
+        let state = lab.directory().join("state");
+        std::fs::create_dir_all(&state)?;
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &state, "tmpfs", flags, Some(c"size=128k"))?;
+        Ok(Self(state))
+    }
+
+    /// Takes every page that is left.
+    fn fill(&self) -> Result<()> {
+        let full = std::fs::write(self.0.join("ballast"), vec![0_u8; 256 << 10]);
+        ensure!(full.is_err(), "the disk is larger than it should be");
+        Ok(())
+    }
+
+    fn empty(&self) -> Result<()> {
+        Ok(std::fs::remove_file(self.0.join("ballast"))?)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
 }

@@ -105,13 +105,23 @@ pub enum DirectOutcome {
         sent: u64,
         /// Bytes received from the endpoint.
         received: u64,
-        /// It ended by a reset of either side, or a time-out.
-        reset: bool,
+        /// Whose doing it was that it ended by a reset; `None`: it did not.
+        reset: Option<ResetBy>,
     },
     /// Refused: all places under `maxConnections` are taken (`UO`).
     Overflow,
     /// Refused: no endpoint may be used (`UH`).
     NoEndpoint,
+}
+
+/// Who ended a connection otherwise than by a close of both sides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ResetBy {
+    /// The application, or the end of its process: it closed the socket with
+    /// data unread, or with `SO_LINGER` zero.
+    Application,
+    /// The endpoint or the network: a reset came, or nothing any more.
+    Endpoint,
 }
 
 /// Reads the reports. Wait for its descriptor to be readable, then call
@@ -181,7 +191,13 @@ fn report(event: &DirectEvent) -> Option<DirectReport> {
         layout::EVENT_CLOSED => DirectOutcome::Closed {
             sent: event.sent,
             received: event.received,
-            reset: matches!(event.old_state, TCP_ESTABLISHED | TCP_CLOSE_WAIT),
+            reset: matches!(event.old_state, TCP_ESTABLISHED | TCP_CLOSE_WAIT).then_some(
+                if event.released == 0 {
+                    ResetBy::Endpoint
+                } else {
+                    ResetBy::Application
+                },
+            ),
         },
         layout::EVENT_OVERFLOW => DirectOutcome::Overflow,
         layout::EVENT_NO_ENDPOINT => DirectOutcome::NoEndpoint,
@@ -329,6 +345,16 @@ impl Kernel {
     /// When the map cannot be read.
     pub fn direct_connections(&self, service: ServiceId) -> Result<u64, CaptureError> {
         self.direct.active(service.0)
+    }
+
+    /// Open direct connections of all services.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn all_direct_connections(&self) -> Result<u64, CaptureError> {
+        let entries = self.direct.places.entries();
+        let places = entries.map_err(|error| CaptureError::map("PLACES", error))?;
+        Ok(places.values().map(|places| places.active).sum())
     }
 
     /// Open direct connections of an endpoint.

@@ -30,7 +30,7 @@ pub use bypass::Bypass;
 pub use control::KernelSettings;
 pub use direct::{
     DirectBalance, DirectKeepalive, DirectOutcome, DirectPlan, DirectReport, DirectReports,
-    DirectSlot,
+    DirectSlot, ResetBy,
 };
 pub use error::CaptureError;
 pub use kernel::{Kernel, Options};

@@ -11,6 +11,7 @@ use egress_common::Listeners;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::Instant;
 
 use super::StartError;
 use super::api::Process;
@@ -54,6 +55,14 @@ use crate::workload::hierarchy::Hierarchy;
 
 /// Time for connections that the kernel handed over to reach `accept`.
 const HANDED_OVER: Duration = Duration::from_millis(100);
+/// Time that the last connections have that an agent accepts while it drains for
+/// the next one of its unit; at most half of the drain deadline.
+const LATE: Duration = Duration::from_secs(2);
+/// How often it looks whether its connections from before have ended.
+const TURN: Duration = Duration::from_millis(20);
+/// Time for systemd to start the next agent of the unit. When it does not, it
+/// closes the sockets, and the kernel programs see that.
+const BETWEEN_AGENTS: Duration = Duration::from_secs(10);
 /// How often the log lines of the kernel programs are read.
 const KERNEL_LOG: Duration = Duration::from_millis(200);
 /// Health checks that run at once.
@@ -474,10 +483,14 @@ impl Agent {
         })
     }
 
-    /// Has systemd keep the sockets, where the unit asks for that.
-    pub(super) fn store(&mut self) {
+    /// Has systemd keep the sockets, where the unit asks for that, and let go of
+    /// those that it had kept and this agent did not take.
+    pub(super) fn store(&mut self, left: &Inherited) {
         if !systemd::keeps_descriptors() {
             return;
+        }
+        for name in left.names() {
+            systemd::forget(name);
         }
         for (name, descriptor) in self.kept.borrow().iter() {
             if let Err(error) = systemd::keep(name, descriptor.as_fd()) {
@@ -530,9 +543,21 @@ impl Agent {
         }
     }
 
+    /// The last thing that this agent does: what systemd keeps its sockets for
+    /// may wait on them for the next one.
+    pub(super) fn leave(&self) {
+        if self.stored
+            && !self.over.get()
+            && let Err(error) = self.kernel.heartbeat_ahead(BETWEEN_AGENTS)
+        {
+            tracing::error!("{error}");
+        }
+    }
+
     /// Takes nothing new: proxied services are refused from now on, and names
     /// resolve as if the agent were not there. Open connections go on.
-    pub(super) fn stop_accepting(&self, settings: &Settings) {
+    pub(super) fn stop_accepting(&self, settings: &Settings, drain: &Drain) {
+        let mut until = HANDED_OVER;
         if self.over.get() {
             // The kernel hands over to the other agent, which has the sockets
             // of this namespace too and answers from them.
@@ -540,8 +565,11 @@ impl Agent {
                 let _ = worker.dns.send(DnsCommand::Forget(self.netns.cookie));
             }
         } else if self.stored {
-            // What comes now waits in the sockets that systemd keeps, for as
-            // long as the heartbeat is fresh.
+            // What comes after the last connection from before waits in the
+            // sockets that systemd keeps. Until then it is served, or one that
+            // does not end would hold up all that come.
+            let deadline = settings.drain_deadline;
+            until = deadline.saturating_sub(LATE.min(deadline / 2));
             tracing::info!("new connections wait for the next agent of this unit");
         } else {
             if let Ok(node) = self.node.try_lock()
@@ -559,8 +587,15 @@ impl Agent {
         // What the kernel has handed over by now still waits to be accepted.
         let workers = self.workers.clone();
         let kept = Rc::clone(&self.kept);
+        let (stored, drain) = (self.stored && !self.over.get(), drain.clone());
         spawn_local(async move {
-            tokio::time::sleep(HANDED_OVER).await;
+            let end = Instant::now() + until;
+            while Instant::now() < end {
+                tokio::time::sleep(TURN.min(end - Instant::now())).await;
+                if stored && drain.is_draining() && drain.from_before() == 0 {
+                    break;
+                }
+            }
             kept.borrow_mut().clear();
             for worker in &workers {
                 // A worker that is gone accepts nothing either.

@@ -215,6 +215,13 @@ async fn exchange(target: &Target, stream: &mut TcpStream, number: u32) -> Resul
             let end = stream.read(&mut echo).await?;
             ensure!(end == 0, "more than the echo");
         }
+        3 => {
+            // Some are open for a while, so that others end beside them.
+            let while_open = Duration::from_millis(u64::from(number % 500));
+            tokio::time::sleep(while_open).await;
+            stream.write_all(HELLO).await?;
+            stream.read_exact(&mut echo).await?;
+        }
         _ => {}
     }
     Ok(())

@@ -30,6 +30,9 @@ const MODULES: [&str; 2] = ["drivers/net/veth", "drivers/net/dummy"];
 
 /// Line that ends the test results of the program `NAME`: `VM end NAME STATUS`.
 pub(crate) const END: &str = "VM end ";
+/// Line with what the agent says where there is no test to run: why it does not
+/// start.
+pub(crate) const SAID: &str = "VM said ";
 /// Line that tells that user space has come up: `VM up SECONDS`.
 pub(crate) const UP: &str = "VM up ";
 /// The last line.
@@ -144,6 +147,12 @@ fn init(suites: &[Suite], load: &str, filter: Option<&str>) -> String {
             // The counts, which a passing test keeps to itself.
             script.push_str("/tests/kernel the_verifier_is_far_from_its_limit --nocapture\n");
         }
+    }
+    if suites.is_empty() {
+        script.push_str(&format!(
+            "mkdir /tmp/policy\necho \"{SAID}$(/tests/bin/egress-agent --policy /tmp/policy \
+             --state-dir /tmp/state --metrics off 2>&1 | tail -n 1)\"\n"
+        ));
     }
     script.push_str(&format!("echo \"{DONE}\"\npoweroff -f\n"));
     script
