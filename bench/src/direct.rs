@@ -27,6 +27,12 @@ const BULK: u16 = 9011;
 const MANY: u32 = 10_000;
 const ENDPOINTS: u32 = 10;
 
+/// Rounds of each measurement.
+const LATENCY: f64 = 100.0;
+const THROUGHPUT: f64 = 60.0;
+const CONNECT: f64 = 120.0;
+const LIFE: f64 = 60.0;
+
 /// Work of one turn: connections, bytes there and back, bytes.
 const CONNECTS: usize = 300;
 const ECHOES: usize = 1_000;
@@ -66,10 +72,15 @@ spec:
   resolution: STATIC
   ports:
     - {{ number: {ECHO}, name: tcp, protocol: TCP }}
-    - {{ number: {BULK}, name: tcp-bulk, protocol: TCP }}
-  endpoints:
 "
         );
+        if services == 1 {
+            let _ = writeln!(
+                text,
+                "    - {{ number: {BULK}, name: tcp-bulk, protocol: TCP }}"
+            );
+        }
+        text.push_str("  endpoints:\n");
         for endpoint in 0..ENDPOINTS {
             let _ = writeln!(text, "    - address: {}", address(service, endpoint));
         }
@@ -215,14 +226,24 @@ fn map_bytes(agent: &Agent) -> Result<f64> {
     Ok(bytes)
 }
 
+/// Steps of [`measure`] as progress has them.
+pub(crate) fn steps(share: f64) -> usize {
+    let turns = [LATENCY, THROUGHPUT, CONNECT, LIFE].map(|usual| rounds(usual, share).div_ceil(10));
+    1 + turns.iter().sum::<usize>()
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "some hundreds"
+)]
+fn rounds(usual: f64, share: f64) -> usize {
+    ((usual * share) as usize).max(5)
+}
+
 /// Measures; `share` is the part of the usual rounds.
 pub(crate) fn measure(share: f64, progress: &mut Progress) -> Result<Extra> {
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "some hundreds"
-    )]
-    let rounds = |usual: f64| ((usual * share) as usize).max(5);
+    let rounds = |usual| rounds(usual, share);
     progress.step(&format!("{NAME} one service, then {MANY}"));
     let mut one = Side::new(1)?;
     let mut many = Side::new(MANY)?;
@@ -232,7 +253,7 @@ pub(crate) fn measure(share: f64, progress: &mut Progress) -> Result<Extra> {
     let echo = format!("echo {ECHOES} ");
     let bulk = format!("bulk {BYTES} ");
     let latency = interleave(
-        rounds(100.0),
+        rounds(LATENCY),
         progress,
         "latency",
         &mut [
@@ -245,7 +266,7 @@ pub(crate) fn measure(share: f64, progress: &mut Progress) -> Result<Extra> {
         ],
     )?;
     let throughput = interleave(
-        rounds(60.0),
+        rounds(THROUGHPUT),
         progress,
         "throughput",
         &mut [
@@ -274,7 +295,7 @@ pub(crate) fn measure(share: f64, progress: &mut Progress) -> Result<Extra> {
     let connect = {
         let many_captured = std::cell::RefCell::new(&mut many.captured);
         interleave(
-            rounds(120.0),
+            rounds(CONNECT),
             progress,
             "connect",
             &mut [
@@ -295,7 +316,7 @@ pub(crate) fn measure(share: f64, progress: &mut Progress) -> Result<Extra> {
     };
     let life = format!("life {CONNECTS}");
     let lives = interleave(
-        rounds(60.0),
+        rounds(LIFE),
         progress,
         "socket to close",
         &mut [

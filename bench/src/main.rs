@@ -147,7 +147,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             peers.push(peer::start(&arena, name, &services::ALL)?);
         }
     }
-    let mut progress = Progress::new(chosen.len() * rounds * peers.len());
+    let direct_steps = if direct_path { direct::steps(share) } else { 0 };
+    let mut progress = Progress::new(chosen.len() * rounds * peers.len() + direct_steps);
     let measured = chosen
         .iter()
         .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))

@@ -101,10 +101,12 @@ impl Systemd {
         let children = format!("/proc/{0}/task/{0}/children", outer.id());
         let pid = wait_for("systemd", DEADLINE, || {
             let text = fs::read_to_string(&children)?;
-            Ok(text
-                .split_whitespace()
-                .next()
-                .and_then(|id| id.parse().ok()))
+            // What comes before it are the steps of its start.
+            let is_systemd = |id: &&str| {
+                fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name == "systemd\n")
+            };
+            let found = text.split_whitespace().find(is_systemd);
+            Ok(found.and_then(|id| id.parse().ok()))
         })?;
         let systemd = Self {
             _outer: outer,

@@ -54,7 +54,7 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; nginx, PostgreSQL and the mail and directory servers come with
 /// services, which are kept from starting.
-const TEST_PACKAGES: [&str; 23] = [
+const TEST_PACKAGES: [&str; 25] = [
     "bpftool",
     "curl",
     "dnsmasq-base",

@@ -245,7 +245,7 @@ async fn look_up(host: &str, resolver: SocketAddr, number: u32) -> Result<Ipv4Ad
     let answer = &answer[..count];
     ensure!(answer.get(..2) == query.get(..2), "another answer");
     ensure!(
-        answer.get(3).is_some_and(|flags| flags & 0x0f == 0),
+        answer.get(3).is_some_and(|flags| flags % 16 == 0),
         "an error: {answer:?}"
     );
     let records = answer.get(query.len()..).unwrap_or_default();
