@@ -54,11 +54,12 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; nginx, PostgreSQL and the mail and directory servers come with
 /// services, which are kept from starting.
-const TEST_PACKAGES: [&str; 23] = [
+const TEST_PACKAGES: [&str; 25] = [
     "bpftool",
     "curl",
     "dnsmasq-base",
     "dovecot-imapd",
+    "iperf3",
     "iproute2",
     "ldap-utils",
     "mariadb-client-core",
@@ -77,22 +78,24 @@ const TEST_PACKAGES: [&str; 23] = [
     "python3-pymysql",
     "python3-venv",
     "slapd",
+    "systemd",
     "util-linux",
 ];
 
 const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), MariaDB \
      (server and client), Postfix, Dovecot, OpenLDAP (server and tools), dnsmasq, curl, python3 \
-     with psycopg, psycopg2, pymysql and cryptography, iproute2, bpftool and util-linux by your system's means, then run this again";
+     with psycopg, psycopg2, pymysql and cryptography, iperf3, iproute2, bpftool and util-linux by your system's means, then run this again";
 
 /// Programs that the lab calls; where all of them are there, no package is
 /// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 18] = [
+const TEST_PROGRAMS: [&str; 20] = [
     "bpftool",
     "curl",
     "dnsmasq",
     "dovecot",
     "h2load",
     "ip",
+    "iperf3",
     "ldapwhoami",
     "mariadb",
     "mariadbd",
@@ -104,6 +107,7 @@ const TEST_PROGRAMS: [&str; 18] = [
     "python3",
     "setpriv",
     "slapd",
+    "ss",
     "unshare",
 ];
 

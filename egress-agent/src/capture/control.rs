@@ -341,6 +341,17 @@ impl Kernel {
         self.write_heartbeat(super::monotonic_ns())
     }
 
+    /// Says that connections may wait for the next agent for so long: the sockets
+    /// on which they do stay open. Should they be closed meanwhile, the
+    /// programs see that and do as if this agent were dead.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn heartbeat_ahead(&self, time: Duration) -> Result<(), CaptureError> {
+        let ahead = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.write_heartbeat(super::monotonic_ns().saturating_add(ahead))
+    }
+
     /// Says that the agent is not there to take connections, from now on until
     /// the next [`Self::heartbeat`].
     ///

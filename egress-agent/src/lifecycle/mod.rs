@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod api;
+mod beginning;
 mod bridges;
 mod cgroups;
 mod connect;
@@ -24,6 +25,7 @@ mod kubernetes;
 #[cfg(not(feature = "kubernetes"))]
 #[path = "kubernetes_off.rs"]
 mod kubernetes;
+mod leaving;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
