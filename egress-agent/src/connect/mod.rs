@@ -4,6 +4,7 @@ mod dial;
 mod error;
 pub mod pool;
 mod proxy_protocol;
+mod read_ahead;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ mod tunnel;
 
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
+pub use read_ahead::ReadAhead;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;

@@ -14,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::dial::DialContext;
 use super::error::{ConnectError, TlsFailure};
+use super::read_ahead::ReadAhead;
 use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
 use crate::policy::model::ClientTls;
@@ -102,8 +103,9 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     alpn: Alpn,
     stream: S,
     destination: &Destination,
-) -> Result<(TlsStream<S>, TlsFacts), ConnectError> {
+) -> Result<(TlsStream<ReadAhead<S>>, TlsFacts), ConnectError> {
     let Prepared { config, name, sni } = prepared;
+    let stream = ReadAhead::new(stream);
     let connector = TlsConnector::from(config.client.clone());
     let connecting = match alpn {
         Alpn::None => connector.connect(name.clone(), stream),
