@@ -355,8 +355,7 @@ impl<'a> Direction<'a> {
                     if let (Some(from), Some(to)) = (from.plain(), to.plain()) {
                         ready!(self.poll_drain(context, to, buffers)).map_err(Broken::Write)?;
                         if self.bulk {
-                            ready!(self.poll_fill(context, from, buffers))
-                                .map_err(Broken::Read)?;
+                            ready!(self.poll_fill(context, from, buffers)).map_err(Broken::Read)?;
                             continue;
                         }
                     }

@@ -41,7 +41,13 @@ const ALTERNATIVE: &str = "install HAProxy, nginx with its stream module, dnsmas
 
 /// Programs that stand for [`PACKAGES`].
 const PROGRAMS: [&str; 7] = [
-    "conntrack", "curl", "dnsmasq", "dnsperf", "haproxy", "nft", "nginx",
+    "conntrack",
+    "curl",
+    "dnsmasq",
+    "dnsperf",
+    "haproxy",
+    "nft",
+    "nginx",
 ];
 
 /// The Python package that carries Envoy's program, and the version compared.
