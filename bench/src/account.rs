@@ -1,4 +1,4 @@
-//! CPU and memory, by the kernel's own accounts.
+//! CPU, by the kernel's own accounts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -77,59 +77,6 @@ pub(crate) fn machine_seconds() -> Result<f64> {
     Ok(seconds(busy, 100.0))
 }
 
-/// Kilobytes of memory of a process and its descendants.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Memory {
-    /// Resident; pages that descendants share count once (`Pss`).
-    pub(crate) resident: u64,
-    /// Of these, what belongs to no file (`Anonymous`).
-    pub(crate) anonymous: u64,
-    /// Locked in kernel maps that its descriptors name.
-    pub(crate) maps: u64,
-}
-
-pub(crate) fn memory(root: u32) -> Result<Memory> {
-    let mut memory = Memory::default();
-    for pid in family(root) {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let field = |name: &str| -> u64 {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name))
-                .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-                .unwrap_or(0)
-        };
-        memory.resident += field("Pss:");
-        memory.anonymous += field("Anonymous:");
-        memory.maps += map_bytes(pid) / 1024;
-    }
-    Ok(memory)
-}
-
-/// Bytes of the BPF maps that a process has open, each once.
-fn map_bytes(pid: u32) -> u64 {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
-        return 0;
-    };
-    let mut seen = BTreeSet::new();
-    let mut bytes = 0;
-    for entry in entries.flatten() {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        let field = |name: &str| -> Option<u64> {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name))?
-                .trim()
-                .parse()
-                .ok()
-        };
-        if let (Some(id), Some(locked)) = (field("map_id:"), field("memlock:"))
-            && seen.insert(id)
-        {
-            bytes += locked;
-        }
-    }
-    bytes
-}
-
 #[allow(
     clippy::cast_precision_loss,
     reason = "a century in nanoseconds still fits"
@@ -144,11 +91,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_own_process_has_run_and_has_memory() {
+    fn the_own_process_has_run() {
         let own = std::process::id();
         assert!(family(own).contains(&own));
         assert!(cpu_seconds(own).unwrap() > 0.0);
-        assert!(memory(own).unwrap().resident > 100);
         assert!(machine_seconds().unwrap() > 0.0);
     }
 }

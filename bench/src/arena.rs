@@ -102,19 +102,6 @@ impl Arena {
             .with_context(|| format!("the generator printed {text:?} and {:?}", why()))
     }
 
-    /// Opens idle connections; they stay until the guard is dropped.
-    pub(crate) fn idle(&self, group: Group, load: &Load) -> Result<Process> {
-        let mut process = self
-            .lab
-            .spawn(group, &self.own)
-            .arg("load")
-            .arg(serde_json::to_string(load)?)
-            .interactive()
-            .start()?;
-        process.expect_line("open").context("idle connections")?;
-        Ok(process)
-    }
-
     /// CPU seconds of everything in the lab so far.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         let clients = self.lab.client_cgroup();
