@@ -33,7 +33,7 @@ pub(crate) struct Workload {
 }
 
 /// Longest that one run may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 impl Workload {
     /// The load of one round, to be sent to `target`; `share` shortens it.
