@@ -352,6 +352,8 @@ impl<'a> Direction<'a> {
                     self.state = State::Ended;
                 }
                 State::Copying => {
+                    // What was copied before the first splice comes first.
+                    ready!(self.poll_write(context, to, buffers)).map_err(Broken::Write)?;
                     if let (Some(from), Some(to)) = (from.plain(), to.plain()) {
                         ready!(self.poll_drain(context, to, buffers)).map_err(Broken::Write)?;
                         if self.bulk {
@@ -359,7 +361,6 @@ impl<'a> Direction<'a> {
                             continue;
                         }
                     }
-                    ready!(self.poll_write(context, to, buffers)).map_err(Broken::Write)?;
                     let read = self.poll_read(context, from, buffers);
                     if read.is_pending() && self.unflushed {
                         ready!(Pin::new(&mut *to).poll_flush(context)).map_err(Broken::Write)?;
@@ -378,7 +379,6 @@ impl<'a> Direction<'a> {
         to: &TcpStream,
         buffers: &Buffers,
     ) -> Poll<io::Result<()>> {
-        // What was copied before comes first.
         if let Some(pipe) = &mut self.pipe {
             let count = self.count;
             let moved = |bytes| count.set(count.get() + bytes as u64);
