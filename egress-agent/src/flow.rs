@@ -21,6 +21,8 @@ mod error;
 mod eyeballs;
 mod first_bytes;
 mod http;
+mod opening;
+mod source;
 mod upstream;
 mod worker;
 
@@ -108,17 +110,26 @@ async fn reach(
             Err(error) => Err(error),
         },
     };
-    match connected {
-        Ok(upstream) => Reached::Bytes(Box::new(Connection {
-            client: identified.stream,
-            upstream,
-            _admitted: identified.admitted,
-        })),
+    let mut identified = identified;
+    let mut upstream = match connected {
+        Ok(upstream) => upstream,
         Err(error) => {
-            fail(context, identified, &error, record);
-            Reached::Nobody
+            fail(context, &identified, &error, record);
+            opening::refuse(&mut identified, &error).await;
+            reset(identified.stream);
+            return Reached::Nobody;
         }
+    };
+    if let Err(error) = upstream.open(&mut identified.stream).await {
+        fail(context, &identified, &error, record);
+        reset(identified.stream);
+        return Reached::Nobody;
     }
+    Reached::Bytes(Box::new(Connection {
+        client: identified.stream,
+        upstream,
+        _admitted: identified.admitted,
+    }))
 }
 
 /// Bytes that are not looked into: routed, then connected.
@@ -170,12 +181,11 @@ async fn relay(context: &Context, mut connection: Box<Connection>, record: &mut 
 /// operator by the record and, once a minute for each cause, by the log.
 fn fail(
     context: &Context,
-    identified: Identified,
+    identified: &Identified,
     error: &FlowError,
     record: &mut ConnectionRecord,
 ) {
     let cause = error.to_string();
-    context.complain(&identified, &cause);
+    context.complain(identified, &cause);
     record.failed(error.flag(), cause);
-    reset(identified.stream);
 }

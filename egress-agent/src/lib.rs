@@ -10,6 +10,7 @@
 
 pub mod flag;
 pub mod flow;
+pub mod numbers;
 pub mod shared_map;
 
 pub mod capture;
@@ -29,6 +30,7 @@ pub mod account;
 pub mod admin;
 pub mod cli;
 pub mod dns;
+pub mod kubernetes;
 pub mod lifecycle;
 pub mod policy;
 pub mod secret;

@@ -17,6 +17,10 @@ mod dns;
 mod lifecycle;
 #[path = "kernel_tests/lookup.rs"]
 mod lookup;
+#[path = "kernel_tests/namespaces.rs"]
+mod namespaces;
+#[path = "kernel_tests/pins.rs"]
+mod pins;
 #[path = "kernel_tests/tcp.rs"]
 mod tcp;
 #[path = "kernel_tests/udp.rs"]

@@ -10,10 +10,11 @@
 //! same entries as an IPv4 socket.
 #![no_std]
 
+pub mod caller;
 pub mod direct;
 
 /// Version of the layouts below and of the maps that hold them.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Scope of entries that are exported to every namespace.
 pub const SCOPE_ALL: u32 = 0;
@@ -165,8 +166,13 @@ pub struct Config {
     pub scopes: u8,
     /// Non-zero: `NETWORKS` has entries.
     pub networks: u8,
-    /// Always zero.
-    pub reserved: [u8; 3],
+    /// What `connect` and `sendmsg` fail with where `OUTBOUND_REGISTRY_ONLY`
+    /// refuses; 0 means ECONNREFUSED.
+    pub outbound_errno: u8,
+    /// Non-zero: `OUTBOUND` has entries, scopes with a mode of their own.
+    pub outbound_scopes: u8,
+    /// Non-zero: unregistered destinations are kept in `DESTINATIONS`.
+    pub observe: u8,
 }
 
 /// Unregistered destinations pass.
@@ -210,6 +216,9 @@ pub struct Resolver {
     pub port: u16,
     /// Always zero.
     pub reserved: u16,
+    /// Scope of those who asked: callers of two namespaces never share a slot,
+    /// so the slot tells whose policy answers the query.
+    pub scope: u32,
 }
 
 /// The IPv6 resolvers in use; the only entry of the array `RESOLVERS6`.
@@ -317,6 +326,13 @@ pub struct OriginKey {
 /// and deleted by the agent when it accepts.
 pub type Origin = SocketState;
 
+/// Kind of an entry of `NUMBERS`, the upper half of its value; the lower half
+/// is the number. The programs do not look at this map: it keeps numbers and
+/// what they count together for the next agent.
+pub const NUMBER_OF_SERVICE: u32 = 1;
+/// A namespace; see [`NUMBER_OF_SERVICE`].
+pub const NUMBER_OF_SCOPE: u32 = 2;
+
 /// Counters of the map `COUNTERS` (per CPU), by index.
 pub mod counter {
     /// Connections handed to the agent.
@@ -345,6 +361,11 @@ pub mod counter {
     pub const REFUSED_NO_ENDPOINT: u32 = 11;
     /// Reports on direct connections that found the ring buffer full.
     pub const EVENTS_LOST: u32 = 12;
+    /// Connections and datagrams refused: not registered.
+    pub const REFUSED_UNREGISTERED: u32 = 13;
+    /// Reports of refusals, or of new network namespaces, that found their
+    /// ring buffer full.
+    pub const REPORTS_LOST: u32 = 14;
     /// Number of counters.
     pub const COUNT: u32 = 16;
 }
@@ -356,8 +377,8 @@ const _: () = {
     assert!(size_of::<NetworkPrefix>() == 28);
     assert!(size_of::<Config>() == 24);
     assert!(size_of::<Listeners>() == 12 + 2 * DNS6_PORTS);
-    assert!(size_of::<Resolver>() == 20);
-    assert!(size_of::<Resolvers6>() == 28 * DNS6_PORTS);
+    assert!(size_of::<Resolver>() == 24);
+    assert!(size_of::<Resolvers6>() == 32 * DNS6_PORTS);
     assert!(RESOLVER_SLOTS < 65535);
     assert!(size_of::<Caller>() == 40);
     assert!(size_of::<SocketState>() == 72);

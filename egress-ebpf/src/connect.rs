@@ -7,12 +7,12 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_log_ebpf::debug;
 use egress_common::{
-    Config, FAILURE_OPEN, OUTBOUND_REGISTRY_ONLY, SERVICE_DNS, SOCKET_BYPASS, SOCKET_DIRECT,
-    SOCKET_DNS, SOCKET_NONE, SOCKET_REDIRECTED, ServiceValue, VERDICT_DIRECT, VERDICT_PASS,
-    VERDICT_REFUSE, counter,
+    Config, FAILURE_OPEN, SERVICE_DNS, SOCKET_BYPASS, SOCKET_DIRECT, SOCKET_DNS, SOCKET_NONE,
+    SOCKET_REDIRECTED, ServiceValue, VERDICT_DIRECT, VERDICT_PASS, VERDICT_REFUSE, counter,
 };
 
 use crate::maps::count;
+use crate::outbound::unregistered;
 use crate::socket::{ALLOW, Ip, SockAddr, Transport};
 use crate::{direct, dns, lookup};
 
@@ -43,12 +43,12 @@ pub fn connect(address: &SockAddr<'_>) -> i32 {
         return ALLOW;
     };
     let (ip, port) = (address.ip(), address.port());
-    if port == dns::PORT && config.dns != 0 {
-        return capture_dns(address, config, transport, ip, port);
-    }
     let scope = lookup::scope(config);
+    if port == dns::PORT && config.dns != 0 {
+        return capture_dns(address, config, scope, transport, ip, port);
+    }
     let Some(found) = lookup::service(config, scope, ip, port) else {
-        return unregistered(address, config, transport, ip, port);
+        return unregistered(address, config, scope, transport, ip, port);
     };
     match transport {
         Transport::Tcp => registered(address, config, found, ip, port),
@@ -56,34 +56,40 @@ pub fn connect(address: &SockAddr<'_>) -> i32 {
     }
 }
 
-/// DNS goes to the agent while it lives, and to the resolver when not.
+/// DNS goes to the agent while it lives and has listeners here; else it is a
+/// destination like any other.
 #[inline(always)]
 fn capture_dns(
     address: &SockAddr<'_>,
     config: &Config,
+    scope: u32,
     transport: Transport,
     ip: Ip,
     port: u16,
 ) -> i32 {
     let netns = address.netns();
     let Some(listeners) = lookup::listeners(config, netns) else {
-        return ALLOW;
+        return unregistered(address, config, scope, transport, ip, port);
     };
     let (target, kind) = match transport {
-        Transport::Udp => (dns::listener(listeners, ip, port), SOCKET_DNS),
+        Transport::Udp => (dns::listener(listeners, scope, ip, port), SOCKET_DNS),
         Transport::Tcp if ip.is_v4() => {
             (Some((Ip::LOOPBACK4, listeners.dns_tcp4)), SOCKET_REDIRECTED)
         }
         Transport::Tcp => (Some((Ip::LOOPBACK6, listeners.dns_tcp6)), SOCKET_REDIRECTED),
     };
     let Some((to, to_port)) = target.filter(|(_, port)| *port != 0) else {
-        return ALLOW;
+        return unregistered(address, config, scope, transport, ip, port);
     };
     let record = Record {
         service: SERVICE_DNS,
         flags: 0,
         kind,
     };
+    // A DNS socket that cannot go through loopback goes where it wanted to.
+    if !address.leave_device() {
+        return unregistered(address, config, scope, transport, ip, port);
+    }
     if remember(address, &record, netns, ip, port) {
         address.set(to, to_port);
         count(counter::DNS);
@@ -128,7 +134,7 @@ fn registered(
             flags: found.flags,
             kind: SOCKET_REDIRECTED,
         };
-        if to_port != 0 && remember(address, &record, netns, ip, port) {
+        if to_port != 0 && address.leave_device() && remember(address, &record, netns, ip, port) {
             address.set(to, to_port);
             count(counter::PROXIED);
             if config.log != 0 {
@@ -188,26 +194,6 @@ pub fn refuse_udp(address: &SockAddr<'_>, config: &Config, found: ServiceValue) 
         debug!(address.context(), "service {}: refused UDP", found.service);
     }
     address.refuse(Transport::Udp)
-}
-
-/// Neither DNS nor registered.
-#[inline(always)]
-pub fn unregistered(
-    address: &SockAddr<'_>,
-    config: &Config,
-    transport: Transport,
-    ip: Ip,
-    port: u16,
-) -> i32 {
-    if config.outbound == OUTBOUND_REGISTRY_ONLY && !ip.is_local() && port != dns::PORT {
-        count(counter::REFUSED_POLICY);
-        if config.log != 0 {
-            debug!(address.context(), "refused: not registered, port {}", port);
-        }
-        return address.refuse(transport);
-    }
-    count(counter::PASSED);
-    ALLOW
 }
 
 /// Keeps what was dialled, and by whom, on the socket. False without memory.

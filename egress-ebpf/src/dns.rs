@@ -13,13 +13,14 @@ use crate::socket::Ip;
 /// Destination port of DNS.
 pub const PORT: u16 = 53;
 
-/// Where a query to `ip:port` goes instead; `None`: nowhere, let it pass.
+/// Where a query of a caller in `scope` to `ip:port` goes instead; `None`: nowhere, let it pass.
 #[inline(always)]
-pub fn listener(listeners: &Listeners, ip: Ip, port: u16) -> Option<(Ip, u16)> {
+pub fn listener(listeners: &Listeners, scope: u32, ip: Ip, port: u16) -> Option<(Ip, u16)> {
     let resolver = Resolver {
         address: ip.bytes(),
         port,
         reserved: 0,
+        scope,
     };
     if ip.is_v4() {
         if listeners.dns4 == 0 {

@@ -10,6 +10,7 @@ use egress_common::{
 };
 
 use crate::maps::{CGROUPS, CONFIG, HEARTBEAT, NAMESPACES, NETWORKS, SERVICES};
+use crate::sock_create;
 use crate::socket::Ip;
 
 /// Deepest cgroup level that is looked at; Kubernetes uses about six.
@@ -41,12 +42,17 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn listeners(config: &Config, netns: u64) -> Option<&'static Listeners> {
     let beat = *HEARTBEAT.get(0)?;
-    if now().saturating_sub(beat) > config.heartbeat_limit_ns {
+    // Zero is "stopped", also on a machine that is younger than the limit.
+    if beat == 0 || now().saturating_sub(beat) > config.heartbeat_limit_ns {
         return None;
     }
     // SAFETY: a value may be replaced while it is read; each port is read once
     // and stands alone.
-    unsafe { NAMESPACES.get(netns) }
+    let found = unsafe { NAMESPACES.get(netns) };
+    if found.is_none() {
+        sock_create::ask(netns);
+    }
+    found
 }
 
 /// Scope of the calling process: that of its cgroup, else of the nearest

@@ -20,6 +20,8 @@ mod established;
 mod lookup;
 mod maps;
 mod message;
+mod outbound;
+mod sock_create;
 mod socket;
 
 // A function must not carry the name of its section, or bpf-linker stops.
@@ -67,6 +69,12 @@ pub fn egress_peername6(context: SockAddrContext) -> i32 {
 pub fn egress_sock_ops(context: SockOpsContext) -> u32 {
     established::socket_event(&SockOps::new(&context));
     1
+}
+
+#[cgroup_sock(sock_create)]
+pub fn egress_create(context: SockContext) -> i32 {
+    sock_create::created(socket::netns_of(&context));
+    outbound::may_be_made(socket::protocol_of(&context)) as i32
 }
 
 #[cgroup_sock(sock_release)]

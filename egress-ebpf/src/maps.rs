@@ -3,8 +3,9 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
+use egress_common::caller::{Destination, DestinationKey, NamespaceEvent, Refusal};
 use egress_common::direct::{DirectEvent, DirectService, DirectSocket, Places, Slot, SlotKey};
 use egress_common::{
     Config, ExactKey, Listeners, NetworkKey, Origin, OriginKey, RESOLVER_SLOTS as RESOLVER_COUNT,
@@ -28,11 +29,33 @@ pub static HEARTBEAT: Array<u64, 1> = Array::new();
 
 /// Cgroup id to scope.
 #[btf_map]
-pub static CGROUPS: HashMap<u64, u32, 65536, ON_DEMAND> = HashMap::new();
+pub static CGROUPS: HashMap<u64, u32, 32768, ON_DEMAND> = HashMap::new();
 
 /// Network namespace cookie to the agent's listeners there.
 #[btf_map]
-pub static NAMESPACES: HashMap<u64, Listeners, 16384, ON_DEMAND> = HashMap::new();
+pub static NAMESPACES: HashMap<u64, Listeners, 4096, ON_DEMAND> = HashMap::new();
+
+/// Network namespace cookie to the time when the agent was last asked to open
+/// listeners there.
+#[btf_map]
+pub static NAMESPACES_ASKED: LruHashMap<u64, u64, 4096> = LruHashMap::new();
+
+#[btf_map]
+pub static NAMESPACE_EVENTS: RingBuf<NamespaceEvent, { 1 << 16 }> = RingBuf::new();
+
+/// Scope to outbound mode, where it is not that of `CONFIG`.
+#[btf_map]
+pub static OUTBOUND: HashMap<u32, u32, 16384, ON_DEMAND> = HashMap::new();
+
+/// Networks that are allowed although nothing registers them; port 0 means any.
+#[btf_map]
+pub static ALLOWED: LpmTrie<NetworkKey, u32, 4096> = LpmTrie::new();
+
+#[btf_map]
+pub static DESTINATIONS: LruHashMap<DestinationKey, Destination, 16384> = LruHashMap::new();
+
+#[btf_map]
+pub static REFUSALS: RingBuf<Refusal, { 1 << 18 }> = RingBuf::new();
 
 #[btf_map]
 pub static SERVICES: HashMap<ExactKey, ServiceValue, 262144, ON_DEMAND> = HashMap::new();
@@ -44,7 +67,7 @@ pub static NETWORKS: LpmTrie<NetworkKey, ServiceValue, 65536> = LpmTrie::new();
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 
 #[btf_map]
-pub static ORIGINS: HashMap<OriginKey, Origin, 131072, ON_DEMAND> = HashMap::new();
+pub static ORIGINS: HashMap<OriginKey, Origin, 32768, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
 pub static RESOLVERS: Array<Resolver, { RESOLVER_COUNT as usize }> = Array::new();
@@ -65,24 +88,29 @@ pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray
 
 /// Service number to how the kernel serves it.
 #[btf_map]
-pub static DIRECT: HashMap<u32, DirectService, 65536, ON_DEMAND> = HashMap::new();
+pub static DIRECT: HashMap<u32, DirectService, 32768, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
-pub static SLOTS: HashMap<SlotKey, Slot, 524288, ON_DEMAND> = HashMap::new();
+pub static SLOTS: HashMap<SlotKey, Slot, 131072, ON_DEMAND> = HashMap::new();
 
 /// Service number to its connections. Made by the agent, changed here alone.
 #[btf_map]
-pub static PLACES: HashMap<u32, Places, 65536, ON_DEMAND> = HashMap::new();
+pub static PLACES: HashMap<u32, Places, 32768, ON_DEMAND> = HashMap::new();
 
 /// Endpoint number to its connections. Made by the agent, changed here alone.
 #[btf_map]
-pub static ENDPOINTS: HashMap<u64, u64, 262144, ON_DEMAND> = HashMap::new();
+pub static ENDPOINTS: HashMap<u64, u64, 131072, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
 pub static DIRECT_SOCKETS: SkStorage<DirectSocket> = SkStorage::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<DirectEvent, { 1 << 20 }> = RingBuf::new();
+
+/// Fingerprints of names to the numbers that stand for them in the other maps.
+/// Only the agent uses it.
+#[btf_map]
+pub static NUMBERS: HashMap<[u8; 16], u64, 32768, ON_DEMAND> = HashMap::new();
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

@@ -5,8 +5,9 @@ use egress_common::{
     SOCKET_BYPASS, SOCKET_DIRECT, SOCKET_DNS, SOCKET_PUBLISHED, SOCKET_REDIRECTED, counter,
 };
 
-use crate::connect::{refuse_udp, unregistered};
+use crate::connect::refuse_udp;
 use crate::maps::count;
+use crate::outbound::unregistered;
 use crate::socket::{ALLOW, Ip, SockAddr, Transport};
 use crate::{dns, lookup};
 
@@ -23,19 +24,27 @@ pub fn send(address: &SockAddr<'_>) -> i32 {
         return ALLOW;
     };
     let (ip, port) = (address.ip(), address.port());
+    let scope = lookup::scope(config);
     if port == dns::PORT && config.dns != 0 {
         if let Some(listeners) = lookup::listeners(config, address.netns()) {
-            if let Some((to, to_port)) = dns::listener(listeners, ip, port) {
+            if let Some((to, to_port)) = dns::listener(listeners, scope, ip, port) {
+                // `udp_sendmsg` has read the device by now, so this datagram
+                // would leave by it to an address of loopback: the next one
+                // goes well.
+                if address.has_device() {
+                    address.leave_device();
+                    return address.refuse(Transport::Udp);
+                }
                 address.set(to, to_port);
                 count(counter::DNS);
+                return ALLOW;
             }
         }
-        return ALLOW;
+        return unregistered(address, config, scope, Transport::Udp, ip, port);
     }
-    let scope = lookup::scope(config);
     match lookup::service(config, scope, ip, port) {
         Some(found) => refuse_udp(address, config, found),
-        None => unregistered(address, config, Transport::Udp, ip, port),
+        None => unregistered(address, config, scope, Transport::Udp, ip, port),
     }
 }
 

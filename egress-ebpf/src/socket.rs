@@ -5,7 +5,9 @@ use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_addr, bpf_sock_ops};
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_STATE_CB_FLAG, SO_BINDTODEVICE, SOL_SOCKET, bpf_sock, bpf_sock_addr, bpf_sock_ops,
+};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval, bpf_setsockopt, bpf_sk_storage_get,
     bpf_sock_ops_cb_flags_set,
@@ -297,14 +299,59 @@ impl<'a> SockAddr<'a> {
         if result == 0 { value } else { 0 }
     }
 
+    /// Whether the socket is bound to a device.
+    #[inline(always)]
+    pub fn has_device(&self) -> bool {
+        // SAFETY: the pointer is read from a valid context; the verifier asks
+        // for the null check.
+        unsafe {
+            let socket: *mut bpf_sock =
+                (&raw const (*self.raw()).__bindgen_anon_1.sk).read_volatile();
+            !socket.is_null() && load!(socket, bpf_sock, bound_dev_if) != 0
+        }
+    }
+
+    /// Takes a bound socket off its device, since what goes to the agent must go
+    /// through loopback. False when the kernel does not allow it (before 5.19
+    /// the caller needs `CAP_NET_RAW`).
+    #[inline(always)]
+    pub fn leave_device(&self) -> bool {
+        if !self.has_device() {
+            return true;
+        }
+        let mut none = 0_u32;
+        // SAFETY: the kernel reads four bytes: an empty name.
+        let result = unsafe {
+            bpf_setsockopt(
+                self.context.as_ptr(),
+                SOL_SOCKET as i32,
+                SO_BINDTODEVICE as i32,
+                (&raw mut none).cast(),
+                4,
+            )
+        };
+        result == 0
+    }
+
     /// Fails the system call with ECONNREFUSED. Before 5.18 a program cannot
     /// choose the errno (it is EPERM), so there a TCP connection goes to port 0
     /// of loopback, where nobody can listen.
     #[inline(always)]
     pub fn refuse(&self, transport: Transport) -> i32 {
+        self.refuse_with(transport, 0)
+    }
+
+    /// The same with another errno; 0 means ECONNREFUSED.
+    #[inline(always)]
+    pub fn refuse_with(&self, transport: Transport, errno: u8) -> i32 {
         if HAS_SET_RETVAL.load() != 0 {
+            let errno = if errno == 0 {
+                ECONNREFUSED
+            } else {
+                errno as i32
+            };
             // SAFETY: takes a number.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            unsafe { bpf_set_retval(-errno) };
             return DENY;
         }
         if transport == Transport::Udp {
@@ -321,6 +368,20 @@ impl<'a> SockAddr<'a> {
         );
         ALLOW
     }
+}
+
+/// Protocol of a socket that is being made.
+#[inline(always)]
+pub fn protocol_of(context: &SockContext) -> u32 {
+    // SAFETY: the context is valid.
+    unsafe { load!(context.sock, bpf_sock, protocol) }
+}
+
+/// Network namespace cookie of a socket that is being made.
+#[inline(always)]
+pub fn netns_of(context: &SockContext) -> u64 {
+    // SAFETY: the context is valid.
+    unsafe { bpf_get_netns_cookie(context.as_ptr()) }
 }
 
 /// `struct bpf_sock_ops`.

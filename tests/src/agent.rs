@@ -26,6 +26,8 @@ pub struct Builder<'lab> {
     group: Group,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Program and arguments that become the agent.
+    wrapper: Vec<String>,
     /// Set for a second agent of one lab: its files have other names.
     suffix: &'static str,
     log: String,
@@ -39,6 +41,7 @@ impl Lab {
             group: Group::Outside,
             arguments: Vec::new(),
             environment: Vec::new(),
+            wrapper: Vec::new(),
             suffix: "",
             log: env::var("EGRESS_LOG").unwrap_or_else(|_| "info".to_owned()),
         }
@@ -123,6 +126,12 @@ impl Builder<'_> {
         self
     }
 
+    /// Starts it by another program, such as `setpriv`, that becomes it.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Runs the agent inside the captured cgroup, as on a host where that is
     /// the root: only its own marking keeps it from capturing itself.
     pub fn inside_the_cgroup(mut self) -> Self {
@@ -151,8 +160,12 @@ impl Builder<'_> {
             fs::create_dir_all(&empty)?;
             empty
         };
-        let mut spawn = lab
-            .spawn(self.group, program("egress-agent")?)
+        let agent = program("egress-agent")?;
+        let spawn = match self.wrapper.split_first() {
+            Some((wrapper, arguments)) => lab.spawn(self.group, wrapper).args(arguments).arg(agent),
+            None => lab.spawn(self.group, agent),
+        };
+        let mut spawn = spawn
             .arg("--policy")
             .arg(policy)
             .arg("--cgroup")

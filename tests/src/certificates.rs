@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    NameConstraints, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 
 use crate::{Context, Lab, Result};
@@ -25,12 +27,32 @@ pub struct Certificate {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// Serial number in capital hexadecimal, as OpenSSL and nginx write it.
+    pub serial: String,
 }
+
+/// Serial numbers grow, so that each certificate has its own.
+static SERIAL: AtomicU64 = AtomicU64::new(0x1000);
 
 impl Authority {
     /// Makes an authority called `name`.
     pub fn new(lab: &Lab, name: &str) -> Result<Self> {
+        Self::with(lab, name, |_| {})
+    }
+
+    /// One that may issue for names below `domain` alone.
+    pub fn constrained(lab: &Lab, name: &str, domain: &str) -> Result<Self> {
+        Self::with(lab, name, |params| {
+            params.name_constraints = Some(NameConstraints {
+                permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
+                excluded_subtrees: Vec::new(),
+            });
+        })
+    }
+
+    fn with(lab: &Lab, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::default())?;
+        change(&mut params);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -55,15 +77,52 @@ impl Authority {
         self.issue_until(names, 2100)
     }
 
+    /// A valid certificate whose only name is a URI, as SPIFFE's are.
+    pub fn issue_uri(&self, uri: &str) -> Result<Certificate> {
+        self.make(&[uri], 2100, vec![SanType::URI(uri.try_into()?)])
+    }
+
+    /// Writes a revocation list that names `revoked`, and returns its path.
+    pub fn revoke(&self, revoked: &[&Certificate]) -> Result<PathBuf> {
+        let entry = |certificate: &&Certificate| -> Result<RevokedCertParams> {
+            let serial = u64::from_str_radix(&certificate.serial, 16)?;
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from(serial),
+                revocation_time: date_time_ymd(2024, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect::<Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let path = self.directory.join(format!("{}.crl.pem", self.name));
+        write(&path, &list.signed_by(&self.issuer)?.pem()?)?;
+        Ok(path)
+    }
+
     /// One that expired at the end of 2020.
     pub fn issue_expired(&self, names: &[&str]) -> Result<Certificate> {
         self.issue_until(names, 2021)
     }
 
     fn issue_until(&self, names: &[&str], year: i32) -> Result<Certificate> {
-        let first = names.first().context("a certificate needs a name")?;
-        let mut params =
+        let params =
             CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        self.make(names, year, params.subject_alt_names)
+    }
+
+    fn make(&self, names: &[&str], year: i32, alternatives: Vec<SanType>) -> Result<Certificate> {
+        let first = names.first().context("a certificate needs a name")?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.subject_alt_names = alternatives;
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        params.serial_number = Some(SerialNumber::from(serial));
         params.distinguished_name.push(DnType::CommonName, *first);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -79,6 +138,7 @@ impl Authority {
         let files = Certificate {
             certificate: self.directory.join(format!("{stem}.pem")),
             key: self.directory.join(format!("{stem}.key")),
+            serial: format!("{serial:X}"),
         };
         write(&files.certificate, &certificate.pem())?;
         write(&files.key, &key.serialize_pem())?;

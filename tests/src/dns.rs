@@ -111,6 +111,17 @@ impl NameServer {
             .collect())
     }
 
+    /// Addresses that asked for a name.
+    pub fn askers(&self, name: &str) -> Result<Vec<String>> {
+        let text = fs::read_to_string(&self.log)?;
+        let marker = format!("] {name} from ");
+        Ok(text
+            .lines()
+            .filter_map(|line| line.split_once(&marker))
+            .map(|(_, who)| who.trim().to_owned())
+            .collect())
+    }
+
     /// Makes it silent: it goes on existing, and answers nothing.
     pub fn freeze(&self) -> Result<()> {
         self.process.signal(Signal::STOP)

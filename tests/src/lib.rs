@@ -16,13 +16,19 @@
 //! are in the cgroup that the kernel programs are attached to.
 
 pub mod agent;
+pub mod apiserver;
+pub mod backend;
 pub mod certificates;
 mod cgroup;
 pub mod clients;
 pub mod dns;
 pub mod kernel;
+pub mod kubernetes;
+pub mod load;
+pub mod mariadb;
 pub mod netns;
 pub mod nginx;
+pub mod offices;
 pub mod policy;
 pub mod postgres;
 pub mod process;
@@ -139,6 +145,49 @@ impl Lab {
     /// The cgroup that the agent captures.
     pub fn client_cgroup(&self) -> PathBuf {
         self.cgroup.group(Group::Clients)
+    }
+
+    /// Makes a group of clients of its own below the captured cgroup, and
+    /// returns the line by which a Python script joins it.
+    pub fn client_group(&self, name: &str) -> Result<String> {
+        let path = self.client_cgroup().join(name);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        let procs = path.join("cgroup.procs");
+        Ok(format!("open('{}', 'w').write('0')\n", procs.display()))
+    }
+
+    /// One more namespace of clients, as a container has: a link to the world,
+    /// and addresses of its own ([`netns::address`]).
+    pub fn pod(&self, number: u16) -> Result<Namespace> {
+        let pod = self.pod_without_loopback(number)?;
+        pod.ip("link set lo up\n")?;
+        Ok(pod)
+    }
+
+    /// The same as it is before its runtime has set it up.
+    pub fn pod_without_loopback(&self, number: u16) -> Result<Namespace> {
+        let pod = Namespace::new(&format!("{}.pod{number}", self.name))?;
+        netns::join_pod(&pod, &self.world, number)?;
+        Ok(pod)
+    }
+
+    /// A cgroup below the captured one, made if it is not there; `path` may
+    /// have several parts.
+    pub fn cgroup(&self, path: &str) -> Result<PathBuf> {
+        let path = self.client_cgroup().join(path);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// A client in this namespace and cgroup.
+    pub fn spawn_in(
+        &self,
+        namespace: &Namespace,
+        cgroup: &Path,
+        program: impl AsRef<Path>,
+    ) -> Spawn {
+        let etc = self.directory.join("etc");
+        Spawn::new(namespace, &etc, cgroup, program.as_ref())
     }
 
     /// A process of `group`: clients and what is outside run in the

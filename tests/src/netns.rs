@@ -34,6 +34,26 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes its name away: it lives on for as long as something is in it.
+    pub fn delete(self) -> Result<()> {
+        let output = Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .output()
+            .context("cannot run ip (package iproute2)")?;
+        ensure!(
+            output.status.success(),
+            "ip netns delete {}: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    }
+
     /// The file that stands for it, for `setns` and `nsenter --net=`.
     pub fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
@@ -93,6 +113,49 @@ impl Namespace {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("cannot enter {}", path.display()))
     }
+}
+
+/// Name of the world's end of the link of namespace `number`. It goes when the
+/// namespace goes.
+pub fn link_name(number: u16) -> String {
+    format!("pod{number}")
+}
+
+/// Address of the client namespace `number`.
+pub fn address(number: u16) -> String {
+    format!("100.{}.{}.2", 64 + number / 256, number % 256)
+}
+
+/// Its IPv6 address.
+pub fn address6(number: u16) -> String {
+    format!("2001:db8:64:{number:x}::2")
+}
+
+/// Joins a namespace of clients to the world, as a container's is to its node:
+/// a link, addresses and routes of its own. Loopback stays down.
+pub(crate) fn join_pod(pod: &Namespace, world: &Namespace, number: u16) -> Result<()> {
+    let (own, own6) = (address(number), address6(number));
+    let (peer, peer6) = (
+        format!("100.{}.{}.1", 64 + number / 256, number % 256),
+        format!("2001:db8:64:{number:x}::1"),
+    );
+    let link = link_name(number);
+    pod.ip(&format!(
+        "link add eth0 type veth peer name {link} netns {}\n\
+         link set eth0 up\n\
+         address add {own}/30 dev eth0\n\
+         address add {own6}/64 dev eth0 nodad\n",
+        world.name
+    ))?;
+    world.ip(&format!(
+        "link set {link} up\n\
+         address add {peer}/30 dev {link}\n\
+         address add {peer6}/64 dev {link} nodad\n"
+    ))?;
+    pod.ip(&format!(
+        "route add default via {peer}\n\
+         route add default via {peer6}\n"
+    ))
 }
 
 /// Joins the two namespaces by a veth pair, gives both their addresses, and

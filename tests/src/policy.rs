@@ -98,6 +98,29 @@ pub fn tcp_static(host: &str, port: u16, endpoints: &[&str]) -> String {
     text
 }
 
+/// A TCP service whose connections leave as TLS that leads to `authority`, with
+/// the name of its port, by which the agent may know its protocol.
+pub fn tls_tcp(host: &str, port: u16, port_name: &str, authority: &Path) -> String {
+    let entry = tcp(host, port).replace("name: tcp", &format!("name: {port_name}"));
+    let rule = format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: {}
+  namespace: default
+spec:
+  host: {host}
+  trafficPolicy:
+    tls:
+      mode: SIMPLE
+      caCertificates: {}
+",
+        host.replace('.', "-"),
+        authority.display()
+    );
+    join(&[&entry, &rule])
+}
+
 /// Several documents as one file.
 pub fn join(documents: &[&str]) -> String {
     documents.join("---\n")

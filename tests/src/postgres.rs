@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
+use crate::certificates::Certificate;
 use crate::process::{DEADLINE, Process, wait_for};
 use crate::{Context, Group, Lab, Result, bail, ensure};
+
+/// Of the user `postgres` where a server asks for one.
+pub const PASSWORD: &str = "correct horse";
 
 /// A running server on port 5432 of one address; ended on drop.
 pub struct Postgres {
@@ -17,6 +22,22 @@ pub struct Postgres {
 impl Postgres {
     /// Starts one that lets everybody in, and runs `sql` in it.
     pub fn start(lab: &Lab, address: &str, sql: &str) -> Result<Self> {
+        Self::start_with(lab, address, sql, None)
+    }
+
+    /// Starts one that takes nothing but TLS and passwords by SCRAM: user
+    /// `postgres`, password [`PASSWORD`].
+    pub fn tls(lab: &Lab, address: &str, certificate: &Certificate, sql: &str) -> Result<Self> {
+        let sql = format!("ALTER USER postgres PASSWORD '{PASSWORD}';\n{sql}");
+        Self::start_with(lab, address, &sql, Some(certificate))
+    }
+
+    fn start_with(
+        lab: &Lab,
+        address: &str,
+        sql: &str,
+        certificate: Option<&Certificate>,
+    ) -> Result<Self> {
         let ip: IpAddr = address.parse().context("address of PostgreSQL")?;
         lab.world().add_address(ip)?;
         let programs = programs()?;
@@ -37,7 +58,28 @@ impl Postgres {
             .arg(&data)
             .text()?;
         let mut access = fs::read_to_string(data.join("pg_hba.conf"))?;
-        access.push_str("host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n");
+        let mut tls = Vec::new();
+        match certificate {
+            None => access.push_str("host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n"),
+            Some(certificate) => {
+                access
+                    .push_str("hostssl all all all scram-sha-256\nhostnossl all all all reject\n");
+                let (pem, key) = (directory.join("server.pem"), directory.join("server.key"));
+                fs::copy(&certificate.certificate, &pem)?;
+                fs::copy(&certificate.key, &key)?;
+                // It refuses a key that others may read.
+                fs::set_permissions(&key, PermissionsExt::from_mode(0o600))?;
+                std::os::unix::fs::chown(&key, Some(owner.0), Some(owner.1))?;
+                tls.extend([
+                    "-c".to_owned(),
+                    "ssl=on".to_owned(),
+                    "-c".to_owned(),
+                    format!("ssl_cert_file={}", pem.display()),
+                    "-c".to_owned(),
+                    format!("ssl_key_file={}", key.display()),
+                ]);
+            }
+        }
         fs::write(data.join("pg_hba.conf"), access)?;
         let output = fs::File::create(&log)?;
         let mut process = as_postgres(lab, &programs.join("postgres"))
@@ -50,9 +92,10 @@ impl Postgres {
                 "-c",
                 "fsync=off",
                 "-c",
-                "max_connections=50",
+                "max_connections=250",
             ])
             .args(["-c", "shared_buffers=16MB", "-c", "log_connections=on"])
+            .args(tls)
             .arg("-k")
             .arg(&directory)
             .stdout(output.try_clone()?)

@@ -32,8 +32,8 @@ if [ -d "$2" ]; then
         sleep 0.01
     done
 fi
-for namespace in app world; do
-    if [ -e "/run/netns/$1.$namespace" ]; then ip netns delete "$1.$namespace"; fi
+for namespace in /run/netns/"$1".*; do
+    if [ -e "$namespace" ]; then ip netns delete "${namespace##*/}"; fi
 done
 if [ -d "$3/bpffs" ]; then umount --lazy "$3/bpffs"; fi
 rm -rf "$3"

@@ -36,6 +36,31 @@ impl Record {
         self.number("pid")
     }
 
+    /// Cookie of its network namespace.
+    pub fn netns(&self) -> u64 {
+        self.number("netns")
+    }
+
+    /// Policy namespace of the caller.
+    pub fn namespace(&self) -> &str {
+        self.text("namespace")
+    }
+
+    /// Workload of the caller.
+    pub fn workload(&self) -> &str {
+        self.text("workload")
+    }
+
+    /// Id of the caller's cgroup.
+    pub fn cgroup(&self) -> u64 {
+        self.number("cgroup")
+    }
+
+    /// User of the calling process.
+    pub fn uid(&self) -> u64 {
+        self.number("uid")
+    }
+
     /// Host of the service, without its port.
     pub fn service(&self) -> &str {
         let service = self.text("service");

@@ -32,6 +32,8 @@ pub enum Behaviour {
     CloseAtOnce,
     /// Reads and never answers.
     Silent,
+    /// Says the client's address, then echoes.
+    TellPeer,
 }
 
 /// A running server; its listener is closed on drop.
@@ -106,6 +108,11 @@ fn serve(mut stream: TcpStream, behaviour: Behaviour, record: impl Fn(&[u8])) ->
         Behaviour::Echo => echo(&mut stream, &record),
         Behaviour::SpeakFirst => {
             stream.write_all(b"hello\n")?;
+            echo(&mut stream, &record)
+        }
+        Behaviour::TellPeer => {
+            let line = format!("{}\n", stream.peer_addr()?.ip().to_canonical());
+            stream.write_all(line.as_bytes())?;
             echo(&mut stream, &record)
         }
         Behaviour::CountAtEnd => {

@@ -52,6 +52,8 @@ enum Command {
     VmTest(commands::vm_test::Arguments),
     /// Format and lint checks alone.
     Lint(commands::lint::Arguments),
+    /// Make the Debian package.
+    Package(commands::package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => commands::bench::run(arguments),
         Command::VmTest(arguments) => commands::vm_test::run(arguments),
         Command::Lint(arguments) => commands::lint::run(arguments),
+        Command::Package(arguments) => commands::package::run(arguments),
     };
     match result {
         Ok(code) => code,

@@ -52,29 +52,58 @@ const BPF_ALTERNATIVE: &str = "elsewhere than on Debian 12 use rustup: \
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
-/// no service; `nginx-light` and `postgresql` come with services, which are
-/// kept from starting.
-const TEST_PACKAGES: [&str; 10] = [
+/// no service; nginx, PostgreSQL and the mail and directory servers come with
+/// services, which are kept from starting.
+const TEST_PACKAGES: [&str; 20] = [
     "bpftool",
     "curl",
     "dnsmasq-base",
+    "dovecot-imapd",
     "iproute2",
+    "ldap-utils",
+    "mariadb-client-core",
+    "mariadb-server-core",
     "nginx-light",
+    "postfix",
     "postgresql",
     "postgresql-client",
     "procps",
     "python3",
+    "python3-cryptography",
+    "python3-psycopg",
+    "python3-psycopg2",
+    "python3-pymysql",
+    "slapd",
     "util-linux",
 ];
 
-const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), dnsmasq, curl, \
-     python3, iproute2, bpftool and util-linux by your system's means, then run this again";
+const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), MariaDB \
+     (server and client), Postfix, Dovecot, OpenLDAP (server and tools), dnsmasq, curl, python3 \
+     with psycopg, psycopg2, pymysql and cryptography, iproute2, bpftool and util-linux by your system's means, then run this again";
 
 /// Programs that the lab calls; where all of them are there, no package is
 /// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 10] = [
-    "bpftool", "curl", "dnsmasq", "ip", "nginx", "nsenter", "psql", "python3", "setpriv", "unshare",
+const TEST_PROGRAMS: [&str; 16] = [
+    "bpftool",
+    "curl",
+    "dnsmasq",
+    "dovecot",
+    "ip",
+    "ldapwhoami",
+    "mariadb",
+    "mariadbd",
+    "nginx",
+    "nsenter",
+    "postfix",
+    "psql",
+    "python3",
+    "setpriv",
+    "slapd",
+    "unshare",
 ];
+
+/// Modules of the system's Python that tests import.
+const PYTHON_MODULES: &str = "import cryptography, psycopg, psycopg2, pymysql";
 
 /// `cargo xtask setup`.
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
@@ -114,11 +143,20 @@ pub(crate) fn test() -> Result<(), Failure> {
     let all_there = TEST_PROGRAMS
         .iter()
         .all(|program| host::find_program(program).is_some())
-        && postgres_server();
+        && postgres_server()
+        && python_modules();
     if all_there {
         return Ok(());
     }
     packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)
+}
+
+fn python_modules() -> bool {
+    std::process::Command::new("/usr/bin/python3")
+        .args(["-I", "-c", PYTHON_MODULES])
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// Debian keeps PostgreSQL's server programs off PATH.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::{Inherited, Kept};
 use crate::capture::sockets::NetNs;
 
 /// Longest queue of connections not yet accepted; the kernel lowers it to
@@ -71,6 +72,56 @@ impl Listening {
                 })
                 .collect();
         Ok(Self { ports, workers })
+    }
+}
+
+impl Listening {
+    /// The listeners `PREFIX4-N` and `PREFIX6-N` that another process opened in
+    /// `netns`, if there are as many as workers.
+    pub fn inherit(
+        netns: &NetNs,
+        workers: usize,
+        inherited: &mut Inherited,
+        prefix: &str,
+    ) -> Option<Self> {
+        let workers = workers.max(1);
+        let v4: Vec<TcpListener> = inherited.take_group(&format!("{prefix}4"), workers)?;
+        let v6: Option<Vec<TcpListener>> = inherited.take_group(&format!("{prefix}6"), workers);
+        let port = |list: Option<&TcpListener>| {
+            list.and_then(|listener| listener.local_addr().ok())
+                .map_or(0, |address| address.port())
+        };
+        let ports = Ports {
+            v4: port(v4.first()),
+            v6: port(v6.as_ref().and_then(|list| list.first())),
+        };
+        if ports.v4 == 0 {
+            return None;
+        }
+        let mut v6 = v6.unwrap_or_default().into_iter();
+        let workers = v4
+            .into_iter()
+            .map(|v4| WorkerListeners {
+                netns: netns.clone(),
+                v4,
+                v6: v6.next(),
+            })
+            .collect();
+        Some(Self { ports, workers })
+    }
+
+    /// Keeps second descriptors, so that [`Self::inherit`] works elsewhere.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn keep(&self, kept: &mut Kept, prefix: &str) -> io::Result<()> {
+        for (index, worker) in self.workers.iter().enumerate() {
+            kept.add(&format!("{prefix}4"), index, &worker.v4)?;
+            if let Some(v6) = &worker.v6 {
+                kept.add(&format!("{prefix}6"), index, v6)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use crate::capture::{self, Captured};
 
 mod admission;
 mod backoff;
+mod inherit;
 mod intake;
 mod listen;
 pub mod pktinfo;
@@ -21,6 +22,7 @@ pub mod socket;
 mod tests;
 
 pub use admission::{Admission, Admitted};
+pub use inherit::{Inherited, Kept};
 pub use intake::{Intake, IntakeStats};
 pub use listen::{Listening, Ports, WorkerListeners};
 

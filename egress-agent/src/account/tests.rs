@@ -105,6 +105,7 @@ async fn accepted() -> Accepted {
 async fn connected() -> Connected {
     let (stream, _) = streams().await;
     Connected {
+        opening: None,
         local: stream.local_addr().ok(),
         stream: Stream::Tcp(stream),
         tls: None,

@@ -117,6 +117,22 @@ pub trait AdminApi {
         Err(ApiError::NotServed)
     }
 
+    /// Unregistered destinations by caller, the busiest first; `namespace`.
+    ///
+    /// # Errors
+    /// When there are none to tell.
+    fn observe(&self, _query: &Query) -> Result<Vec<view::Unregistered>, ApiError> {
+        Err(ApiError::NotServed)
+    }
+
+    /// Forgets the unregistered destinations.
+    ///
+    /// # Errors
+    /// When that fails.
+    fn forget_observed(&self) -> Result<(), ApiError> {
+        Err(ApiError::NotServed)
+    }
+
     /// Policy documents and their problems; `kind`, `name`, `namespace`.
     fn documents(&self, _query: &Query) -> Pending<Vec<view::Document>> {
         Box::pin(async { Err(ApiError::NotServed) })
@@ -124,7 +140,8 @@ pub trait AdminApi {
 
     /// The decision on a destination, as `policy::explain::Explanation`;
     /// `target` (URL or HOST:PORT), `from` (process id, cgroup path or
-    /// namespace), `method` and `headers` (one a line) of a request.
+    /// namespace), `method` and `headers` (one a line) of a request; with
+    /// `connect` connections are tried.
     fn explain(&self, _query: &Query) -> Pending<serde_json::Value> {
         Box::pin(async { Err(ApiError::NotServed) })
     }

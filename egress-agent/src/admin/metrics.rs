@@ -31,6 +31,20 @@ impl MetricsListener {
             .map_err(|error| ListenError::Metrics { address, error })
     }
 
+    /// The listener of an agent that hands over; `None` if it is another
+    /// address.
+    pub fn inherit(address: SocketAddr, listener: std::net::TcpListener) -> Option<Self> {
+        if listener.local_addr().ok()? != address {
+            return None;
+        }
+        TcpListener::from_std(listener).ok().map(Self)
+    }
+
+    /// A second descriptor, to hand over.
+    pub fn descriptor(&self) -> &impl std::os::fd::AsFd {
+        &self.0
+    }
+
     /// Where it listens.
     ///
     /// # Errors

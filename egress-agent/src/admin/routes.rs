@@ -38,6 +38,8 @@ pub(super) async fn answer(api: &dyn AdminApi, asked: Asked) -> Answer {
         (_, "/v1/routes") => reply(api.routes(&query)),
         (_, "/v1/secrets") => reply(api.secrets(&query)),
         (_, "/v1/dns") => reply(api.dns(&query)),
+        (method, "/v1/unregistered") if *method == Method::DELETE => reply(api.forget_observed()),
+        (_, "/v1/unregistered") => reply(api.observe(&query)),
         (_, "/v1/stats") => match api.metrics() {
             Ok(text) => content(StatusCode::OK, super::metrics::OPEN_METRICS, text),
             Err(error) => refuse(&error),
@@ -69,6 +71,11 @@ const ROUTES: &[(&str, &[Method], &[&str])] = &[
     ("/v1/secrets", &[Method::GET], SELECT),
     ("/v1/dns", &[Method::GET], SELECT),
     (
+        "/v1/unregistered",
+        &[Method::GET, Method::DELETE],
+        &["namespace"],
+    ),
+    (
         "/v1/documents",
         &[Method::GET, Method::POST, Method::DELETE],
         &["kind", "name", "namespace", "dry-run"],
@@ -76,7 +83,7 @@ const ROUTES: &[(&str, &[Method], &[&str])] = &[
     (
         "/v1/explain",
         &[Method::GET],
-        &["target", "from", "method", "headers"],
+        &["target", "from", "method", "headers", "connect"],
     ),
     ("/v1/stats", &[Method::GET], &[]),
     ("/v1/drain", &[Method::POST], &[]),

@@ -30,6 +30,19 @@ impl AdminListener {
     /// # Errors
     /// When another agent listens there, or the socket cannot be made.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        Self::open(path, false)
+    }
+
+    /// The same in the place of an agent that still listens there, and hands
+    /// over.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn take_over(path: &Path) -> Result<Self, ListenError> {
+        Self::open(path, true)
+    }
+
+    fn open(path: &Path, take_over: bool) -> Result<Self, ListenError> {
         let failed = |error| ListenError::Socket {
             path: path.to_owned(),
             error,
@@ -40,7 +53,7 @@ impl AdminListener {
                     path: path.to_owned(),
                 });
             }
-            Ok(_) if answers(path).map_err(failed)? => {
+            Ok(_) if !take_over && answers(path).map_err(failed)? => {
                 return Err(ListenError::InUse {
                     path: path.to_owned(),
                 });

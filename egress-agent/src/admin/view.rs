@@ -14,6 +14,9 @@ pub struct Status {
     /// The policy in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
+    /// The Kubernetes API server, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
     /// The kernel side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture: Option<Capture>,
@@ -70,6 +73,48 @@ pub struct Policy {
     pub proxied: usize,
     /// Seconds since the last change.
     pub age_seconds: u64,
+}
+
+/// The Kubernetes API server.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kubernetes {
+    /// Its URL.
+    pub server: String,
+    /// Name of this node.
+    pub node: String,
+    /// Every list was read at least once since the start.
+    pub synced: bool,
+    /// Seconds since the server was seen last; 0 while it is there.
+    pub age_seconds: u64,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What is followed.
+    pub watches: Vec<KubernetesWatch>,
+}
+
+/// A set of objects that is followed.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KubernetesWatch {
+    /// Plural of the kind; for a Secret with its namespace and name.
+    pub resource: String,
+    /// Objects in force.
+    pub objects: usize,
+    /// It was listed since the start.
+    pub synced: bool,
+    /// Seconds since it was seen last; 0 while it is followed.
+    pub age_seconds: u64,
+    /// Lists so far.
+    pub lists: u64,
+    /// Watches opened so far.
+    pub watches: u64,
+    /// Requests that failed so far.
+    pub failures: u64,
+    /// What is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The kernel side.
@@ -170,10 +215,22 @@ pub struct Endpoint {
     pub reason: String,
     /// Open connections or requests in flight.
     pub active: u64,
+    /// Open connections, those of the direct path included.
+    pub connections: u64,
+    /// Requests in flight (HTTP).
+    pub requests: u64,
     /// Connections or requests since it is known.
     pub total: u64,
     /// Failed ones.
     pub failed: u64,
+    /// Times that outlier detection ejected it.
+    pub ejections: u64,
+    /// What the newest failure was.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub last_failure: String,
+    /// Seconds since then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure_seconds: Option<u64>,
 }
 
 /// `GET /v1/routes`.
@@ -206,21 +263,34 @@ pub struct Secret {
     pub kind: String,
     /// Where it was read from.
     pub source: String,
+    /// `active`; `stale` where a newer version cannot be used and the one
+    /// shown stays in force; `error` where there is none.
+    pub state: String,
     /// Subject of the (first) certificate.
     pub subject: String,
+    /// Issuer of it.
+    pub issuer: String,
     /// Names that the certificate is for.
     pub alternative_names: Vec<String>,
     /// Start of validity, RFC 3339.
     pub not_before: String,
     /// End of validity, RFC 3339.
     pub not_after: String,
+    /// Whole days until then; negative after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days_left: Option<i64>,
     /// Serial number in hexadecimal.
     pub serial: String,
+    /// Counts the versions that were in force since the start.
+    pub version: u64,
     /// Hosts that use it.
     pub used_by: Vec<String>,
-    /// Why it cannot be used.
+    /// Why it, or its newest version, cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Remarks that do not keep it from working.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// `GET /v1/dns`.
@@ -242,6 +312,41 @@ pub struct Name {
     /// Why the last lookup failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// `GET /v1/unregistered`: a destination that nothing registers, and who went
+/// there.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unregistered {
+    /// Policy namespace of the caller.
+    pub namespace: String,
+    /// Workload: unit, container or pod, or the name that a rule gives.
+    pub workload: String,
+    /// Path of its cgroup; empty when it is gone.
+    pub cgroup: String,
+    /// Task name of the first process of the cgroup that went there.
+    pub comm: String,
+    /// Id of that process.
+    pub pid: u32,
+    /// Its user id.
+    pub uid: u32,
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// Address and port.
+    pub destination: String,
+    /// `tcp` or `udp`.
+    pub transport: String,
+    /// Names that DNS answers gave for the address, the latest first.
+    pub names: Vec<String>,
+    /// Whether it was refused; else it passed.
+    pub refused: bool,
+    /// Connections, and datagrams sent without one.
+    pub count: u64,
+    /// Seconds since the first.
+    pub first_seconds: u64,
+    /// Seconds since the last.
+    pub last_seconds: u64,
 }
 
 /// `GET /v1/documents`.

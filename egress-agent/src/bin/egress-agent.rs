@@ -35,5 +35,8 @@ fn main() -> ExitCode {
     if matches.get_flag("check") {
         return agent::check(&loaded);
     }
+    if matches.get_flag("cleanup") {
+        return agent::clean_up(&loaded);
+    }
     agent::run(&sources, &loaded)
 }

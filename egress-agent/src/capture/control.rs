@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use egress_common::{Config, LAYOUT_VERSION, Listeners, RESOLVER_SLOTS, Resolver, ServiceValue};
 
-use super::direct::DirectControl;
+use super::direct::{DirectControl, DirectPlan};
 use super::error::CaptureError;
 use super::kernel::Kernel;
 use super::origins;
 use super::services::{Changes, MapKey, Services};
 use super::sys;
+use crate::numbers::Fingerprint;
+use crate::policy::snapshot::ServiceId;
 
 /// What the kernel programs go by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +30,11 @@ pub struct KernelSettings {
     pub dns: bool,
     /// Emit log lines.
     pub log: bool,
+    /// What `connect` and `sendmsg` fail with under `registry_only`; 0 means
+    /// ECONNREFUSED.
+    pub errno: u8,
+    /// Remember unregistered destinations.
+    pub observe: bool,
 }
 
 #[derive(Debug)]
@@ -36,6 +43,7 @@ pub(super) struct Control {
     pub(super) services: Services,
     pub(super) scopes: HashMap<u64, u32>,
     pub(super) direct: DirectControl,
+    pub(super) numbers: HashMap<Fingerprint, u64>,
 }
 
 impl Control {
@@ -45,11 +53,52 @@ impl Control {
             services: Services::default(),
             scopes: HashMap::new(),
             direct: DirectControl::default(),
+            numbers: HashMap::new(),
         }
     }
 }
 
 impl Kernel {
+    /// Learns from the maps what an agent before left there, or one that took
+    /// over for a moment: from then on differences alone are written.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn adopt(&self) -> Result<(), CaptureError> {
+        let mut fresh = Control::new();
+        let config = |error| CaptureError::map("CONFIG", error);
+        if let Some(config) = self.config.get(&0).map_err(config)? {
+            fresh.config = config;
+        }
+        fresh.services.adopt(self.store.entries()?);
+        fresh.scopes = self
+            .cgroups
+            .entries()
+            .map_err(|error| CaptureError::map("CGROUPS", error))?;
+        fresh.numbers = self
+            .numbers
+            .entries()
+            .map_err(|error| CaptureError::map("NUMBERS", error))?;
+        fresh.direct = self.direct.adopt()?;
+        *self.control() = fresh;
+        Ok(())
+    }
+
+    /// What the direct path was left with, by service.
+    pub fn adopted_plans(&self) -> Vec<(ServiceId, DirectPlan)> {
+        self.control().direct.all()
+    }
+
+    /// From now on entries of real addresses that were found in pinned maps go
+    /// when the policy or DNS does not name them any more. Until then they
+    /// stay, since the names are not resolved yet.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub fn forget_adopted(&self) -> Result<usize, CaptureError> {
+        self.control().services.forget_adopted(&self.store)
+    }
+
     /// Makes the entries of the policy equal to `desired`.
     ///
     /// # Errors
@@ -115,6 +164,46 @@ impl Kernel {
             .map_err(|error| CaptureError::map("NAMESPACES", error))
     }
 
+    /// Names the agent's listeners in a namespace that has none yet; false when
+    /// it has (those of a self-test).
+    ///
+    /// # Errors
+    /// When the map is full or cannot be written.
+    pub fn add_listeners(&self, cookie: u64, listeners: &Listeners) -> Result<bool, CaptureError> {
+        let failed = |error| CaptureError::map("NAMESPACES", error);
+        self.namespaces.make(&cookie, listeners).map_err(failed)?;
+        let there = self.namespaces.get(&cookie).map_err(failed)?;
+        Ok(there.as_ref() == Some(listeners))
+    }
+
+    /// Forgets the listeners in all namespaces but these: what an agent before
+    /// this one left in maps that outlive it.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn retain_listeners(&self, keep: impl Fn(u64) -> bool) -> Result<(), CaptureError> {
+        let failed = |error| CaptureError::map("NAMESPACES", error);
+        for cookie in self.namespaces.keys().map_err(failed)? {
+            if !keep(cookie) {
+                self.namespaces.remove(&cookie).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets these listeners in a namespace, unless it has others by now (a
+    /// successor's).
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn withdraw_listeners(&self, cookie: u64, own: &Listeners) -> Result<(), CaptureError> {
+        let failed = |error| CaptureError::map("NAMESPACES", error);
+        if self.namespaces.get(&cookie).map_err(failed)?.as_ref() == Some(own) {
+            self.namespaces.remove(&cookie).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Makes the scopes of cgroups (by cgroup id) equal to `desired`.
     ///
     /// # Errors
@@ -145,12 +234,12 @@ impl Kernel {
         self.write_config(control, |config| config.scopes = u8::from(any))
     }
 
-    /// The IPv4 resolver behind a slot, as the application addressed it.
-    /// `None`: nobody asked through this slot.
+    /// The IPv4 resolver behind a slot, as applications addressed it, and the
+    /// scope of those. `None`: nobody asked through this slot.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn resolver(&self, slot: u32) -> Result<Option<SocketAddr>, CaptureError> {
+    pub fn resolver(&self, slot: u32) -> Result<Option<(SocketAddr, u32)>, CaptureError> {
         if slot >= RESOLVER_SLOTS {
             return Ok(None);
         }
@@ -158,21 +247,21 @@ impl Kernel {
             .resolvers
             .get(&slot)
             .map_err(|error| CaptureError::map("RESOLVERS", error))?;
-        Ok(found.and_then(|found| socket_address(&found)))
+        Ok(found.and_then(|found| asked(&found)))
     }
 
     /// The IPv6 resolver behind the listener `dns6[slot]`.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn resolver6(&self, slot: usize) -> Result<Option<SocketAddr>, CaptureError> {
+    pub fn resolver6(&self, slot: usize) -> Result<Option<(SocketAddr, u32)>, CaptureError> {
         let table = self
             .resolvers6
             .get(&0)
             .map_err(|error| CaptureError::map("RESOLVERS6", error))?;
         Ok(table
             .and_then(|table| table.resolvers.get(slot).copied())
-            .and_then(|found| socket_address(&found)))
+            .and_then(|found| asked(&found)))
     }
 
     /// Tells the programs what to go by. Until this is called they let
@@ -194,10 +283,12 @@ impl Kernel {
             };
             config.dns = u8::from(settings.dns);
             config.log = u8::from(settings.log);
+            config.outbound_errno = settings.errno;
+            config.observe = u8::from(settings.observe);
         })
     }
 
-    fn write_config(
+    pub(super) fn write_config(
         &self,
         control: &mut Control,
         change: impl FnOnce(&mut Config),
@@ -241,6 +332,7 @@ impl Kernel {
     }
 }
 
-fn socket_address(resolver: &Resolver) -> Option<SocketAddr> {
-    (resolver.port != 0).then(|| SocketAddr::new(origins::ip(&resolver.address), resolver.port))
+fn asked(resolver: &Resolver) -> Option<(SocketAddr, u32)> {
+    let address = SocketAddr::new(origins::ip(&resolver.address), resolver.port);
+    (resolver.port != 0).then_some((address, resolver.scope))
 }

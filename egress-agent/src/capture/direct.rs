@@ -375,6 +375,14 @@ fn value(plan: &DirectPlan, generation: u32, four: usize) -> DirectService {
 }
 
 impl DirectControl {
+    /// All plans in force.
+    pub(super) fn all(&self) -> Vec<(ServiceId, DirectPlan)> {
+        let plans = self.plans.iter();
+        plans
+            .map(|(service, written)| (ServiceId(*service), written.plan.clone()))
+            .collect()
+    }
+
     fn forget_users(&mut self, plan: &DirectPlan) {
         for slot in &plan.slots {
             if let Some(users) = self.users.get_mut(&slot.endpoint) {
@@ -384,7 +392,79 @@ impl DirectControl {
     }
 }
 
+/// The plan that the maps hold for a service.
+fn plan(service: &DirectService, slots: Vec<Slot>) -> DirectPlan {
+    let seconds = |time: u32| Duration::from_secs(u64::from(time));
+    let timeout = service.connect_timeout_ms;
+    DirectPlan {
+        balance: match service.balance {
+            layout::BALANCE_RANDOM => DirectBalance::Random,
+            layout::BALANCE_LEAST_CONNECTIONS => DirectBalance::LeastConnections,
+            _ => DirectBalance::RoundRobin,
+        },
+        max_connections: (service.max_connections != u32::MAX).then_some(service.max_connections),
+        connect_timeout: (timeout != 0).then(|| Duration::from_millis(u64::from(timeout))),
+        keepalive: (service.keepalive != 0).then(|| DirectKeepalive {
+            idle: seconds(service.keepalive_idle_s),
+            interval: seconds(service.keepalive_interval_s),
+            probes: service.keepalive_probes,
+        }),
+        slots: slots
+            .into_iter()
+            .map(|slot| DirectSlot {
+                endpoint: slot.endpoint,
+                address: SocketAddr::new(ip(&slot.address), slot.port),
+            })
+            .collect(),
+    }
+}
+
 impl DirectMaps {
+    /// What an agent before left: its plans, with the slots of older
+    /// generations removed, and counters of connections that are still open.
+    pub(super) fn adopt(&self) -> Result<DirectControl, CaptureError> {
+        let read = |map| move |error| CaptureError::map(map, error);
+        let services = self.services.entries().map_err(read("DIRECT"))?;
+        let mut slots: HashMap<u32, Vec<(u32, Slot)>> = HashMap::new();
+        for (key, slot) in self.slots.entries().map_err(read("SLOTS"))? {
+            let current = services
+                .get(&key.service)
+                .is_some_and(|service| service.generation == key.generation);
+            if current {
+                slots
+                    .entry(key.service)
+                    .or_default()
+                    .push((key.index, slot));
+            } else {
+                self.slots.remove(&key).map_err(read("SLOTS"))?;
+            }
+        }
+        let mut control = DirectControl::default();
+        for (number, service) in &services {
+            let mut slots = slots.remove(number).unwrap_or_default();
+            slots.sort_by_key(|(index, _)| *index);
+            let slots = slots.into_iter().map(|(_, slot)| slot).collect();
+            let written = Written {
+                plan: plan(service, slots),
+                generation: service.generation,
+                before: 0,
+            };
+            for slot in &written.plan.slots {
+                *control.users.entry(slot.endpoint).or_default() += 1;
+            }
+            control.plans.insert(*number, written);
+        }
+        for service in self.places.keys().map_err(read("PLACES"))? {
+            if !services.contains_key(&service) {
+                control.leaving.push(service);
+            }
+        }
+        for endpoint in self.endpoints.keys().map_err(read("ENDPOINTS"))? {
+            control.users.entry(endpoint).or_default();
+        }
+        Ok(control)
+    }
+
     /// Makes the counter of a service, unless it is there.
     fn make_places(&self, service: u32) -> Result<(), CaptureError> {
         self.places

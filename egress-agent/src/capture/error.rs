@@ -35,6 +35,18 @@ pub enum CaptureError {
         /// The path.
         path: PathBuf,
     },
+    /// Pins cannot be made, read or removed.
+    Pins {
+        /// The directory.
+        path: PathBuf,
+        /// What the system answered.
+        error: io::Error,
+    },
+    /// Another agent uses the directory of pins.
+    PinsInUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file that tells about the system cannot be read.
     Read {
         /// The file.
@@ -52,6 +64,18 @@ pub enum CaptureError {
         name: &'static str,
         /// What the kernel answered, with the verifier's words.
         error: Box<aya::programs::ProgramError>,
+    },
+    /// The kernel refused to attach a program, or to replace it.
+    Link {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel answered.
+        error: io::Error,
+    },
+    /// A pinned map has keys or values of another size.
+    Misfit {
+        /// Its name.
+        map: &'static str,
     },
     /// The object lacks a program or map that this agent needs.
     Missing {
@@ -88,7 +112,9 @@ impl CaptureError {
     /// Whose side failed. Everything here is between the agent and its host.
     pub const fn side(&self) -> Side {
         match self {
-            Self::NotCgroup2 { .. } | Self::NotBpffs { .. } => Side::Policy,
+            Self::NotCgroup2 { .. } | Self::NotBpffs { .. } | Self::PinsInUse { .. } => {
+                Side::Policy
+            }
             _ => Side::Internal,
         }
     }
@@ -131,7 +157,16 @@ impl fmt::Display for CaptureError {
             ),
             Self::NotBpffs { path } => write!(
                 f,
-                "{} is not on a bpf file system: `mount -t bpf none /sys/fs/bpf`",
+                "{} is not on a bpf file system, and not empty, so that none can be mounted there: \
+                 `mount -t bpf none /sys/fs/bpf`, or name another directory with --bpffs",
+                path.display()
+            ),
+            Self::Pins { path, error } => {
+                write!(f, "cannot keep pins in {}: {error}", path.display())
+            }
+            Self::PinsInUse { path } => write!(
+                f,
+                "another agent uses the pins in {}: stop it, or name another directory with --bpffs",
                 path.display()
             ),
             Self::Read { path, error } => write!(f, "cannot read {}: {error}", path.display()),
@@ -146,6 +181,17 @@ impl fmt::Display for CaptureError {
                 f,
                 "the kernel refused the program {name}: {}",
                 Chain(&**error)
+            ),
+            Self::Link { name, error } => {
+                write!(
+                    f,
+                    "the kernel refused to attach the program {name}: {error}"
+                )
+            }
+            Self::Misfit { map } => write!(
+                f,
+                "the kernel map {map} has another form than this agent expects; \
+                 `egress-agent --cleanup` removes what is pinned"
             ),
             Self::Missing { name } => write!(f, "the kernel programs have no {name}"),
             Self::Full { map } => write!(f, "the kernel map {map} is full"),
@@ -167,6 +213,8 @@ impl std::error::Error for CaptureError {
                 error: Some(error), ..
             }
             | Self::Read { error, .. }
+            | Self::Pins { error, .. }
+            | Self::Link { error, .. }
             | Self::Map { error, .. }
             | Self::Probe { error, .. } => Some(error),
             Self::Load(error) => Some(error),

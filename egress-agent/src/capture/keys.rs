@@ -13,7 +13,10 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use super::{MapKey, address};
+use crate::numbers::{Fingerprint, Known, fingerprint};
 use crate::policy::model::{Protocol, Resolution, Visibility};
 use crate::policy::snapshot::{OnAgentFailure, Path, Service, Snapshot};
 use egress_common::{
@@ -26,19 +29,64 @@ use egress_common::{
 pub type Plan = HashMap<MapKey, ServiceValue>;
 
 /// Numbers of namespaces, as the kernel knows them. A number is never given to
-/// another namespace while the agent runs.
+/// another namespace, by this agent or one that goes on with its numbers.
 #[derive(Debug, Default)]
 pub struct Scopes {
     numbers: HashMap<Arc<str>, u32>,
+    known: Known,
+    last: u32,
+    names: ScopeNames,
+}
+
+/// The namespaces behind scope numbers, for any thread.
+#[derive(Clone, Debug, Default)]
+pub struct ScopeNames(Arc<ArcSwap<HashMap<u32, Arc<str>>>>);
+
+impl ScopeNames {
+    /// The namespace with this number.
+    pub fn get(&self, number: u32) -> Option<Arc<str>> {
+        self.0.load().get(&number).cloned()
+    }
 }
 
 impl Scopes {
+    /// Goes on with the numbers that an agent before gave out.
+    pub fn go_on_with(known: Known) -> Self {
+        Self {
+            numbers: HashMap::new(),
+            last: known.last(),
+            known,
+            names: ScopeNames::default(),
+        }
+    }
+
     /// The number of a namespace, from 1 up.
     pub fn number(&mut self, namespace: &Arc<str>) -> u32 {
-        let next = u32::try_from(self.numbers.len())
-            .unwrap_or(u32::MAX - 1)
-            .saturating_add(1);
-        *self.numbers.entry(namespace.clone()).or_insert(next)
+        if let Some(number) = self.numbers.get(namespace) {
+            return *number;
+        }
+        let known = self.known.get(&fingerprint(&[namespace.as_bytes()]));
+        let number = known.unwrap_or_else(|| {
+            self.last = self.last.saturating_add(1);
+            self.last
+        });
+        self.numbers.insert(namespace.clone(), number);
+        let mut names = HashMap::clone(&self.names.0.load());
+        names.insert(number, namespace.clone());
+        self.names.0.store(Arc::new(names));
+        number
+    }
+
+    /// All numbers given out by this agent.
+    pub fn all(&self) -> Vec<(Fingerprint, u32)> {
+        let all = self.numbers.iter();
+        all.map(|(name, number)| (fingerprint(&[name.as_bytes()]), *number))
+            .collect()
+    }
+
+    /// The way back from numbers to names.
+    pub fn names(&self) -> ScopeNames {
+        self.names.clone()
     }
 }
 

@@ -1,10 +1,10 @@
 //! The service maps `SERVICES` and `NETWORKS`, kept equal to what is wanted by
 //! writing differences only.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
-use egress_common::{ExactKey, NetworkPrefix, ServiceValue};
+use egress_common::{ENTRY_REAL_ADDRESS, ExactKey, NetworkPrefix, ServiceValue};
 
 use super::error::CaptureError;
 use super::sys::Table;
@@ -73,15 +73,56 @@ impl Store for KernelStore {
     }
 }
 
+impl KernelStore {
+    /// All that the maps hold.
+    pub(super) fn entries(&self) -> Result<HashMap<MapKey, ServiceValue>, CaptureError> {
+        let exact = self
+            .exact
+            .entries()
+            .map_err(|error| CaptureError::map("SERVICES", error))?;
+        let networks = self
+            .networks
+            .entries()
+            .map_err(|error| CaptureError::map("NETWORKS", error))?;
+        let exact = exact.into_iter().map(|(k, v)| (MapKey::Exact(k), v));
+        let networks = networks.into_iter().map(|(k, v)| (MapKey::Network(k), v));
+        Ok(exact.chain(networks).collect())
+    }
+}
+
 /// What the maps hold, in two layers: entries of the policy, and below them
 /// entries for addresses that were found at run time.
 #[derive(Debug, Default)]
 pub(super) struct Services {
     policy: HashMap<MapKey, ServiceValue>,
     found: HashMap<MapKey, ServiceValue>,
+    /// Keys of the policy layer that were there before this agent, and that it
+    /// has not wanted yet.
+    adopted: HashSet<MapKey>,
 }
 
 impl Services {
+    /// Begins with entries that are in the maps already.
+    pub(super) fn adopt(&mut self, entries: HashMap<MapKey, ServiceValue>) {
+        self.adopted = entries.keys().copied().collect();
+        self.policy = entries;
+    }
+
+    /// Removes the adopted entries that [`Self::sync`] has kept so far. Returns
+    /// how many.
+    pub(super) fn forget_adopted(&mut self, store: &impl Store) -> Result<usize, CaptureError> {
+        let adopted = std::mem::take(&mut self.adopted);
+        let count = adopted.len();
+        for key in adopted {
+            match self.found.get(&key) {
+                Some(below) => store.set(&key, *below)?,
+                None => store.remove(&key)?,
+            }
+            self.policy.remove(&key);
+        }
+        Ok(count)
+    }
+
     /// Makes the policy layer equal to `desired`. New and changed entries come
     /// first, so that no address is without an entry for a moment. After an
     /// error the call can be repeated.
@@ -91,6 +132,18 @@ impl Services {
         desired: &HashMap<MapKey, ServiceValue>,
     ) -> Result<Changes, CaptureError> {
         let mut changes = Changes::default();
+        if !self.adopted.is_empty() {
+            // A real address is known only once its name is resolved again.
+            // The service must be one that there still is.
+            let services: HashSet<u32> = desired.values().map(|value| value.service).collect();
+            let policy = &self.policy;
+            self.adopted.retain(|key| {
+                !desired.contains_key(key)
+                    && policy.get(key).is_some_and(|value| {
+                        value.flags & ENTRY_REAL_ADDRESS != 0 && services.contains(&value.service)
+                    })
+            });
+        }
         for (key, value) in desired {
             match self.policy.entry(*key) {
                 Entry::Occupied(held) if held.get() == value => {}
@@ -109,7 +162,7 @@ impl Services {
         let gone: Vec<MapKey> = self
             .policy
             .keys()
-            .filter(|key| !desired.contains_key(key))
+            .filter(|key| !desired.contains_key(key) && !self.adopted.contains(key))
             .copied()
             .collect();
         for key in gone {

@@ -52,6 +52,24 @@ impl NetNs {
         })
     }
 
+    /// Whether this is the namespace that the agent runs in.
+    pub const fn is_home(&self) -> bool {
+        self.handle.is_none()
+    }
+
+    /// Inode number in the file system of namespaces, the number in
+    /// `/proc/PID/ns/net`. It may be used anew once the namespace is gone.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn inode(&self) -> io::Result<u64> {
+        match &self.handle {
+            Some(handle) => Ok(rustix::fs::fstat(handle)?.st_ino),
+            None => super::namespaces::inode(std::path::Path::new("/proc/self/ns/net"))
+                .ok_or_else(|| io::ErrorKind::NotFound.into()),
+        }
+    }
+
     /// Runs `make` inside the namespace. It must be short and must not wait:
     /// the whole thread is inside meanwhile.
     ///

@@ -11,21 +11,6 @@ use super::error::CaptureError;
 use super::kernel::{Kernel, PROGRAMS};
 use super::sys::{self, Table};
 
-/// The hooks that our programs are attached to, with the kernel's numbers for
-/// them (`enum bpf_attach_type`).
-const HOOKS: [(&str, u32); 10] = [
-    ("sock_ops", 3),
-    ("connect4", 10),
-    ("connect6", 11),
-    ("sendmsg4", 14),
-    ("sendmsg6", 15),
-    ("recvmsg4", 19),
-    ("recvmsg6", 20),
-    ("getpeername4", 29),
-    ("getpeername6", 30),
-    ("sock_release", 34),
-];
-
 /// A program on one of the hooks that ours are attached to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AttachedProgram {
@@ -68,7 +53,9 @@ pub struct Counters {
     pub refused_overflow: u64,
     /// Direct connections refused: no endpoint may be used.
     pub refused_no_endpoint: u64,
-    /// Reports on direct connections that found the ring buffer full.
+    /// Connections and datagrams refused: not registered.
+    pub refused_unregistered: u64,
+    /// Reports to the agent that found their ring buffer full.
     pub reports_lost: u64,
 }
 
@@ -96,6 +83,16 @@ pub struct Usage {
     pub direct_counters: usize,
 }
 
+/// The hooks in the order of their numbers.
+fn hooks() -> Vec<(&'static str, u32)> {
+    let mut hooks: Vec<_> = PROGRAMS
+        .iter()
+        .map(|&(_, hook, number)| (hook, number))
+        .collect();
+    hooks.sort_by_key(|&(_, number)| number);
+    hooks
+}
+
 impl Kernel {
     /// The kernel's counters.
     ///
@@ -121,7 +118,8 @@ impl Kernel {
             opened_agent_down: at(counter::OPENED_AGENT_DOWN),
             refused_overflow: at(counter::REFUSED_OVERFLOW),
             refused_no_endpoint: at(counter::REFUSED_NO_ENDPOINT),
-            reports_lost: at(counter::EVENTS_LOST),
+            refused_unregistered: at(counter::REFUSED_UNREGISTERED),
+            reports_lost: at(counter::EVENTS_LOST) + at(counter::REPORTS_LOST),
         })
     }
 
@@ -165,7 +163,7 @@ impl Kernel {
     pub fn programs(&self) -> Result<Vec<AttachedProgram>, CaptureError> {
         let ours = self.program_ids();
         let mut list = Vec::new();
-        for (hook, attach_type) in HOOKS {
+        for (hook, attach_type) in hooks() {
             let ids = sys::attached(self.cgroup_fd.as_fd(), attach_type)
                 .map_err(|error| CaptureError::map("of attached programs", error))?;
             for (position, id) in ids.into_iter().enumerate() {
@@ -209,7 +207,7 @@ impl Kernel {
         let ebpf = self.ebpf();
         PROGRAMS
             .iter()
-            .filter_map(|name| {
+            .filter_map(|&(name, ..)| {
                 let info = match ebpf.program(name)? {
                     Program::CgroupSockAddr(program) => program.info(),
                     Program::CgroupSock(program) => program.info(),

@@ -2,10 +2,15 @@
 //! bpf(2) on maps from several threads at once, queries, and a socket option.
 #![allow(unsafe_code, reason = "raw bpf(2) and getsockopt(2) calls")]
 
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::hash::Hash;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use aya::Pod;
 
@@ -13,8 +18,13 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -144,6 +154,20 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
+    /// All entries at some moment.
+    pub(super) fn entries(&self) -> io::Result<HashMap<K, V>>
+    where
+        K: Eq + Hash,
+    {
+        let mut entries = HashMap::new();
+        for key in self.keys()? {
+            if let Some(value) = self.get(&key)? {
+                entries.insert(key, value);
+            }
+        }
+        Ok(entries)
+    }
+
     /// All keys at some moment. While others write, a key may be missed; none
     /// is given that never was.
     pub(super) fn keys(&self) -> io::Result<Vec<K>> {
@@ -226,6 +250,156 @@ pub(super) fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<V
     unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
     let count = usize::try_from(attributes.prog_cnt).unwrap_or(0);
     Ok(ids[..count.min(ids.len())].to_vec())
+}
+
+/// The part of `union bpf_attr` that `BPF_OBJ_PIN` and `BPF_OBJ_GET` read.
+#[repr(C)]
+#[derive(Default)]
+struct PinAttributes {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// The part that `BPF_LINK_CREATE` and `BPF_LINK_UPDATE` read: program and
+/// target, or link and program.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttributes {
+    first_fd: u32,
+    second_fd: u32,
+    /// `attach_type` of a new link, `flags` of an update.
+    third: u32,
+    flags: u32,
+}
+
+/// The part that `BPF_OBJ_GET_INFO_BY_FD` reads.
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttributes {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// `struct bpf_link_info` of a cgroup link.
+#[repr(C)]
+#[derive(Default)]
+struct CgroupLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    padding: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    /// What other kinds of link have.
+    others: [u32; 9],
+}
+
+/// The first part of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+fn text(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Takes a descriptor that bpf(2) answered with.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made it for us; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives a map, program or link a name on a bpf file system.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = text(path)?;
+    let mut attributes = PinAttributes {
+        pathname: address(path.as_ptr()),
+        bpf_fd: object.as_raw_fd().cast_unsigned(),
+        ..PinAttributes::default()
+    };
+    // SAFETY: the kernel reads a string that ends with a zero.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Opens what has a name on a bpf file system; `None`: there is nothing.
+pub(super) fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let path = text(path)?;
+    let mut attributes = PinAttributes {
+        pathname: address(path.as_ptr()),
+        ..PinAttributes::default()
+    };
+    // SAFETY: as in `pin`.
+    match unsafe { bpf(BPF_OBJ_GET, &mut attributes) } {
+        Ok(fd) => owned(fd).map(Some),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Attaches a program to a cgroup, beside those that are there. It is detached
+/// when the link has neither a descriptor nor a pin any more.
+pub(super) fn link(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    // Flags 0: links on a cgroup always allow others beside them.
+    let mut attributes = LinkAttributes {
+        first_fd: program.as_raw_fd().cast_unsigned(),
+        second_fd: cgroup.as_raw_fd().cast_unsigned(),
+        third: attach_type,
+        flags: 0,
+    };
+    // SAFETY: integers alone.
+    unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }.and_then(owned)
+}
+
+/// Puts another program behind a live link: no connection sees neither.
+pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkAttributes {
+        first_fd: link.as_raw_fd().cast_unsigned(),
+        second_fd: program.as_raw_fd().cast_unsigned(),
+        ..LinkAttributes::default()
+    };
+    // SAFETY: integers alone.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+/// Fills `info` with what the kernel tells about an object.
+fn info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attributes = InfoAttributes {
+        bpf_fd: object.as_raw_fd().cast_unsigned(),
+        info_len: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
+        info: address(&raw const *info),
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes, the size of `info`,
+    // which is made of integers.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }.map(drop)
+}
+
+/// The id of the cgroup that a link attaches to; 0: that cgroup is gone.
+pub(super) fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut found = CgroupLinkInfo::default();
+    info(link, &mut found)?;
+    Ok(found.cgroup_id)
+}
+
+/// The sizes of a map's keys and values.
+pub(super) fn map_sizes(map: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    let mut found = MapInfo::default();
+    info(map, &mut found)?;
+    let size = |bytes: u32| usize::try_from(bytes).map_err(io::Error::other);
+    Ok((size(found.key_size)?, size(found.value_size)?))
 }
 
 /// Marks a socket in a socket-storage map.

@@ -81,8 +81,18 @@ pub(super) fn open_cgroup(path: &Path) -> Result<OwnedFd, CaptureError> {
     Ok(fd)
 }
 
-/// Capabilities, kernel version, BTF, and the bpf file system if one is named.
-pub(super) fn check(bpffs: Option<&Path>) -> Result<(), CaptureError> {
+/// The id of a cgroup: its inode number.
+pub(super) fn cgroup_id(cgroup: &OwnedFd, path: &Path) -> Result<u64, CaptureError> {
+    rustix::fs::fstat(cgroup)
+        .map(|found| found.st_ino)
+        .map_err(|error| CaptureError::Read {
+            path: path.into(),
+            error: error.into(),
+        })
+}
+
+/// Capabilities, kernel version and BTF.
+pub(super) fn check() -> Result<(), CaptureError> {
     capabilities()?;
     let release = rustix::system::uname()
         .release()
@@ -94,18 +104,15 @@ pub(super) fn check(bpffs: Option<&Path>) -> Result<(), CaptureError> {
     if aya::features().btf().is_none() {
         return Err(CaptureError::Btf);
     }
-    if let Some(path) = bpffs {
-        // The agent's own directory may not exist yet; what is above it must.
-        let existing = path.ancestors().find(|part| part.exists());
-        let on_bpffs = existing
-            .and_then(|part| File::open(part).ok())
-            .and_then(|file| rustix::fs::fstatfs(&file).ok())
-            .is_some_and(|kind| kind.f_type.cast_unsigned() == BPF_MAGIC);
-        if !on_bpffs {
-            return Err(CaptureError::NotBpffs { path: path.into() });
-        }
-    }
     Ok(())
+}
+
+/// Whether a path is on a bpf file system.
+pub(super) fn is_bpffs(path: &Path) -> bool {
+    File::open(path)
+        .ok()
+        .and_then(|file| rustix::fs::fstatfs(&file).ok())
+        .is_some_and(|kind| kind.f_type.cast_unsigned() == BPF_MAGIC)
 }
 
 /// Whether programs may choose the errno of a refusal (`bpf_set_retval`, since

@@ -117,6 +117,26 @@ pub struct Select {
     pub output: OutputArgument,
 }
 
+/// Arguments of `observe`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct ObserveArgs {
+    /// Write ServiceEntry documents for them to standard output
+    #[arg(long)]
+    pub suggest: bool,
+
+    /// Only what was refused
+    #[arg(long)]
+    pub refused: bool,
+
+    /// Forget what was seen so far
+    #[arg(long, conflicts_with_all = ["suggest", "refused"])]
+    pub clear: bool,
+
+    /// Which, and in which form
+    #[command(flatten)]
+    pub select: Select,
+}
+
 /// A kind of policy document.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -254,6 +274,13 @@ pub enum Command {
         #[command(flatten)]
         output: OutputArgument,
     },
+
+    /// List destinations that nothing registers, by caller and name
+    #[command(
+        long_about = "List destinations that nothing registers, by caller and name, as far as the kernel remembers: the 16384 used last. Names are those of DNS answers that the agent passed on.",
+        after_help = "Examples:\n  egressctl observe\n  egressctl observe --refused -o wide\n  egressctl observe --suggest -n payments > suggested.yaml"
+    )]
+    Observe(ObserveArgs),
 
     /// Show or change the log filter, until the agent reloads or restarts
     #[command(

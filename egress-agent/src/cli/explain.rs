@@ -36,6 +36,11 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub policy: Vec<PathBuf>,
 
+    /// Let the agent connect to the endpoints with the policy's identity, and
+    /// show what the handshakes came to; not a byte of an application is sent
+    #[arg(long, conflicts_with = "policy")]
+    pub connect: bool,
+
     /// Method of the request, for HTTP routes
     #[arg(short = 'X', long, value_name = "METHOD", default_value = "GET")]
     pub request: String,
@@ -142,6 +147,7 @@ pub(super) async fn online(args: &ExplainArgs, client: &Client) -> Result<ExitCo
             "headers",
             Some(headers.as_str()).filter(|lines| !lines.is_empty()),
         ),
+        ("connect", args.connect.then_some("true")),
     ];
     let value: Value = client.get("/v1/explain", &parameters).await?;
     print(args.output, value)

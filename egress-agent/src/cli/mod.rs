@@ -12,10 +12,12 @@ pub mod args;
 mod client;
 pub mod explain;
 mod generate;
+mod observe;
 mod output;
 mod show;
 mod stats;
 mod status;
+mod suggest;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -75,6 +77,7 @@ async fn online(command: &Command, client: &Client) -> Result<ExitCode, Failure>
         Command::Stats { filter, output } => {
             stats::stats(client, filter.as_deref(), *output).await?;
         }
+        Command::Observe(args) => observe::observe(client, args).await?,
         Command::Log { filter } => status::log(client, filter.as_deref()).await?,
         Command::Drain { wait } => status::drain(client, *wait).await?,
         Command::Explain(args) => return explain::online(args, client).await,

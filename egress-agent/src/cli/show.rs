@@ -63,17 +63,27 @@ const ENDPOINTS: &[Column<view::Endpoint>] = &[
     Column::new("PORT", |e| e.port.to_string()),
     Column::new("SUBSET", |e| e.subset.clone()),
     Column::new("ADDRESS", |e| e.address.clone()),
-    Column::new("HEALTH", |e| e.health.clone()),
     Column::new("LOCALITY", |e| e.locality.clone()),
-    Column::new("ACTIVE", |e| e.active.to_string()),
-    Column::new("TOTAL", |e| e.total.to_string()),
-    Column::new("FAILED", |e| e.failed.to_string()),
+    Column::new("WEIGHT", |e| e.weight.to_string()),
+    Column::new("HEALTH", |e| e.health.clone()),
+    Column::new("CONNECTIONS", |e| e.connections.to_string()),
+    Column::new("REQUESTS", |e| e.requests.to_string()),
+    Column::new("FAILED", |e| format!("{}/{}", e.failed, e.total)),
+    Column::new("LAST FAILURE", last_failure),
+    Column::new("WHY", |e| e.reason.clone()),
     Column::wide("NAMESPACE", |e| e.namespace.clone()),
     Column::wide("NAME", |e| e.name.clone().unwrap_or_default()),
     Column::wide("PRIORITY", |e| e.priority.to_string()),
-    Column::wide("WEIGHT", |e| e.weight.to_string()),
-    Column::wide("WHY", |e| e.reason.clone()),
+    Column::wide("EJECTIONS", |e| e.ejections.to_string()),
 ];
+
+/// What it was, and how long ago.
+fn last_failure(endpoint: &view::Endpoint) -> String {
+    match endpoint.last_failure_seconds {
+        Some(seconds) => format!("{} {} ago", endpoint.last_failure, age(seconds)),
+        None => String::new(),
+    }
+}
 
 const SECRETS: &[Column<view::Secret>] = &[
     Column::new("NAME", |s| s.name.clone()),
@@ -81,20 +91,29 @@ const SECRETS: &[Column<view::Secret>] = &[
     Column::new("STATE", |s| {
         secret_state(s, jiff::Timestamp::now()).to_owned()
     }),
+    Column::new("DAYS", |s| {
+        s.days_left.map(|days| days.to_string()).unwrap_or_default()
+    }),
     Column::new("NOT AFTER", |s| s.not_after.clone()),
     Column::new("SUBJECT", |s| s.subject.clone()),
     Column::new("USED BY", |s| first(&s.used_by)),
+    Column::wide("ISSUER", |s| s.issuer.clone()),
     Column::wide("NOT BEFORE", |s| s.not_before.clone()),
     Column::wide("SERIAL", |s| s.serial.clone()),
     Column::wide("NAMES", |s| list(&s.alternative_names)),
     Column::wide("SOURCE", |s| s.source.clone()),
-    Column::wide("ERROR", |s| s.error.clone().unwrap_or_default()),
+    Column::wide("VERSION", |s| s.version.to_string()),
+    Column::new("ERROR", |s| s.error.clone().unwrap_or_default()),
+    Column::wide("REMARKS", |s| s.warnings.join("; ")),
 ];
 
 /// A month's notice.
 const SOON: jiff::SignedDuration = jiff::SignedDuration::from_hours(30 * 24);
 
 pub(super) fn secret_state(secret: &view::Secret, now: jiff::Timestamp) -> &'static str {
+    if secret.state == "stale" {
+        return "stale";
+    }
     if secret.error.is_some() {
         return "error";
     }

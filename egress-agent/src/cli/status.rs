@@ -62,6 +62,9 @@ pub(super) fn words(status: &view::Status) -> String {
             ),
         );
     }
+    if let Some(cluster) = &status.kubernetes {
+        row("Kubernetes", kubernetes(cluster));
+    }
     if let Some(capture) = &status.capture {
         row(
             "Capture",
@@ -92,6 +95,37 @@ pub(super) fn words(status: &view::Status) -> String {
         row("Warning", format!("{style}{warning}{style:#}"));
     }
     text
+}
+
+/// The API server in one line.
+fn kubernetes(cluster: &view::Kubernetes) -> String {
+    let state = match (&cluster.error, cluster.synced) {
+        (Some(error), _) => {
+            let style = mood("warning");
+            let seen = age(cluster.age_seconds);
+            format!("{style}last seen {seen} ago{style:#} ({error}); what it had then is in force")
+        }
+        (None, true) => "in step".to_owned(),
+        (None, false) => "reading the first lists".to_owned(),
+    };
+    let objects: Vec<String> = cluster
+        .watches
+        .iter()
+        .filter(|watch| !watch.resource.contains(' ') && watch.resource != "nodes")
+        .map(|watch| format!("{} {}", watch.objects, watch.resource))
+        .collect();
+    let secrets: Vec<_> = cluster
+        .watches
+        .iter()
+        .filter(|watch| watch.resource.starts_with("secrets "))
+        .collect();
+    let found: usize = secrets.iter().map(|watch| watch.objects).sum();
+    format!(
+        "{}, node {}, {state}; {}, {found} secrets",
+        cluster.server,
+        cluster.node,
+        objects.join(", ")
+    )
 }
 
 /// `log`.

@@ -314,6 +314,7 @@ async fn documents_are_applied_listed_and_deleted() {
     let keeper = Keeper::start(Places {
         paths: Vec::new(),
         state: home.path().join("state"),
+        known: crate::numbers::Known::default(),
         options: crate::policy::Options::default(),
     })
     .await

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout};
 
 use super::error::{ConnectError, Phase};
 use super::proxy_protocol;
+use super::starttls::{self, Begun, Opening, Plain};
 use super::stream::Stream;
 use super::tls::{self, Alpn, TlsFacts};
 use super::tunnel;
@@ -56,9 +57,13 @@ pub struct Connected {
     pub local: Option<SocketAddr>,
     /// What the handshake came to; `None` in the clear.
     pub tls: Option<TlsFacts>,
+    /// What the application is owed before bytes are relayed; [`starttls::open`]
+    /// carries it out.
+    pub opening: Option<Opening>,
     /// Time until TCP was connected.
     pub tcp_time: Duration,
-    /// Time that the TLS handshake took.
+    /// Time that the TLS handshake took, and what came before it inside the
+    /// application's protocol.
     pub tls_time: Duration,
 }
 
@@ -89,6 +94,16 @@ pub async fn dial_observed(
         .tls
         .map(|tls| tls::prepare(context, tls))
         .transpose()?;
+    dial_prepared(context, destination, tls, phase).await
+}
+
+/// As [`dial_observed`], with its material at hand.
+pub(super) async fn dial_prepared(
+    context: &DialContext<'_>,
+    destination: &Destination,
+    tls: Option<tls::Prepared>,
+    phase: &Cell<Phase>,
+) -> Result<Connected, ConnectError> {
     let limit = context.policy.connection_pool.connect_timeout;
     match timeout(limit, dial_in_time(context, destination, tls, phase)).await {
         Ok(connected) => connected,
@@ -109,6 +124,7 @@ async fn dial_in_time(
     let started = Instant::now();
     let failed = |error| ConnectError::from_io(destination, error);
     let version = context.policy.proxy_protocol;
+    let limit = context.policy.connection_pool.connect_timeout;
     let connected = match destination {
         Destination::Tcp(address) => {
             let mut stream = dial_tcp(context, *address).await.map_err(failed)?;
@@ -118,16 +134,25 @@ async fn dial_in_time(
                 stream.write_all(&header).await.map_err(failed)?;
             }
             let tcp_time = started.elapsed();
-            let (stream, tls) = match tls {
-                None => (Stream::Tcp(stream), None),
+            let (stream, tls, opening) = match tls {
+                None => (Stream::Tcp(stream), None, None),
                 Some(tls) => {
                     phase.set(Phase::Tls);
-                    let (stream, facts) =
-                        tls::handshake(tls, context.alpn, stream, destination).await?;
-                    (Stream::Tls(Box::new(stream)), Some(facts))
+                    match begin(context, &mut stream, local, destination).await? {
+                        Begun::Tls(opening) => {
+                            let (stream, facts) =
+                                tls::handshake(tls, context.alpn, stream, destination).await?;
+                            (Stream::Tls(Box::new(stream)), Some(facts), opening)
+                        }
+                        Begun::Later(greeting) => {
+                            let plain = Plain::Tcp(stream);
+                            let opening = Opening::later(greeting, plain, tls, destination, limit);
+                            (Stream::Unready, None, Some(opening))
+                        }
+                    }
                 }
             };
-            (stream, local, tls, tcp_time)
+            (stream, local, tls, tcp_time, opening)
         }
         Destination::Unix(path) => {
             let mut stream = dial_unix(path).await.map_err(failed)?;
@@ -136,19 +161,28 @@ async fn dial_in_time(
                 stream.write_all(&header).await.map_err(failed)?;
             }
             let tcp_time = started.elapsed();
-            let (stream, tls) = match tls {
-                None => (Stream::Unix(stream), None),
+            let (stream, tls, opening) = match tls {
+                None => (Stream::Unix(stream), None, None),
                 Some(tls) => {
                     phase.set(Phase::Tls);
-                    let (stream, facts) =
-                        tls::handshake(tls, context.alpn, stream, destination).await?;
-                    (Stream::TlsUnix(Box::new(stream)), Some(facts))
+                    match begin(context, &mut stream, None, destination).await? {
+                        Begun::Tls(opening) => {
+                            let (stream, facts) =
+                                tls::handshake(tls, context.alpn, stream, destination).await?;
+                            (Stream::TlsUnix(Box::new(stream)), Some(facts), opening)
+                        }
+                        Begun::Later(greeting) => {
+                            let plain = Plain::Unix(stream);
+                            let opening = Opening::later(greeting, plain, tls, destination, limit);
+                            (Stream::Unready, None, Some(opening))
+                        }
+                    }
                 }
             };
-            (stream, None, tls, tcp_time)
+            (stream, None, tls, tcp_time, opening)
         }
     };
-    let (mut stream, local, tls, tcp_time) = connected;
+    let (mut stream, local, tls, tcp_time, opening) = connected;
     let tls_time = started.elapsed().saturating_sub(tcp_time);
     if let Some(tunnel) = &context.policy.tunnel {
         tunnel::open(&mut stream, tunnel)
@@ -162,9 +196,28 @@ async fn dial_in_time(
         stream,
         local,
         tls,
+        opening,
         tcp_time,
         tls_time,
     })
+}
+
+/// TLS at once, or what the policy's protocol asks for before it.
+async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
+    context: &DialContext<'_>,
+    stream: &mut S,
+    local: Option<SocketAddr>,
+    destination: &Destination,
+) -> Result<Begun, ConnectError> {
+    match context.tls.and_then(|tls| tls.extra.starttls) {
+        None => Ok(Begun::Tls(None)),
+        Some(protocol) => starttls::begin(protocol, stream, local)
+            .await
+            .map_err(|failure| ConnectError::StartTls {
+                to: destination.clone(),
+                failure,
+            }),
+    }
 }
 
 async fn dial_tcp(context: &DialContext<'_>, address: SocketAddr) -> io::Result<TcpStream> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
 
+use super::starttls::StartTlsFailure;
 use super::tunnel::TunnelFailure;
 use crate::endpoint::Outcome;
 use crate::endpoint::resolved::Destination;
@@ -69,6 +70,13 @@ pub enum ConnectError {
         /// How.
         failure: TunnelFailure,
     },
+    /// TLS did not start inside the application's protocol.
+    StartTls {
+        /// Endpoint.
+        to: Destination,
+        /// How.
+        failure: StartTlsFailure,
+    },
     /// TLS material cannot be used.
     Secret(SecretError),
     /// The TLS handshake failed.
@@ -112,13 +120,17 @@ impl ConnectError {
         match self {
             Self::Secret(_) => Side::Policy,
             Self::Local { .. } => Side::Internal,
+            Self::StartTls { failure, .. } => failure.side(),
             _ => Side::Upstream,
         }
     }
 
-    /// Always `UF`.
+    /// `UF`, unless it was the application's fault.
     pub const fn flag(&self) -> Flag {
-        Flag::UpstreamConnectionFailure
+        match self {
+            Self::StartTls { failure, .. } => failure.flag(),
+            _ => Flag::UpstreamConnectionFailure,
+        }
     }
 
     /// What it says about the endpoint.
@@ -128,6 +140,10 @@ impl ConnectError {
             Self::TimedOut { .. } => Outcome::ConnectTimeout,
             Self::Failed { .. } | Self::Tunnel { .. } => Outcome::ConnectFailed,
             Self::Tls { .. } => Outcome::TlsFailed,
+            Self::StartTls { failure, .. } => match failure.side() {
+                Side::Upstream => Outcome::TlsFailed,
+                _ => Outcome::Cancelled,
+            },
             Self::Local { .. } | Self::Secret(_) => Outcome::Cancelled,
         }
     }
@@ -175,6 +191,7 @@ impl fmt::Display for ConnectError {
             Self::Secret(error) => error.fmt(f),
             Self::Tunnel { to, failure } => write!(f, "{to}: {failure}"),
             Self::Tls { to, failure } => write!(f, "{to}: TLS: {failure}"),
+            Self::StartTls { to, failure } => write!(f, "{to}: {failure}"),
         }
     }
 }

@@ -2,9 +2,12 @@
 
 mod dial;
 mod error;
+mod inspect;
 pub mod pool;
+mod probe;
 mod proxy_protocol;
 mod read_ahead;
+pub mod starttls;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -14,6 +17,8 @@ mod tunnel;
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
 pub use read_ahead::ReadAhead;
+pub use inspect::inspect;
+pub use probe::EndpointProber;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustls::ClientConnection;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -21,6 +22,14 @@ pub enum Stream {
     Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
     /// TLS over a Unix socket.
     TlsUnix(Box<TlsStream<ReadAhead<UnixStream>>>),
+    /// TLS has yet to start ([`super::starttls`]): carries nothing, so that
+    /// nothing can leave in the clear.
+    Unready,
+}
+
+/// What [`Stream::Unready`] answers.
+fn unready() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "TLS has not started yet")
 }
 
 impl Stream {
@@ -37,6 +46,16 @@ impl Stream {
             // the service.
             Self::Tls(stream) => stream.fill_buf().await.map(drop),
             Self::TlsUnix(stream) => stream.fill_buf().await.map(drop),
+            Self::Unready => Err(unready()),
+        }
+    }
+
+    /// The TLS session, where there is one.
+    pub fn session(&self) -> Option<&ClientConnection> {
+        match self {
+            Self::Tls(stream) => Some(stream.get_ref().1),
+            Self::TlsUnix(stream) => Some(stream.get_ref().1),
+            Self::Tcp(_) | Self::Unix(_) | Self::Unready => None,
         }
     }
 
@@ -45,7 +64,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => Some(stream),
             Self::Tls(stream) => Some(stream.get_ref().0.get_ref()),
-            Self::Unix(_) | Self::TlsUnix(_) => None,
+            Self::Unix(_) | Self::TlsUnix(_) | Self::Unready => None,
         }
     }
 }
@@ -57,6 +76,7 @@ macro_rules! forward {
             Stream::Unix($stream) => $call,
             Stream::Tls($stream) => $call,
             Stream::TlsUnix($stream) => $call,
+            Stream::Unready => Poll::Ready(Err(unready())),
         }
     };
 }
@@ -94,6 +114,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
             Self::TlsUnix(stream) => stream.is_write_vectored(),
+            Self::Unready => false,
         }
     }
 

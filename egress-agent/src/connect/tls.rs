@@ -6,7 +6,8 @@ use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 
-use rustls::{CipherSuite, HandshakeKind, ProtocolVersion};
+use rustls::client::Resumption;
+use rustls::{CipherSuite, ClientConfig, HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
@@ -19,7 +20,7 @@ use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
 use crate::policy::model::ClientTls;
 use crate::policy::snapshot::Cluster;
-use crate::secret::{SecretError, TlsConfig, take_refused};
+use crate::secret::{CertificateSummary, SecretError, TlsConfig, take_refused};
 
 /// Protocols to offer (RFC 7301).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -76,10 +77,29 @@ impl TlsFacts {
 }
 
 /// A handshake ready to start.
+#[derive(Debug)]
 pub(super) struct Prepared {
     config: Arc<TlsConfig>,
+    /// Instead of the configuration's own.
+    client: Option<Arc<ClientConfig>>,
     name: ServerName<'static>,
     sni: Option<Arc<str>>,
+}
+
+impl Prepared {
+    /// A full handshake, which no earlier session shortens and which leaves
+    /// none behind.
+    pub(super) fn anew(mut self) -> Self {
+        let mut client = ClientConfig::clone(&self.config.client);
+        client.resumption = Resumption::disabled();
+        self.client = Some(Arc::new(client));
+        self
+    }
+
+    /// The client certificate at hand.
+    pub(super) fn certificate(&self) -> Option<&CertificateSummary> {
+        self.config.certificate()
+    }
 }
 
 /// Material and name, before anything is dialled.
@@ -95,7 +115,12 @@ pub(super) fn prepare(
         ServerName::DnsName(name) => Some(Arc::from(name.as_ref())),
         _ => None,
     };
-    Ok(Prepared { config, name, sni })
+    Ok(Prepared {
+        config,
+        client: None,
+        name,
+        sni,
+    })
 }
 
 pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
@@ -104,9 +129,14 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     destination: &Destination,
 ) -> Result<(TlsStream<ReadAhead<S>>, TlsFacts), ConnectError> {
-    let Prepared { config, name, sni } = prepared;
     let stream = ReadAhead::new(stream);
-    let connector = TlsConnector::from(config.client.clone());
+    let Prepared {
+        config,
+        client,
+        name,
+        sni,
+    } = prepared;
+    let connector = TlsConnector::from(client.unwrap_or_else(|| config.client.clone()));
     let connecting = match alpn {
         Alpn::None => connector.connect(name.clone(), stream),
         some => connector

@@ -56,6 +56,7 @@ mod error;
 pub mod forward;
 pub mod names;
 pub mod registry;
+pub mod seen;
 pub mod server;
 pub mod state;
 pub mod virtual_address;

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::DnsError;
 use super::answer::View;
 use super::names::{self, Claim, Names};
+use super::seen::SeenNames;
 use super::virtual_address::{
     Assignment, Holding, NETWORK_V4, SELF_TEST_V4, VirtualAddress, VirtualAddresses,
 };
@@ -65,6 +66,7 @@ pub struct Registry {
     names: ArcSwap<Names>,
     addresses: Arc<VirtualAddresses>,
     publish: Box<dyn Publish>,
+    seen: SeenNames,
     /// Names whose kernel entries are being made, each with the turn of those
     /// who wait for them.
     pending: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
@@ -77,8 +79,14 @@ impl Registry {
             names: ArcSwap::from_pointee(Names::new(Arc::default())),
             addresses,
             publish: Box::new(publish),
+            seen: SeenNames::default(),
             pending: Mutex::default(),
         }
+    }
+
+    /// Names that forwarded answers told.
+    pub const fn seen(&self) -> &SeenNames {
+        &self.seen
     }
 
     /// The names in force.

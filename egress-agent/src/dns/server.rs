@@ -26,30 +26,24 @@ pub const QUERIES_LIMIT: usize = 4096;
 /// Most captured DNS connections of one server.
 pub const CONNECTIONS_LIMIT: usize = 1024;
 
-/// Which resolver a slot stands for; the typed face of the maps `RESOLVERS`
-/// and `RESOLVERS6`. Asked for every datagram, so it must be quick.
+/// What a slot stands for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Asked {
+    /// The resolver that was asked.
+    pub resolver: SocketAddr,
+    /// The policy namespace of those who asked: callers of two namespaces never
+    /// share a slot, even in one network namespace.
+    pub namespace: Arc<str>,
+}
+
+/// What slots stand for; the typed face of the maps `RESOLVERS` and
+/// `RESOLVERS6`. Asked for every datagram, so it must be quick.
 pub trait ResolverTable: Send + Sync + 'static {
     /// The IPv4 resolver in a slot below [`RESOLVER_SLOTS`].
-    fn v4(&self, slot: u32) -> Option<SocketAddr>;
+    fn v4(&self, slot: u32) -> Option<Asked>;
     /// The IPv6 resolver in a slot below
     /// [`DNS6_PORTS`](egress_common::DNS6_PORTS).
-    fn v6(&self, slot: u32) -> Option<SocketAddr>;
-}
-
-/// Who asks, as far as policy looks at it.
-pub trait Callers: Send + Sync + 'static {
-    /// The policy namespace of the client that a datagram came from. The
-    /// kernel says nothing about it beyond the address, so where workloads of
-    /// several namespaces share a network namespace this is the namespace of
-    /// all of them, or found by the socket.
-    fn namespace(&self, client: SocketAddr) -> Arc<str>;
-}
-
-/// All clients of a server belong to one namespace.
-impl Callers for Arc<str> {
-    fn namespace(&self, _: SocketAddr) -> Arc<str> {
-        Self::clone(self)
-    }
+    fn v6(&self, slot: u32) -> Option<Asked>;
 }
 
 /// What happened to queries, since the start.
@@ -90,7 +84,6 @@ pub struct Server {
     registry: Arc<Registry>,
     forwarder: Forwarder,
     resolvers: Arc<dyn ResolverTable>,
-    callers: Arc<dyn Callers>,
     counters: Arc<Counters>,
     ipv6: bool,
     queries: Limit,
@@ -126,7 +119,6 @@ impl Server {
         registry: Arc<Registry>,
         forwarder: Forwarder,
         resolvers: Arc<dyn ResolverTable>,
-        callers: Arc<dyn Callers>,
         counters: Arc<Counters>,
         ipv6: bool,
     ) -> Self {
@@ -134,7 +126,6 @@ impl Server {
             registry,
             forwarder,
             resolvers,
-            callers,
             counters,
             ipv6,
             queries: Limit::new(QUERIES_LIMIT),
@@ -222,10 +213,12 @@ impl Server {
         resolver: SocketAddr,
         transport: Transport,
     ) -> Result<Vec<u8>, DnsError> {
-        match transport {
+        let reply = match transport {
             Transport::Udp => self.forwarder.udp(query, resolver).await,
             Transport::Tcp => self.forwarder.tcp(query, resolver).await,
-        }
+        }?;
+        self.registry.seen().learn(&reply);
+        Ok(reply)
     }
 
     /// What the client hears about a failure.

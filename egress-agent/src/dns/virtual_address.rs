@@ -10,6 +10,7 @@
 //! only a name's first query takes.
 
 mod holding;
+mod kept;
 mod number;
 
 pub use holding::Holding;
@@ -19,7 +20,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::mem;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,10 +29,9 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
 use holding::Clock;
-use number::{NUMBERS, hash};
+use number::hash;
 
 use super::DnsError;
-use super::state::{self, Record};
 use crate::shared_map::SharedMap;
 
 /// TTL in seconds of answers that name a virtual address. Short, so that a
@@ -91,13 +91,7 @@ struct Register {
 impl VirtualAddresses {
     /// Addresses that a restart forgets, for tests and `--state-dir` unset.
     pub fn in_memory() -> Self {
-        Self::new(None, Vec::new())
-    }
-
-    /// Reads the state directory (which must exist) and keeps it up to date
-    /// through [`save`](Self::save) and [`keep_saved`](Self::keep_saved).
-    pub fn open(directory: &Path) -> Self {
-        Self::new(Some(directory.to_owned()), state::load(directory))
+        Self::restored(None, Vec::new())
     }
 
     /// Sets another limit than [`DERIVED_LIMIT`].
@@ -105,57 +99,6 @@ impl VirtualAddresses {
     pub fn with_derived_limit(mut self, limit: usize) -> Self {
         self.derived_limit = limit.max(1);
         self
-    }
-
-    fn new(directory: Option<PathBuf>, records: Vec<Record>) -> Self {
-        let this = Self {
-            held: SharedMap::new(),
-            numbers: (0..NUMBERS).map(|_| ArcSwapOption::empty()).collect(),
-            register: Mutex::default(),
-            changed: Notify::new(),
-            clock: Clock::start(),
-            directory,
-            derived_limit: DERIVED_LIMIT,
-        };
-        let now = this.clock.now();
-        let mut register = this.lock();
-        for record in records {
-            let address = VirtualAddress(record.index);
-            let name: Arc<str> = record.name.into();
-            let taken = this.numbers[address.slot()].load().is_some();
-            if taken || !address.usable() || register.names.contains_key(&name) {
-                tracing::warn!(
-                    name = &*name,
-                    number = record.index,
-                    "the record of virtual addresses gives this number or name twice, or a number that is not to be given; skipped"
-                );
-                continue;
-            }
-            // Until a policy names it again, it counts as released now: it was
-            // in use up to the restart.
-            let released = match record.released {
-                0 => {
-                    if record.derived {
-                        register.restored.insert(Arc::clone(&name));
-                    }
-                    now
-                }
-                earlier => earlier.min(now),
-            };
-            let holding = Arc::new(Holding {
-                name: Arc::clone(&name),
-                address,
-                derived: record.derived,
-                sequence: 0,
-                ready: AtomicBool::new(false),
-                used: AtomicU64::new(record.used.min(now)),
-                released: AtomicU64::new(released),
-            });
-            this.numbers[address.slot()].store(Some(Arc::clone(&holding)));
-            register.names.insert(name, holding);
-        }
-        drop(register);
-        this
     }
 
     fn lock(&self) -> MutexGuard<'_, Register> {
@@ -401,45 +344,6 @@ impl VirtualAddresses {
         let released = holding.released.load(Ordering::Acquire);
         let last = released.max(holding.used.load(Ordering::Relaxed));
         released != 0 && self.clock.now().saturating_sub(last) >= quarantine.as_secs()
-    }
-
-    /// Writes the state file, off the calling thread's runtime.
-    ///
-    /// # Errors
-    /// [`DnsError::State`].
-    pub async fn save(&self) -> Result<(), DnsError> {
-        let Some(directory) = self.directory.clone() else {
-            return Ok(());
-        };
-        let mut records: Vec<Record> = {
-            let register = self.lock();
-            // What nobody can remember any more need not be kept.
-            let kept = |holding: &&Arc<Holding>| !self.expired(holding, QUARANTINE);
-            let names = register.names.values().filter(kept);
-            names.map(|holding| holding.record()).collect()
-        };
-        records.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let path = directory.clone();
-        match tokio::task::spawn_blocking(move || state::save(&directory, records)).await {
-            Ok(result) => result,
-            Err(error) => Err(DnsError::State {
-                path,
-                source: std::io::Error::other(error),
-            }),
-        }
-    }
-
-    /// Keeps the state file at most about a second behind, for ever. A name
-    /// whose address was given out in the last second before a crash gets the
-    /// same one again unless another name of the same hash is faster.
-    pub async fn keep_saved(&self) -> std::convert::Infallible {
-        loop {
-            self.changed.notified().await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            if let Err(error) = self.save().await {
-                tracing::warn!("{error}; virtual addresses may change at the next restart");
-            }
-        }
     }
 }
 

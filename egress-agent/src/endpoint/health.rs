@@ -7,15 +7,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::host::{Endpoint, EndpointId, OUT_UNHEALTHY};
 use super::pool::Pool;
-use super::resolved::Destination;
 use super::shared::bump;
-use crate::capture::sockets::{NetNs, Sockets};
-use crate::policy::model::{HealthCheck, Probe};
+use crate::policy::model::HealthCheck;
 use crate::policy::snapshot::Cluster;
 
 /// What is to be checked: `cluster.policy.health_check` says how.
@@ -40,9 +37,9 @@ pub enum ProbeFailure {
     Status(u16),
     /// No valid HTTP response.
     Protocol,
-    /// This prober does not know this kind of check: says nothing about the
-    /// endpoint.
-    Unsupported,
+    /// The check could not be made, for a reason of this node: it says nothing
+    /// about the endpoint.
+    NotTried,
 }
 
 impl fmt::Display for ProbeFailure {
@@ -53,7 +50,7 @@ impl fmt::Display for ProbeFailure {
             Self::Tls => f.write_str("TLS handshake failed"),
             Self::Status(status) => write!(f, "status {status}"),
             Self::Protocol => f.write_str("no valid HTTP response"),
-            Self::Unsupported => f.write_str("this kind of check is not supported"),
+            Self::NotTried => f.write_str("not tried"),
         }
     }
 }
@@ -68,49 +65,6 @@ pub type ProbeFuture = Pin<Box<dyn Future<Output = Result<(), ProbeFailure>> + S
 pub trait Prober: Send + Sync {
     /// Checks one endpoint.
     fn probe(&self, target: ProbeTarget) -> ProbeFuture;
-}
-
-/// Checks that a TCP connection can be opened, from the agent's own network
-/// namespace.
-#[derive(Clone, Debug)]
-pub struct TcpProber {
-    sockets: Sockets,
-    ns: NetNs,
-}
-
-impl TcpProber {
-    /// Probes with these sockets, from this namespace.
-    pub const fn new(sockets: Sockets, ns: NetNs) -> Self {
-        Self { sockets, ns }
-    }
-}
-
-impl Prober for TcpProber {
-    fn probe(&self, target: ProbeTarget) -> ProbeFuture {
-        let check = target.cluster.policy.health_check.as_ref();
-        if !check.is_some_and(|check| check.probe == Probe::Tcp) {
-            return Box::pin(std::future::ready(Err(ProbeFailure::Unsupported)));
-        }
-        let this = self.clone();
-        Box::pin(async move {
-            let connect = async {
-                match &target.endpoint.destination {
-                    Destination::Tcp(address) => {
-                        let socket = this.sockets.tcp(&this.ns, address)?;
-                        socket.connect(*address).await.map(drop)
-                    }
-                    // Tokio takes an abstract name with a leading zero byte.
-                    Destination::Unix(path) => match path.strip_prefix('@') {
-                        Some(name) => UnixStream::connect(format!("\0{name}")).await.map(drop),
-                        None => UnixStream::connect(&**path).await.map(drop),
-                    },
-                }
-            };
-            connect
-                .await
-                .map_err(|error: io::Error| ProbeFailure::Connect(error.kind()))
-        })
-    }
 }
 
 /// What the checks of one endpoint said so far.
@@ -164,7 +118,7 @@ impl Pool {
         };
         let counters = &self.shared.counters;
         match result {
-            Err(ProbeFailure::Unsupported) => return,
+            Err(ProbeFailure::NotTried) => return,
             Err(_) => bump(&counters.checks_failed),
             Ok(()) => bump(&counters.checks_passed),
         }

@@ -13,7 +13,7 @@ use super::checker::Checker;
 use super::health::Prober;
 use super::set::EndpointSet;
 use crate::policy::model::Locality;
-use crate::policy::snapshot::{ClusterKey, Snapshot};
+use crate::policy::snapshot::{Cluster, ClusterKey, Snapshot};
 
 /// What workers read: a snapshot and its endpoint sets.
 #[derive(Debug, Default)]
@@ -22,6 +22,19 @@ pub struct Live {
     pub snapshot: Arc<Snapshot>,
     /// Endpoint sets, by `Cluster::index`.
     pub sets: Vec<Arc<EndpointSet>>,
+}
+
+impl Live {
+    /// Each cluster with its set.
+    pub fn pairs(&self) -> impl Iterator<Item = (&Arc<Cluster>, &Arc<EndpointSet>)> {
+        self.snapshot.clusters.iter().zip(&self.sets)
+    }
+}
+
+/// Whether a snapshot has this very value of a cluster at this place.
+pub fn is_at(cluster: &Arc<Cluster>, place: usize, snapshot: &Snapshot) -> bool {
+    let other = snapshot.clusters.get(place);
+    other.is_some_and(|other| Arc::ptr_eq(cluster, other))
 }
 
 /// What the sets need to know besides policy.
@@ -61,28 +74,40 @@ impl Registry {
     }
 
     /// Makes the sets fit a new snapshot: a cluster that is still there keeps
-    /// its set, with the policy that it has now.
+    /// its set, with the policy that it has now. Clusters that are the same
+    /// values as before cost next to nothing.
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Arc<Live> {
-        let mut kept = HashMap::with_capacity(snapshot.clusters.len());
-        let sets = snapshot
-            .clusters
-            .iter()
-            .map(|cluster| {
-                let set = if let Some(set) = self.sets.remove(&cluster.key) {
-                    set.reconfigure(Arc::clone(cluster), &self.options);
-                    set
-                } else {
-                    let watchers = Arc::clone(&self.watchers);
-                    let set = EndpointSet::watched(Arc::clone(cluster), &self.options, watchers);
-                    // Also one without endpoints yet is news.
-                    self.watchers.tell(&Arc::downgrade(&set));
-                    set
-                };
-                kept.insert(cluster.key.clone(), Arc::clone(&set));
+        let before = Arc::clone(&self.live);
+        let mut leaving: HashMap<&ClusterKey, &Arc<EndpointSet>> = HashMap::new();
+        for (place, (cluster, set)) in before.pairs().enumerate() {
+            if !is_at(cluster, place, &snapshot) {
+                leaving.insert(&cluster.key, set);
+            }
+        }
+        let mut sets = Vec::with_capacity(snapshot.clusters.len());
+        for (place, cluster) in snapshot.clusters.iter().enumerate() {
+            if is_at(cluster, place, &before.snapshot)
+                && let Some(set) = before.sets.get(place)
+            {
+                sets.push(Arc::clone(set));
+                continue;
+            }
+            let set = if let Some(set) = leaving.remove(&cluster.key) {
+                set.reconfigure(Arc::clone(cluster), &self.options);
+                Arc::clone(set)
+            } else {
+                let watchers = Arc::clone(&self.watchers);
+                let set = EndpointSet::watched(Arc::clone(cluster), &self.options, watchers);
+                // Also one without endpoints yet is news.
+                self.watchers.tell(&Arc::downgrade(&set));
+                self.sets.insert(cluster.key.clone(), Arc::clone(&set));
                 set
-            })
-            .collect();
-        self.sets = kept;
+            };
+            sets.push(set);
+        }
+        for key in leaving.into_keys() {
+            self.sets.remove(key);
+        }
         self.live = Arc::new(Live { snapshot, sets });
         Arc::clone(&self.live)
     }

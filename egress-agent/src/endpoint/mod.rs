@@ -28,6 +28,8 @@ mod limits;
 mod live;
 mod load;
 mod locality;
+mod metrics;
+mod names;
 mod outcome;
 mod outlier;
 mod picked;
@@ -36,22 +38,25 @@ pub mod resolve;
 pub mod resolved;
 mod set;
 mod shared;
+mod sibling;
 mod slots;
 mod status;
 mod table;
 #[cfg(test)]
 mod tests;
 mod variants;
+mod wanted;
 mod warmup;
 mod weighted;
 
 pub use changes::Changes;
 pub use error::PickError;
 pub use hash::{hash_address, hash_bytes};
-pub use health::{ProbeFailure, ProbeFuture, ProbeTarget, Prober, TcpProber};
+pub use health::{ProbeFailure, ProbeFuture, ProbeTarget, Prober};
 pub use host::{ConnectionGuard, Endpoint, EndpointCounters, EndpointId};
 pub use limits::{LimitKind, Overflow, Permit};
-pub use live::{Live, Options, Registry};
+pub use live::{Live, Options, Registry, is_at};
+pub use metrics::Metrics;
 pub use outcome::Outcome;
 pub use outlier::{EjectReason, Generation};
 pub use picked::{PickContext, Picked};
@@ -61,3 +66,4 @@ pub use slots::{Slot, Slots};
 pub use status::{
     EndpointState, EndpointStatus, FailureStatus, LevelStatus, LimitStatus, SetStatus,
 };
+pub use wanted::ConnectionWanted;

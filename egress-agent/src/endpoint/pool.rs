@@ -141,12 +141,13 @@ impl Pool {
             resolved.iter().map(|new| (&new.destination, new)).collect();
         let mut changed = false;
         let mut members = Vec::with_capacity(resolved.len());
+        let mut departing = Vec::new();
         let before = std::mem::take(&mut inner.members);
         // Endpoints that stay keep their place: answers come in any order.
         for mut member in before {
             let Some(new) = wanted.remove(&member.endpoint.destination) else {
                 changed = true;
-                self.depart(&mut inner, member, &config, now);
+                departing.push(member);
                 continue;
             };
             if !member.endpoint.is(new) {
@@ -165,6 +166,10 @@ impl Pool {
         if changed {
             self.readmit_beyond_cap(&mut inner, &config, now);
             self.publish(&inner, &config, now);
+        }
+        // Only now: whoever still reads the tables of before finds somebody.
+        for member in departing {
+            self.depart(&mut inner, member, &config, now);
         }
     }
 
@@ -237,7 +242,6 @@ impl Pool {
     pub(super) fn pick(&self, context: &PickContext<'_>) -> Result<Arc<Endpoint>, PickError> {
         let config = self.shared.config.load();
         let mut last = Err(PickError::Empty);
-        // Once more when the table was replaced meanwhile.
         for _ in 0..2 {
             let tables = self.tables.load();
             let Some(table) = tables.of(&config, context.client) else {
@@ -248,6 +252,9 @@ impl Pool {
             if !matches!(last, Err(PickError::NoHealthy)) {
                 break;
             }
+            // An endpoint goes out a moment before the table without it is
+            // published: when all of a table are out, the next one decides.
+            drop(self.lock());
         }
         last
     }

@@ -1,9 +1,7 @@
 //! The set of endpoints of one cluster: the face that the flow sees.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -17,20 +15,16 @@ use super::host::{Endpoint, EndpointId};
 use super::index::Index;
 use super::limits::Limits;
 use super::live::Options;
+use super::names::{NAME_IDLE, Names};
 use super::outcome::Outcome;
 use super::outlier::Generation;
 use super::picked::{PickContext, Picked};
 use super::pool::{Kind, Pool};
 use super::resolved::{Destination, ResolvedEndpoint};
 use super::shared::{SetCounters, Shared, bump, name_of};
+use super::wanted::Wanted;
 use crate::policy::model::Resolution;
 use crate::policy::snapshot::{Cluster, ClusterKey};
-
-/// Names that a `DYNAMIC_DNS` cluster keeps; one more takes the place of the
-/// one that was not used for the longest time.
-const NAMES: usize = 1024;
-/// A name that was not used for this long is forgotten.
-const NAME_IDLE: Duration = Duration::from_mins(10);
 
 /// The endpoints of one cluster, its limits and its outlier detection.
 #[derive(Debug)]
@@ -41,16 +35,14 @@ pub struct EndpointSet {
     /// What clients dialled.
     pub(super) dialled: OnceLock<Arc<Pool>>,
     /// What resolution gave for each name that clients asked for.
-    pub(super) names: OnceLock<Index<Arc<str>, Pool>>,
-    /// Serialises writers of `names`.
-    naming: Mutex<()>,
+    pub(super) names: OnceLock<Names>,
     resolved: watch::Sender<Resolved>,
     pub(super) resolution: Mutex<ResolutionState>,
 }
 
 /// How far resolution has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Resolved {
+pub(super) enum Resolved {
     Pending,
     Failed,
     Done,
@@ -61,6 +53,15 @@ enum Resolved {
 pub(super) struct ResolutionState {
     pub(super) success: Option<Instant>,
     pub(super) failure: Option<(Instant, Arc<str>)>,
+}
+
+impl ResolutionState {
+    /// The last lookup failed.
+    fn is_failed(&self) -> bool {
+        self.failure
+            .as_ref()
+            .is_some_and(|(failed, _)| self.success.is_none_or(|at| at <= *failed))
+    }
 }
 
 impl EndpointSet {
@@ -81,6 +82,7 @@ impl EndpointSet {
                 name: name_of(&cluster.key),
                 limits: Limits::new(&cluster.policy, now),
                 counters: SetCounters::default(),
+                wanted: Wanted::default(),
                 created: now,
                 version: watch::Sender::new(0),
                 watchers,
@@ -91,7 +93,6 @@ impl EndpointSet {
                 pool: Pool::new(Arc::clone(&shared), Kind::Resolved),
                 dialled: OnceLock::new(),
                 names: OnceLock::new(),
-                naming: Mutex::new(()),
                 resolved: watch::Sender::new(Resolved::Pending),
                 resolution: Mutex::default(),
                 shared,
@@ -154,30 +155,16 @@ impl EndpointSet {
         self.resolved.send_replace(Resolved::Done);
     }
 
-    /// As [`Self::update`], for one name of a `DYNAMIC_DNS` cluster (lower
-    /// case): the address list that [`PickContext::host`] is looked up in.
-    pub fn update_name(&self, name: &Arc<str>, endpoints: Vec<ResolvedEndpoint>) {
-        let now = Instant::now();
-        let names = self.names.get_or_init(Index::new);
-        let known = {
-            let _writing = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
-            names.get(&**name).unwrap_or_else(|| {
-                let all = names.values();
-                if all.len() >= NAMES {
-                    let used = |pool: &Arc<Pool>| pool.used.load(Ordering::Relaxed);
-                    if let Some((oldest, _)) = all.iter().min_by_key(|(_, pool)| used(pool)) {
-                        names.remove(&**oldest);
-                    }
-                }
-                let pool = Pool::new(Arc::clone(&self.shared), Kind::Resolved);
-                pool.used.store(self.second(now), Ordering::Relaxed);
-                names.insert(name, &pool);
-                pool
-            })
-        };
-        known.update(endpoints, now);
-        self.resolution().success = Some(now);
-        self.resolved.send_replace(Resolved::Done);
+    /// What is left after a lookup failed: the last good addresses, those of
+    /// other names, or none once the names' own servers have denied them for
+    /// long enough.
+    pub fn update_despite(&self, endpoints: Vec<ResolvedEndpoint>, error: Arc<str>) {
+        let any = !endpoints.is_empty();
+        self.pool.update(endpoints, Instant::now());
+        self.resolution_failed(error);
+        if any {
+            self.resolved.send_replace(Resolved::Done);
+        }
     }
 
     /// Resolution failed; what was resolved before stays in use.
@@ -192,26 +179,37 @@ impl EndpointSet {
         });
     }
 
-    fn resolution(&self) -> std::sync::MutexGuard<'_, ResolutionState> {
+    pub(super) fn resolution(&self) -> std::sync::MutexGuard<'_, ResolutionState> {
         self.resolution
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completes when the first resolution has succeeded or failed: wait with
-    /// a deadline after [`PickError::Unresolved`], then pick again.
-    pub async fn resolved(&self) {
-        let mut resolved = self.resolved.subscribe();
-        // The sender is our own, so this ends only when the state changes.
+    /// Completes when the first resolution (for `DYNAMIC_DNS`: of `host`) has
+    /// succeeded or failed: wait with a deadline after
+    /// [`PickError::Unresolved`], then pick again.
+    pub async fn resolved(&self, host: &str) {
+        let name = self.names.get().and_then(|names| names.get(host));
+        let mut resolved = match &name {
+            Some(name) => name.subscribe(),
+            None => self.resolved.subscribe(),
+        };
+        // The sender is held by us, so this ends only when the state changes.
         let _ = resolved.wait_for(|state| *state != Resolved::Pending).await;
     }
 
-    /// `error` in words; of a name that has not been resolved, with what its
-    /// resolver said.
-    pub fn explain(&self, error: PickError) -> String {
-        let failure = self.resolution().failure.clone();
-        match failure.filter(|_| error == PickError::Unresolved) {
-            Some((_, reason)) => format!("{error}: {reason}"),
+    /// `error` in words, for a pick with this `host`; of a name that has not
+    /// been resolved, with what its resolver said.
+    pub fn explain(&self, error: PickError, host: &str) -> String {
+        let reason = if self.shared.config.load().mode == Mode::Named {
+            let name = self.names.get().and_then(|names| names.get(host));
+            name.and_then(|name| name.failure())
+        } else {
+            let failure = self.resolution().failure.clone();
+            failure.map(|(_, reason)| reason)
+        };
+        match reason.filter(|_| error == PickError::Unresolved) {
+            Some(reason) => format!("{error}: {reason}"),
             None => error.to_string(),
         }
     }
@@ -245,12 +243,12 @@ impl EndpointSet {
                 Ok(Picked::new(pool, endpoint))
             }
             Mode::Named => {
-                let names = self.names.get().ok_or(PickError::Unresolved)?;
-                let pool = names.get(context.host).ok_or(PickError::Unresolved)?;
-                pool.used
-                    .store(self.second(Instant::now()), Ordering::Relaxed);
-                let endpoint = pool.pick(context)?;
-                Ok(Picked::new(&pool, endpoint))
+                let name = self.name(context.host);
+                match name.pool.pick(context) {
+                    Ok(endpoint) => Ok(Picked::new(&name.pool, endpoint)),
+                    Err(PickError::Empty) => Err(PickError::Unresolved),
+                    Err(error) => Err(error),
+                }
             }
             Mode::Resolved => match self.pool.pick(context) {
                 Ok(endpoint) => Ok(Picked::new(&self.pool, endpoint)),
@@ -269,7 +267,7 @@ impl EndpointSet {
         let cluster = &config.cluster;
         cluster.target.resolution != Resolution::Static
             && !cluster.endpoints.is_empty()
-            && *self.resolved.borrow() != Resolved::Done
+            && (*self.resolved.borrow() != Resolved::Done || self.resolution().is_failed())
     }
 
     fn dialled_pool(&self) -> &Arc<Pool> {
@@ -282,17 +280,17 @@ impl EndpointSet {
         })
     }
 
-    fn second(&self, now: Instant) -> u64 {
+    pub(super) fn second(&self, now: Instant) -> u64 {
         self.shared.age(now).as_secs()
     }
 
     /// Every pool of this set.
     pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
-        let named = self.names.get().map(Index::values).unwrap_or_default();
+        let named = self.names.get().map(Names::pools).unwrap_or_default();
         std::iter::once(&self.pool)
             .chain(self.dialled.get())
             .cloned()
-            .chain(named.into_iter().map(|(_, pool)| pool))
+            .chain(named)
             .collect()
     }
 
@@ -357,14 +355,13 @@ impl EndpointSet {
     pub fn sweep(&self, now: Instant) -> Option<Instant> {
         let mut next = None;
         if let Some(names) = self.names.get() {
-            let _writing = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
             let idle = self.shared.age(now).saturating_sub(NAME_IDLE).as_secs();
-            for (name, pool) in names.values() {
-                if pool.used.load(Ordering::Relaxed) < idle {
-                    names.remove(&*name);
-                } else {
-                    next = Some(now + NAME_IDLE / 10);
-                }
+            if names.forget_unused(idle) {
+                // Whoever keeps their addresses fresh may stop.
+                self.shared.changed();
+            }
+            if !names.is_empty() {
+                next = Some(now + NAME_IDLE / 10);
             }
         }
         let pools = self.pools();

@@ -12,6 +12,7 @@ use super::changes::Watchers;
 use super::config::Config;
 use super::limits::Limits;
 use super::set::EndpointSet;
+use super::wanted::Wanted;
 use crate::policy::snapshot::ClusterKey;
 
 /// Counters and gauges of a cluster, for metrics.
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     pub(super) config: ArcSwap<Config>,
     pub(super) limits: Arc<Limits>,
     pub(super) counters: SetCounters,
+    pub(super) wanted: Wanted,
     pub(super) created: Instant,
     /// Grows whenever picking changes.
     pub(super) version: watch::Sender<u64>,

@@ -1,6 +1,7 @@
 //! What a worker needs to carry connections.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -9,10 +10,11 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
 use super::complaints::Complaints;
+use super::source::Sources;
 use crate::accept::{IntakeStats, Origins};
 use crate::account::{AccessLog, Account, Metrics};
-use crate::capture::Caller;
-use crate::capture::sockets::Sockets;
+use crate::capture::sockets::{NetNs, Sockets};
+use crate::capture::{Caller, Captured};
 use crate::connect::Stream;
 use crate::connect::pool::{Dialler, Pool};
 use crate::endpoint::Live;
@@ -86,6 +88,7 @@ pub struct Context {
     draining: watch::Sender<bool>,
     /// Failures told in the log.
     pub(super) complaints: Complaints,
+    sources: Sources,
 }
 
 impl Context {
@@ -110,6 +113,7 @@ impl Context {
             account: Account::new(shared.metrics.clone(), shared.log.clone()),
             buffers: Buffers::default(),
             complaints: Complaints::default(),
+            sources: Sources::default(),
             shared,
         }
     }
@@ -153,6 +157,12 @@ impl Context {
     /// Who is behind a connection.
     pub fn workload_of(&self, caller: &Caller) -> Workload {
         self.shared.callers.workload_of(caller)
+    }
+
+    /// The address that a service would see, were the connection not carried.
+    pub(super) fn source(&self, netns: &NetNs, captured: &Captured) -> SocketAddr {
+        let (peer, original) = (captured.peer, captured.original);
+        self.sources.of(self.sockets(), netns, peer, original)
     }
 
     /// Istio's defaults, for connections that no policy is about.

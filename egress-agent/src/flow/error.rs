@@ -39,6 +39,17 @@ impl FlowError {
         }
     }
 
+    /// Worth an explanation to an application whose protocol has words for it:
+    /// the service was there, and TLS towards it failed.
+    pub const fn is_of_tls(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(
+                ConnectError::Tls { .. } | ConnectError::Secret(_) | ConnectError::StartTls { .. }
+            )
+        )
+    }
+
     /// Whose side failed.
     pub const fn side(&self) -> Side {
         match self {

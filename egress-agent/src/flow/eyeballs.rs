@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::account::ConnectionRecord;
+use crate::connect::starttls::Opening;
 use crate::connect::{ConnectError, Connected, DialContext, Phase, dial_observed};
-use crate::endpoint::resolved::Destination;
 use crate::endpoint::{Endpoint, EndpointId, Outcome, Picked};
 
 /// How long an address has to itself (RFC 8305 section 5 recommends this).
@@ -67,7 +67,10 @@ pub(super) async fn dial(
 async fn one(context: &DialContext<'_>, picked: Picked, phase: &Cell<Phase>) -> Dialled {
     match dial_observed(context, &picked.destination, phase).await {
         Ok(connected) => {
-            picked.report(Outcome::Connected);
+            // An endpoint whose TLS has yet to start is judged when it has.
+            if !matches!(connected.opening, Some(Opening::Mysql(_))) {
+                picked.report(Outcome::Connected);
+            }
             Ok((connected, picked))
         }
         Err(error) => {
@@ -75,12 +78,4 @@ async fn one(context: &DialContext<'_>, picked: Picked, phase: &Cell<Phase>) -> 
             Err(error)
         }
     }
-}
-
-/// Addresses of one name, one of each family.
-pub(super) fn are_siblings(one: &Endpoint, other: &Endpoint) -> bool {
-    let (Destination::Tcp(a), Destination::Tcp(b)) = (&one.destination, &other.destination) else {
-        return false;
-    };
-    one.name.is_some() && one.name == other.name && a.is_ipv4() != b.is_ipv4()
 }

@@ -45,7 +45,7 @@ pub(super) fn carry(
         ..
     } = identified;
     let caller = Caller {
-        peer: captured.peer,
+        peer: context.source(&netns, &captured),
         original: captured.original,
         name_decides: captured.name_decides,
         netns,

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +15,14 @@ use super::eyeballs;
 use crate::account::ConnectionRecord;
 use crate::capture::Captured;
 use crate::capture::sockets::NetNs;
-use crate::connect::{self, Alpn, Connected, DialContext, dial};
+use crate::connect::{self, Alpn, Connected, DialContext, dial, starttls};
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{
     ConnectionGuard, Endpoint, EndpointId, EndpointSet, Live, Outcome, Permit, PickContext,
-    PickError, Picked,
+    PickError, Picked, hash_address,
 };
 use crate::identify::{Identified, Spoken};
-use crate::policy::model::Resolution;
+use crate::policy::model::{Algorithm, HashKey, Resolution, TrafficPolicy};
 use crate::policy::snapshot::Cluster;
 use crate::relay::{self, End, Limits, Traffic};
 use crate::route::opaque::{self, ConnectionFacts};
@@ -92,6 +93,8 @@ pub(super) async fn connect(
         let metrics = context.account.metrics();
         metrics.client_spoke_tls(&identified.service.key.host.to_string());
     }
+    let source = context.source(&identified.netns, &identified.captured);
+    let hash = hash(&cluster.policy, source);
     let dial_context = DialContext {
         sockets: context.sockets(),
         netns: &identified.netns,
@@ -101,20 +104,19 @@ pub(super) async fn connect(
         host: &identified.host,
         namespace: &identified.client.namespace,
         alpn: Alpn::None,
-        source: identified.captured.peer,
+        source,
     };
     let limit = cluster.policy.connection_pool.connect_timeout;
     let started = Instant::now();
     let mut tried = Vec::new();
     loop {
-        let picked = pick(set, identified, &tried, limit)
+        let picked = pick(set, identified, hash, &tried, limit)
             .await
-            .map_err(|error| FlowError::Pick(error, set.explain(error)))?;
+            .map_err(|error| FlowError::Pick(error, set.explain(error, &identified.host)))?;
         record.trying(&picked.destination);
         tried.push(picked.endpoint.id);
         let company = |endpoint: &Endpoint, tried: &[EndpointId]| {
-            let other = set.pick(&pick_context(identified, tried)).ok()?;
-            eyeballs::are_siblings(endpoint, &other.endpoint).then_some(other)
+            set.pick_sibling(&pick_context(identified, hash, tried), endpoint)
         };
         let dialled = eyeballs::dial(&dial_context, picked, company, &mut tried, record);
         let error = match dialled.await {
@@ -138,27 +140,48 @@ pub(super) async fn connect(
         let more = attempts < context.settings().connect_attempts
             && error.is_of_endpoint()
             && started.elapsed() < limit;
-        if !more || !others_left(set, identified, &tried) {
+        if !more || !others_left(set, identified, hash, &tried) {
             return Err(error.into());
         }
     }
 }
 
 /// Whether a pick would give an endpoint that was not tried.
-fn others_left(set: &Arc<EndpointSet>, identified: &Identified, tried: &[EndpointId]) -> bool {
-    set.pick(&pick_context(identified, tried))
+fn others_left(
+    set: &Arc<EndpointSet>,
+    identified: &Identified,
+    hash: Option<u64>,
+    tried: &[EndpointId],
+) -> bool {
+    set.pick(&pick_context(identified, hash, tried))
         .is_ok_and(|picked| {
             picked.report(Outcome::Cancelled);
             !tried.contains(&picked.endpoint.id)
         })
 }
 
-fn pick_context<'a>(identified: &'a Identified, tried: &'a [EndpointId]) -> PickContext<'a> {
+/// Hash of the `consistentHash` key: bytes that are not looked into have their
+/// source address alone.
+fn hash(policy: &TrafficPolicy, source: SocketAddr) -> Option<u64> {
+    match &policy.load_balancer.algorithm {
+        Algorithm::Hash {
+            key: HashKey::SourceIp,
+            ..
+        } => Some(hash_address(source.ip())),
+        _ => None,
+    }
+}
+
+fn pick_context<'a>(
+    identified: &'a Identified,
+    hash: Option<u64>,
+    tried: &'a [EndpointId],
+) -> PickContext<'a> {
     PickContext {
         client: &identified.client,
         original: identified.captured.original,
         host: &identified.host,
-        hash: None,
+        hash,
         tried,
         remote_localities: false,
     }
@@ -168,13 +191,14 @@ fn pick_context<'a>(identified: &'a Identified, tried: &'a [EndpointId]) -> Pick
 async fn pick(
     set: &Arc<EndpointSet>,
     identified: &Identified,
+    hash: Option<u64>,
     tried: &[EndpointId],
     limit: Duration,
 ) -> Result<Picked, PickError> {
-    let context = pick_context(identified, tried);
+    let context = pick_context(identified, hash, tried);
     match set.pick(&context) {
         Err(PickError::Unresolved) => {
-            timeout(limit, set.resolved())
+            timeout(limit, set.resolved(context.host))
                 .await
                 .map_err(|_| PickError::Unresolved)?;
             set.pick(&context)
@@ -216,8 +240,31 @@ impl Upstream {
         &self.connected
     }
 
+    /// Carries out what comes between the connection and its bytes: the start
+    /// of the application's session, where TLS starts inside its protocol.
+    pub(super) async fn open(&mut self, client: &mut TcpStream) -> Result<(), FlowError> {
+        let Some(held) = &self.held else {
+            return Ok(());
+        };
+        if self.connected.opening.is_none() {
+            return Ok(());
+        }
+        let opened = starttls::open(&mut self.connected, client, &held.picked.destination).await;
+        held.picked.report(match &opened {
+            Ok(()) => Outcome::Connected,
+            Err(error) => error.outcome(),
+        });
+        opened.map_err(FlowError::Connect)
+    }
+
     /// Completes when the service says something, or ends.
     pub(super) async fn speaks(&mut self) {
+        if let Some(opening) = &self.connected.opening {
+            if !opening.speaks_first() {
+                pending::<()>().await;
+            }
+            return;
+        }
         // An error, like the end, shows again when the relay reads.
         let _ = self.connected.stream.speaks().await;
     }

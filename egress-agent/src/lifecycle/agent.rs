@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use tokio::task::LocalSet;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, LocalSet};
 
 use super::api::Process;
+use super::handover::{self, TakenOver};
 use super::lock::StateLock;
 use super::logging::{self, LogControl};
 use super::running::Agent;
@@ -17,6 +19,7 @@ use super::signals::{NextOrder, Order, Orders};
 use super::supervise::{Exit, Supervised, supervise};
 use super::worker;
 use super::{StartError, panics, process, serving, systemd};
+use crate::accept::Inherited;
 use crate::admin::AdminApi;
 use crate::admin::metrics::MetricsListener;
 use crate::admin::socket::AdminListener;
@@ -67,6 +70,11 @@ pub fn run(sources: &Sources, loaded: &Loaded) -> ExitCode {
 /// What the process asks of the kernel for itself. None of it is worth not
 /// starting for. Returns how many connections may be open at once.
 fn prepare(settings: &Settings) -> u32 {
+    match process::enter_host_cgroups() {
+        Ok(true) => tracing::debug!("moved to the host's cgroup namespace"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!("cannot see cgroups as the host does: {error}"),
+    }
     if let Err(error) = process::forbid_dumps() {
         tracing::warn!("cannot forbid core dumps: {error}");
     }
@@ -104,16 +112,27 @@ async fn control(
         what: "signal handlers",
         error,
     })?;
-    let _lock = StateLock::acquire(&settings.state_dir)?;
+    let mut taken = TakenOver::ask(settings);
+    let taking_over = taken.is_some();
+    let lock = match taken.as_mut().and_then(|taken| taken.lock.take()) {
+        Some(lock) => StateLock::inherit(lock),
+        None => StateLock::acquire(&settings.state_dir)?,
+    };
+    let (pins_lock, mut sockets) = match &mut taken {
+        Some(taken) => (taken.pins_lock.take(), std::mem::take(&mut taken.sockets)),
+        None => (None, Inherited::from_systemd()),
+    };
     let mut registry = Registry::default();
-    let mut agent = Agent::new(settings, admitted, &mut registry)?;
+    let mut agent = Agent::new(settings, admitted, &mut registry, pins_lock)?;
+    let handing_over = order.clone();
     let process = Rc::new(Process::new(loaded, registry, log, order));
-    serve_admin(settings, &process).await?;
+    let admin = serve_admin(settings, &process, &agent, &mut sockets, taking_over).await?;
     agent.read_policy(loaded).await?;
+    agent.join_cluster(settings).await?;
     process.views.replace(agent.views().await);
 
     let drain = process.drain.clone();
-    let starts = agent.starts(settings, &drain)?;
+    let starts = agent.starts(settings, &drain, &mut sockets)?;
     let mut workers = worker::spawn(settings.workers.0.get(), &drain, move |context| {
         serving::body(context, Arc::clone(&starts))
     })
@@ -143,9 +162,14 @@ async fn control(
     }
     agent.begin(settings, &workers.control_vitals()).await?;
     process.ready.set(true);
+    if let Some(taken) = taken {
+        taken.ready();
+    }
+    offer_hand_over(settings, &process, &agent, &lock, handing_over, admin);
     workers
         .control_vitals()
         .spawn("watchdog", systemd::watchdog(pulses));
+    agent.store();
     say_ready(&process);
 
     let mut parts = Parts {
@@ -160,17 +184,70 @@ async fn control(
     Ok(exit)
 }
 
-async fn serve_admin(settings: &Settings, process: &Rc<Process>) -> Result<(), StartError> {
+/// Serves the admin API and metrics, in the place of an agent that hands over.
+async fn serve_admin(
+    settings: &Settings,
+    process: &Rc<Process>,
+    agent: &Agent,
+    sockets: &mut Inherited,
+    taking_over: bool,
+) -> Result<Vec<AbortHandle>, StartError> {
     let api: Rc<dyn AdminApi> = Rc::<Process>::clone(process);
-    let admin = AdminListener::bind(&settings.admin.0).map_err(StartError::Listen)?;
+    let mut tasks = Vec::new();
     if let MetricsSetting::At(address) = settings.metrics {
-        let metrics = MetricsListener::bind(address)
-            .await
-            .map_err(StartError::Listen)?;
-        tokio::task::spawn_local(metrics.serve(Rc::clone(&api)));
+        let inherited = sockets
+            .take(&format!("{}-0", handover::METRICS))
+            .and_then(|socket| MetricsListener::inherit(address, socket.into()));
+        let metrics = match inherited {
+            Some(listener) => listener,
+            None => MetricsListener::bind(address)
+                .await
+                .map_err(StartError::Listen)?,
+        };
+        agent
+            .keep(handover::METRICS, metrics.descriptor())
+            .map_err(|error| StartError::Process {
+                what: "a second descriptor",
+                error,
+            })?;
+        tasks.push(tokio::task::spawn_local(metrics.serve(Rc::clone(&api))).abort_handle());
     }
-    tokio::task::spawn_local(admin.serve(api));
-    Ok(())
+    let bind = if taking_over {
+        AdminListener::take_over
+    } else {
+        AdminListener::bind
+    };
+    let admin = bind(&settings.admin.0).map_err(StartError::Listen)?;
+    tasks.push(tokio::task::spawn_local(admin.serve(api)).abort_handle());
+    Ok(tasks)
+}
+
+/// Lets an agent that is started later take over. Not worth ending for.
+fn offer_hand_over(
+    settings: &Settings,
+    process: &Rc<Process>,
+    agent: &Agent,
+    lock: &StateLock,
+    orders: mpsc::Sender<Order>,
+    admin: Vec<AbortHandle>,
+) {
+    let giver = agent
+        .giver(process, lock, orders)
+        .and_then(|giver| Ok((giver, handover::listen(&settings.state_dir)?)));
+    match giver {
+        Ok((giver, listener)) => {
+            tokio::task::spawn_local(async move {
+                giver.run(listener).await;
+                // The other agent answers there now.
+                for task in admin {
+                    task.abort();
+                }
+            });
+        }
+        Err(error) => {
+            tracing::warn!("another agent will not be able to take over from this one: {error}");
+        }
+    }
 }
 
 /// Waits for the first order to stop; others mean nothing before the start is
@@ -224,6 +301,25 @@ impl Supervised for Parts<'_> {
         systemd::stopping(&format!("draining {live} connections"), deadline);
         self.agent.stop_accepting(&self.process.settings.borrow());
     }
+}
+
+/// `--cleanup`: removes what an agent left in the kernel.
+pub fn clean_up(loaded: &Loaded) -> ExitCode {
+    let bpffs = &loaded.settings.bpffs;
+    match crate::capture::clean_up(bpffs) {
+        Ok(0) => anstream::println!("nothing is pinned in {}", bpffs.display()),
+        Ok(objects) => {
+            anstream::println!(
+                "removed {objects} maps and links from {}; nothing is captured any more",
+                bpffs.display()
+            );
+        }
+        Err(error) => {
+            anstream::eprintln!("egress-agent: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// `--check`: says whether the agent would start with these settings.

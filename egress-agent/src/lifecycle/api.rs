@@ -145,6 +145,7 @@ impl Process {
         let views = self.views.borrow();
         let policy = views.as_ref().map(Views::policy);
         let capture = views.as_ref().map(|views| views.capture(&mut warnings));
+        let kubernetes = views.as_ref().and_then(|v| v.kubernetes(&mut warnings));
         if let Some(refused) = policy.as_ref().map(|p| p.rejected).filter(|n| *n > 0) {
             warnings.push(format!(
                 "{refused} policy documents were refused; `egressctl get -o wide` says why"
@@ -165,6 +166,7 @@ impl Process {
                 need_restart,
             },
             policy,
+            kubernetes,
             capture,
             warnings,
         }
@@ -235,6 +237,19 @@ impl AdminApi for Process {
         self.look(|views| Ok(views.dns(query)))
     }
 
+    fn observe(&self, query: &Query) -> Result<Vec<view::Unregistered>, ApiError> {
+        self.look(|views| views.observe(query).map_err(ApiError::Failed))
+    }
+
+    fn forget_observed(&self) -> Result<(), ApiError> {
+        self.look(|views| {
+            views
+                .kernel
+                .forget_unregistered()
+                .map_err(|error| ApiError::Failed(error.to_string()))
+        })
+    }
+
     fn documents(&self, query: &Query) -> Pending<Vec<view::Document>> {
         self.keep(|keeper| documents::documents(keeper, query))
     }
@@ -249,8 +264,17 @@ impl AdminApi for Process {
 
     fn explain(&self, query: &Query) -> Pending<serde_json::Value> {
         let registry_only = self.settings.borrow().outbound == Outbound::RegistryOnly;
-        let answer = self.look(|views| views.explain(query, registry_only));
-        Box::pin(std::future::ready(answer))
+        let answer = self.look(|views| {
+            let (explanation, attempt) = views.explain(query, registry_only)?;
+            Ok((explanation, attempt, views.connector.clone()))
+        });
+        Box::pin(async move {
+            let (mut explanation, attempt, connector) = answer?;
+            if let Some(attempt) = attempt {
+                explanation.connections = connector.connect(attempt).await?;
+            }
+            serde_json::to_value(&explanation).map_err(|error| ApiError::Failed(error.to_string()))
+        })
     }
 }
 

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::capture::keys::{self, Scopes};
+use crate::capture::keys::{self, ScopeNames, Scopes};
 use crate::capture::{Caller, Kernel, MapKey};
 use crate::dns::registry::{NewAddress, Publish, Published};
-use crate::dns::server::ResolverTable;
+use crate::dns::server::{Asked, ResolverTable};
 use crate::dns::virtual_address::{Holding, VirtualAddresses};
 use crate::identify::{self, HostNames};
 use crate::workload::directory::Directory;
@@ -48,29 +48,51 @@ impl identify::Callers for Callers {
         identify::Workload {
             client: found.client.clone(),
             name: Arc::clone(&found.name),
-            instance: (!found.cgroup.is_empty()).then(|| Arc::clone(&found.cgroup)),
+            instance: match &found.pod {
+                Some(pod) => Some(Arc::clone(&pod.name)),
+                None => (!found.cgroup.is_empty()).then(|| Arc::clone(&found.cgroup)),
+            },
         }
     }
 }
 
 /// Resolvers behind slots, for the DNS servers.
-pub(super) struct Resolvers(pub(super) Arc<Kernel>);
+pub(super) struct Resolvers {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) scopes: ScopeNames,
+    /// Namespace of callers that no rule names.
+    pub(super) default: Arc<str>,
+}
 
 impl ResolverTable for Resolvers {
-    fn v4(&self, slot: u32) -> Option<SocketAddr> {
-        told(self.0.resolver(slot))
+    fn v4(&self, slot: u32) -> Option<Asked> {
+        self.told(self.kernel.resolver(slot))
     }
 
-    fn v6(&self, slot: u32) -> Option<SocketAddr> {
-        told(self.0.resolver6(usize::try_from(slot).ok()?))
+    fn v6(&self, slot: u32) -> Option<Asked> {
+        self.told(self.kernel.resolver6(usize::try_from(slot).ok()?))
     }
 }
 
-fn told<E: std::fmt::Display>(answer: Result<Option<SocketAddr>, E>) -> Option<SocketAddr> {
-    answer.unwrap_or_else(|error| {
-        tracing::error!("cannot tell which resolver was asked: {error}");
-        None
-    })
+impl Resolvers {
+    fn told<E: std::fmt::Display>(
+        &self,
+        answer: Result<Option<(SocketAddr, u32)>, E>,
+    ) -> Option<Asked> {
+        match answer {
+            Ok(found) => found.map(|(resolver, scope)| Asked {
+                resolver,
+                namespace: self
+                    .scopes
+                    .get(scope)
+                    .unwrap_or_else(|| Arc::clone(&self.default)),
+            }),
+            Err(error) => {
+                tracing::error!("cannot tell which resolver was asked: {error}");
+                None
+            }
+        }
+    }
 }
 
 /// Makes kernel entries for names under wildcard hosts, before the first

@@ -1,12 +1,16 @@
 //! The direct path: gives the kernel the endpoints that it may pick, and turns
 //! its reports into verdicts, records and metrics.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use twox_hash::XxHash64;
 
 use super::bridges::Callers;
 use crate::account::{Account, DirectConnection, DirectEnd};
@@ -19,7 +23,7 @@ use crate::endpoint::{Changes, Endpoint, EndpointSet, Generation, Live, Outcome}
 use crate::flag::Flag;
 use crate::identify::Callers as _;
 use crate::policy::model::{Algorithm, Resolution, TrafficPolicy};
-use crate::policy::snapshot::{Client, Path, Service, ServiceId};
+use crate::policy::snapshot::{Client, OnAgentFailure, Path, Service, ServiceId};
 
 /// Places in a service's slot table. Weights are rounded to shares of it.
 const SLOTS: u16 = 256;
@@ -28,6 +32,9 @@ const SLOTS: u16 = 256;
 const COLLECT: Duration = Duration::from_secs(5);
 /// Reports taken in a row before others have their turn.
 const BATCH: usize = 256;
+/// How long plans and addresses of an agent before stay in force while their
+/// names are not resolved again.
+const ADOPTED: Duration = Duration::from_secs(10);
 
 /// Owner of the kernel's plans.
 pub(super) struct Direct {
@@ -37,6 +44,10 @@ pub(super) struct Direct {
     account: Account,
     client: Client,
     plans: HashMap<ServiceId, DirectPlan>,
+    /// Services whose plan is that of an agent before.
+    adopted: HashSet<ServiceId>,
+    /// Until when it stays if nothing takes its place.
+    adopted_until: Option<Instant>,
     /// What the endpoint number of a report stands for.
     seats: HashMap<u64, Seat>,
 }
@@ -55,7 +66,10 @@ impl Direct {
         account: Account,
         namespace: &Arc<str>,
     ) -> Self {
+        let plans: HashMap<_, _> = kernel.adopted_plans().into_iter().collect();
         Self {
+            adopted: plans.keys().copied().collect(),
+            adopted_until: kernel.is_adopted().then(|| Instant::now() + ADOPTED),
             kernel,
             live,
             callers,
@@ -64,13 +78,19 @@ impl Direct {
                 namespace: Arc::clone(namespace),
                 labels: Arc::default(),
             },
-            plans: HashMap::new(),
+            plans,
             seats: HashMap::new(),
         }
     }
 
-    /// Follows endpoint sets and reports for ever.
-    pub(super) async fn run(mut self, mut changes: Changes, reports: DirectReports) {
+    /// Follows endpoint sets and reports for ever. While `paused` is true
+    /// another agent does both.
+    pub(super) async fn run(
+        mut self,
+        mut changes: Changes,
+        reports: DirectReports,
+        mut paused: watch::Receiver<bool>,
+    ) {
         let mut reports = match reports.watched() {
             Ok(reports) => reports,
             Err(error) => {
@@ -81,7 +101,15 @@ impl Direct {
         let mut collect = tokio::time::interval(COLLECT);
         collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            if *paused.borrow_and_update() {
+                if paused.wait_for(|paused| !paused).await.is_err() {
+                    return;
+                }
+                self.resume();
+            }
             tokio::select! {
+                // An agent that is about to end drops the sender.
+                Ok(()) = paused.changed() => {}
                 sets = changes.next() => {
                     for set in sets {
                         self.plan(&set);
@@ -106,6 +134,15 @@ impl Direct {
         }
     }
 
+    /// The other agent gave up: what it wrote is replaced.
+    fn resume(&mut self) {
+        self.plans = self.kernel.adopted_plans().into_iter().collect();
+        let live = self.live.load_full();
+        for set in &live.sets {
+            self.plan(set);
+        }
+    }
+
     /// Writes the plan of the service whose cluster changed.
     fn plan(&mut self, set: &Arc<EndpointSet>) {
         let cluster = set.cluster();
@@ -121,14 +158,19 @@ impl Direct {
             }
             return;
         };
-        // Names that are not resolved yet: the agent can wait for them.
+        // Names that are not resolved yet: the agent can wait for them, unless
+        // the endpoints that an agent before knew are at hand.
         if set.endpoints().is_empty() {
-            return self.remove(id);
+            if !self.adopted.contains(&id) {
+                self.remove(id);
+            }
+            return;
         }
+        self.adopted.remove(&id);
         let slots = set.slots(&self.client, SLOTS);
         let mut plan = plan_of(&cluster.policy, balance);
         for slot in &slots.endpoints {
-            let number = slot.endpoint.id.get();
+            let number = number(id, slot.address);
             self.seats.insert(
                 number,
                 Seat {
@@ -141,9 +183,10 @@ impl Direct {
         plan.slots = slots
             .table
             .iter()
+            .take(period(slots.endpoints.iter().map(|slot| slot.places)))
             .filter_map(|&place| slots.endpoints.get(usize::from(place)))
             .map(|slot| DirectSlot {
-                endpoint: slot.endpoint.id.get(),
+                endpoint: number(id, slot.address),
                 address: slot.address,
             })
             .collect();
@@ -171,6 +214,20 @@ impl Direct {
     }
 
     fn collect(&mut self) {
+        if self
+            .adopted_until
+            .is_some_and(|until| until <= Instant::now())
+        {
+            self.adopted_until = None;
+            for id in std::mem::take(&mut self.adopted) {
+                self.remove(id);
+            }
+            match self.kernel.forget_adopted() {
+                Ok(0) => {}
+                Ok(gone) => tracing::debug!(gone, "addresses of the agent before are forgotten"),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
         let live = self.live.load();
         let gone: Vec<ServiceId> = self
             .plans
@@ -272,11 +329,39 @@ fn end(outcome: DirectOutcome, destination: Option<SocketAddr>) -> DirectEnd {
     }
 }
 
+/// The number of an endpoint in the kernel: the same for every agent, since the
+/// kernel's counters outlive them.
+fn number(service: ServiceId, address: SocketAddr) -> u64 {
+    let mut hasher = XxHash64::with_seed(0);
+    hasher.write_u32(service.0);
+    hasher.write(&crate::capture::address(address.ip()));
+    hasher.write_u16(address.port());
+    // 0 stands for none.
+    hasher.finish().max(1)
+}
+
+/// Places after which a table repeats, in which endpoints have so many each.
+fn period(places: impl Iterator<Item = u16>) -> usize {
+    let (mut divisor, mut sum) = (0, 0);
+    for places in places {
+        sum += usize::from(places);
+        let (mut a, mut b) = (divisor, usize::from(places));
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        divisor = a;
+    }
+    sum / divisor.max(1)
+}
+
 /// The cluster that every client of a direct service gets, if it is one. The
 /// kernel has one plan for a service; where clients differ, the agent decides.
+/// A proxied service has a plan for the time without an agent, if its policy
+/// says `open`.
 fn sole_cluster(service: &Service) -> Option<&crate::policy::snapshot::ClusterKey> {
     let proxied = matches!(service.path, Path::Proxy(_));
-    if proxied || service.resolution == Resolution::None {
+    let opens = service.on_agent_failure == OnAgentFailure::Open;
+    if proxied && !opens || service.resolution == Resolution::None {
         return None;
     }
     let first = &service.views.first()?.cluster.key;
@@ -308,5 +393,27 @@ fn plan_of(policy: &TrafficPolicy, balance: DirectBalance) -> DirectPlan {
             probes: keepalive.probes.unwrap_or_default(),
         }),
         slots: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_equal_shares_repeats_after_one_round() {
+        assert_eq!(period([25; 10].into_iter()), 10);
+        assert_eq!(period([2, 4, 6].into_iter()), 6);
+        assert_eq!(period([3, 4].into_iter()), 7);
+        assert_eq!(period([].into_iter()), 0);
+    }
+
+    #[test]
+    fn an_endpoint_has_one_number_for_every_agent() {
+        let address = SocketAddr::from(([203, 0, 113, 1], 80));
+        assert_eq!(number(ServiceId(1), address), number(ServiceId(1), address));
+        assert_ne!(number(ServiceId(1), address), number(ServiceId(2), address));
+        // Written down, since an agent of another version must agree.
+        assert_eq!(number(ServiceId(1), address), 0);
     }
 }

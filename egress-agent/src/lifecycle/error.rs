@@ -39,6 +39,12 @@ pub enum StartError {
     Capture(CaptureError),
     /// Policy documents cannot be kept.
     Policy(KeeperError),
+    /// The Kubernetes API server cannot be used at all.
+    #[cfg(feature = "kubernetes")]
+    Kubernetes(crate::kubernetes::KubernetesError),
+    /// The settings ask for Kubernetes, and this program has none.
+    #[cfg(not(feature = "kubernetes"))]
+    NoKubernetes,
     /// A worker ended before it was ready.
     Worker(super::worker::WorkerEnd),
 }
@@ -51,6 +57,10 @@ impl StartError {
             Self::Listen(error) => error.side(),
             Self::Capture(error) => error.side(),
             Self::Policy(error) => error.side(),
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(error) => error.side(),
+            #[cfg(not(feature = "kubernetes"))]
+            Self::NoKubernetes => Side::Policy,
             Self::Process { .. } | Self::Worker(_) => Side::Internal,
         }
     }
@@ -79,6 +89,12 @@ impl fmt::Display for StartError {
             Self::Capture(error) => error.fmt(f),
             Self::Policy(error) => error.fmt(f),
             Self::Process { what, error } => write!(f, "cannot make {what}: {error}"),
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(error) => error.fmt(f),
+            #[cfg(not(feature = "kubernetes"))]
+            Self::NoKubernetes => f.write_str(
+                "this program was built without Kubernetes; set `kubernetes = \"off\"`, or build it with the feature `kubernetes`",
+            ),
             Self::Worker(end) => write!(f, "{end} before it was ready"),
         }
     }

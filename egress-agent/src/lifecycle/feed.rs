@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::endpoint::resolve::{Answer, Resolver};
-use crate::endpoint::{EndpointSet, Live};
+use crate::endpoint::{EndpointSet, Live, is_at};
 use crate::policy::model::{EndpointAddress, EndpointSpec, Resolution};
 use crate::policy::snapshot::{ClusterKey, Service};
 
@@ -17,6 +17,8 @@ use crate::policy::snapshot::{ClusterKey, Service};
 pub(super) struct Feed {
     resolver: Resolver,
     followed: HashMap<ClusterKey, Followed>,
+    /// What was reconciled last.
+    live: Arc<Live>,
     /// Told when the addresses of some host changed.
     pub(super) changed: Arc<Notify>,
 }
@@ -37,18 +39,30 @@ impl Feed {
         Self {
             resolver,
             followed: HashMap::new(),
+            live: Arc::default(),
             changed: Arc::default(),
         }
     }
 
     /// Follows exactly the clusters of `live` whose endpoints have names.
-    pub(super) fn reconcile(&mut self, live: &Live) {
-        let mut before = std::mem::take(&mut self.followed);
-        for (cluster, set) in live.snapshot.clusters.iter().zip(&live.sets) {
-            if set.is_dialled() || cluster.target.resolution == Resolution::Static {
+    pub(super) fn reconcile(&mut self, live: &Arc<Live>) {
+        let last = std::mem::replace(&mut self.live, Arc::clone(live));
+        let mut leaving: HashMap<&ClusterKey, Followed> = HashMap::new();
+        for (place, (cluster, _)) in last.pairs().enumerate() {
+            if !is_at(cluster, place, &live.snapshot)
+                && let Some(followed) = self.followed.remove(&cluster.key)
+            {
+                leaving.insert(&cluster.key, followed);
+            }
+        }
+        for (place, (cluster, set)) in live.pairs().enumerate() {
+            if is_at(cluster, place, &last.snapshot)
+                || set.is_dialled()
+                || cluster.target.resolution == Resolution::Static
+            {
                 continue;
             }
-            let kept = before
+            let kept = leaving
                 .remove(&cluster.key)
                 .filter(|followed| followed.specs == cluster.endpoints);
             let followed = kept.unwrap_or_else(|| self.follow(set, &cluster.endpoints));
@@ -63,12 +77,15 @@ impl Feed {
         let task = spawn_local(async move {
             loop {
                 let now = endpoints.current();
-                let settled = !now.pending && now.errors.is_empty();
-                if !now.endpoints.is_empty() || settled {
-                    set.update(now.endpoints);
-                }
-                if let Some(error) = now.errors.first() {
-                    set.resolution_failed(error.to_string().into());
+                let error = now.errors.first().map(|error| Arc::from(error.to_string()));
+                match error {
+                    None if now.pending && now.endpoints.is_empty() => {}
+                    None => set.update(now.endpoints),
+                    // Names that have not been asked for yet take none away.
+                    Some(error) if now.pending && now.endpoints.is_empty() => {
+                        set.resolution_failed(error);
+                    }
+                    Some(error) => set.update_despite(now.endpoints, error),
                 }
                 changed.notify_one();
                 if !endpoints.can_change() {

@@ -1,7 +1,8 @@
 //! One agent at a time uses a state directory.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use super::StartError;
 /// ends, however it ends.
 #[derive(Debug)]
 pub struct StateLock {
-    _file: File,
+    file: File,
 }
 
 impl StateLock {
@@ -50,10 +51,34 @@ impl StateLock {
             }
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(unusable)?;
-        Ok(Self { _file: file })
+        let mut lock = Self { file };
+        lock.sign().map_err(unusable)?;
+        Ok(lock)
+    }
+
+    /// The lock of an agent that hands over to this one. It is held until both
+    /// have let go of it.
+    pub fn inherit(lock: OwnedFd) -> Self {
+        let mut lock = Self { file: lock.into() };
+        // The process id only makes a message better.
+        if let Err(error) = lock.sign() {
+            tracing::debug!("cannot write the process id: {error}");
+        }
+        lock
+    }
+
+    /// The lock, to hand over.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
+    }
+
+    fn sign(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{}", std::process::id())
     }
 }
 

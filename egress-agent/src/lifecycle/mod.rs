@@ -8,15 +8,26 @@
 pub mod agent;
 pub mod api;
 mod bridges;
+mod cgroups;
+mod connect;
 mod direct;
 pub mod drain;
+mod dynamic_names;
 mod error;
 mod feed;
+mod handover;
 pub mod heartbeat;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "kubernetes_off.rs"]
+mod kubernetes;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+mod namespaces;
 mod node;
+mod outbound;
 pub mod panics;
 mod policies;
 pub mod process;

@@ -4,21 +4,23 @@
 //! their virtual addresses, workers see the new snapshot, then the kernel gets
 //! its entries, and only then does DNS answer by it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use super::StartError;
 use super::bridges::Derived;
 use super::feed::Feed;
-use crate::capture::keys::{self, AddressBook, Scopes};
-use crate::capture::{Kernel, KernelSettings};
+use crate::capture::keys::{self, AddressBook, ScopeNames, Scopes};
+use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundControl};
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
 use crate::endpoint::resolve::Resolver;
-use crate::endpoint::{Live, Options, Registry as Sets};
+use crate::endpoint::{Live, Options, Registry as Sets, is_at};
+use crate::policy::schema::secret::Secret;
 use crate::policy::snapshot::{Service, Snapshot};
 use crate::secret::{SecretData, Secrets};
 use crate::settings::Settings;
@@ -37,7 +39,7 @@ pub(super) struct Node {
     pub(super) feed: Feed,
     scopes: Arc<Mutex<Scopes>>,
     derived: Derived,
-    published: Vec<(Arc<str>, Arc<str>)>,
+    published: BTreeMap<(Arc<str>, Arc<str>), Arc<Secret>>,
 }
 
 /// Addresses of the services of one snapshot.
@@ -65,30 +67,36 @@ impl Node {
         directory: Directory,
         resolver: Resolver,
         secrets: Arc<Secrets>,
-    ) -> Self {
-        let scopes = Arc::new(Mutex::new(Scopes::default()));
+    ) -> Result<Self, StartError> {
+        let known = kernel.known(Numbered::Scope).map_err(StartError::Capture)?;
+        let scopes = Arc::new(Mutex::new(Scopes::go_on_with(known)));
         let derived = Derived {
             kernel: Arc::clone(&kernel),
             scopes: Arc::clone(&scopes),
             made: Arc::default(),
         };
         let addresses = Arc::new(VirtualAddresses::open(&settings.state_dir));
-        Self {
+        Ok(Self {
             names: Arc::new(Names::new(addresses, derived.clone())),
             live: Arc::default(),
             sets: Sets::new(Options {
                 locality: settings.locality.clone().unwrap_or_default(),
-                ..Options::default()
+                drain_grace: settings.dns_drain_grace,
             }),
             feed: Feed::new(resolver.clone()),
-            published: Vec::new(),
+            published: BTreeMap::new(),
             kernel,
             secrets,
             directory,
             resolver,
             scopes,
             derived,
-        }
+        })
+    }
+
+    /// The namespaces behind scope numbers.
+    pub(super) fn scope_names(&self) -> ScopeNames {
+        self.scopes().names()
     }
 
     fn scopes(&self) -> MutexGuard<'_, Scopes> {
@@ -101,18 +109,34 @@ impl Node {
     /// When the kernel's maps cannot be written; what was not written is tried
     /// again with the next change.
     pub(super) async fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), StartError> {
+        let began = Instant::now();
+        let generation = snapshot.generation;
         let assignment = self.names.prepare(&snapshot);
+        let named = began.elapsed();
         self.publish_secrets(&snapshot);
         let live = self.sets.apply(Arc::clone(&snapshot));
         self.feed.reconcile(&live);
+        let fed = began.elapsed();
         self.load_credentials(&snapshot);
         self.live.store(live);
+        let stored = began.elapsed();
         self.sync_kernel(&snapshot)?;
+        let written = began.elapsed();
         if let Err(error) = self.names.addresses().save().await {
             tracing::warn!("virtual addresses are not kept: {error}");
         }
         let released = self.names.install(snapshot, &assignment).await;
         self.derived.withdraw(&released);
+        let took = began.elapsed();
+        tracing::debug!(
+            generation,
+            ?named,
+            ?fed,
+            ?stored,
+            ?written,
+            ?took,
+            "policy in force"
+        );
         Ok(())
     }
 
@@ -128,12 +152,27 @@ impl Node {
             feed: &self.feed,
         };
         let plan = keys::plan(snapshot, &mut self.scopes(), &book);
+        self.keep_numbers(snapshot)?;
         let changes = self
             .kernel
             .sync_services(&plan)
             .map_err(StartError::Capture)?;
         tracing::debug!(?changes, "kernel entries");
         self.sync_scopes()
+    }
+
+    /// Writes what the numbers mean, before they are used.
+    fn keep_numbers(&self, snapshot: &Snapshot) -> Result<(), StartError> {
+        let services: Vec<_> = snapshot
+            .services
+            .iter()
+            .map(|service| (service.key.fingerprint(), service.id.0))
+            .collect();
+        let scopes = self.scopes().all();
+        self.kernel
+            .keep_numbers(Numbered::Service, &services)
+            .and_then(|()| self.kernel.keep_numbers(Numbered::Scope, &scopes))
+            .map_err(StartError::Capture)
     }
 
     /// Tells the kernel which cgroups belong to which namespace.
@@ -153,7 +192,11 @@ impl Node {
             .into_iter()
             .map(|(cgroup, workload)| (cgroup, scopes.number(&workload.client.namespace)))
             .collect();
+        let all = scopes.all();
         drop(scopes);
+        self.kernel
+            .keep_numbers(Numbered::Scope, &all)
+            .map_err(StartError::Capture)?;
         self.kernel
             .sync_scopes(&desired)
             .map_err(StartError::Capture)
@@ -165,6 +208,32 @@ impl Node {
     /// When the map cannot be written.
     pub(super) fn configure(&self, settings: &Settings, dns: bool) -> Result<(), StartError> {
         let default_scope = self.scopes().number(&settings.namespace.0);
+        let outbound = OutboundControl {
+            registry_only: settings
+                .outbound_in
+                .iter()
+                .map(|one| {
+                    let scope = self.scopes().number(&one.namespace.0);
+                    (scope, one.outbound == Outbound::RegistryOnly)
+                })
+                .collect(),
+            allowed: settings
+                .outbound_allow
+                .iter()
+                .map(|one| AllowedNetwork {
+                    network: one.network,
+                    port: one.port,
+                })
+                .collect(),
+        };
+        let scopes = self.scopes().all();
+        self.kernel
+            .keep_numbers(Numbered::Scope, &scopes)
+            .map_err(StartError::Capture)?;
+        // What is allowed is known before anything is refused.
+        self.kernel
+            .sync_outbound(&outbound)
+            .map_err(StartError::Capture)?;
         self.kernel
             .configure(&KernelSettings {
                 default_scope,
@@ -172,6 +241,9 @@ impl Node {
                 registry_only: settings.outbound == Outbound::RegistryOnly,
                 dns,
                 log: settings.kernel_log.is_on(),
+                errno: u8::try_from(settings.outbound_errno.errno().raw_os_error())
+                    .unwrap_or_default(),
+                observe: settings.observe.is_on(),
             })
             .map_err(StartError::Capture)
     }
@@ -179,44 +251,69 @@ impl Node {
     /// Reads all TLS material now, so that no connection waits for a disk, and
     /// forgets what no policy names any more.
     fn load_credentials(&self, snapshot: &Snapshot) {
-        for cluster in &snapshot.clusters {
-            if let Some(tls) = cluster.tls_for_cleartext_http() {
-                let namespace = &cluster.key.service.namespace;
-                if let Err(error) = self.secrets.client_config(&tls, namespace) {
-                    tracing::warn!(
-                        host = %cluster.target.host,
-                        port = cluster.target.port,
-                        "connections will be refused: {error}"
-                    );
-                }
+        let before = Arc::clone(&self.live.load().snapshot);
+        let changed = |from: &Snapshot, to: &Snapshot| {
+            let clusters = from.clusters.iter().enumerate();
+            let changed = clusters.filter(|(place, cluster)| !is_at(cluster, *place, to));
+            let changed = changed.map(|(_, cluster)| Arc::clone(cluster));
+            let tls =
+                changed.filter_map(|cluster| Some((cluster.tls_for_cleartext_http()?, cluster)));
+            tls.collect::<Vec<_>>()
+        };
+        let new = changed(snapshot, &before);
+        let wanted = new
+            .iter()
+            .map(|(tls, cluster)| (tls, &cluster.key.service.namespace));
+        self.secrets.prepare(wanted);
+        for (tls, cluster) in &new {
+            if let Err(error) = self
+                .secrets
+                .client_config(tls, &cluster.key.service.namespace)
+            {
+                tracing::warn!(
+                    host = %cluster.target.host,
+                    port = cluster.target.port,
+                    "connections will be refused: {error}"
+                );
             }
         }
-        self.secrets.retain(|used| {
-            snapshot
-                .clusters
-                .iter()
-                .any(|cluster| cluster.tls_for_cleartext_http().as_ref() == Some(used))
-        });
+        let stays: HashSet<_> = new.iter().map(|(tls, _)| tls).collect();
+        if changed(&before, snapshot)
+            .iter()
+            .all(|(tls, _)| stays.contains(tls))
+        {
+            return;
+        }
+        let clusters = snapshot.clusters.iter();
+        let used: HashSet<_> = clusters
+            .filter_map(|c| c.tls_for_cleartext_http())
+            .collect();
+        self.secrets.retain(|tls| used.contains(tls));
     }
 
     /// Gives the `Secret` documents of the policy to the secret room.
     fn publish_secrets(&mut self, snapshot: &Snapshot) {
-        let now: Vec<_> = snapshot.secrets.keys().cloned().collect();
-        for (namespace, name) in self.published.drain(..) {
-            let key = (namespace, name);
-            if !snapshot.secrets.contains_key(&key) {
-                self.secrets.publish(key.0, key.1, None);
+        let before = std::mem::replace(&mut self.published, snapshot.secrets.clone());
+        for (namespace, name) in before.keys() {
+            if !snapshot
+                .secrets
+                .contains_key(&(Arc::clone(namespace), Arc::clone(name)))
+            {
+                let (namespace, name) = (Arc::clone(namespace), Arc::clone(name));
+                self.secrets.publish(namespace, name, None);
             }
         }
-        for ((namespace, name), secret) in &snapshot.secrets {
+        for (key, secret) in &snapshot.secrets {
+            if before.get(key).is_some_and(|old| Arc::ptr_eq(old, secret)) {
+                continue;
+            }
             let data: SecretData = secret
                 .data
                 .iter()
                 .map(|(key, value)| (key.clone(), Arc::new(value.clone())))
                 .collect();
-            self.secrets
-                .publish(Arc::clone(namespace), Arc::clone(name), Some(data));
+            let (namespace, name) = key.clone();
+            self.secrets.publish(namespace, name, Some(data));
         }
-        self.published = now;
     }
 }

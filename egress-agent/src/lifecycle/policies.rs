@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::numbers::Known;
 use crate::policy::source::keeper::Places;
 use crate::policy::{Options, UnknownFields};
 use crate::settings::value::UnknownFields as Setting;
@@ -19,7 +20,7 @@ pub(super) fn options(settings: &Settings) -> Options {
             Setting::Warn => UnknownFields::Warn,
         },
         locality: settings.locality.clone().unwrap_or_default(),
-        mesh_identity: false,
+        mesh_identity: settings.mesh_identity.is_some(),
     }
 }
 
@@ -33,10 +34,11 @@ pub(super) fn paths(loaded: &Loaded) -> Vec<PathBuf> {
 }
 
 /// Both, and where applied documents are kept.
-pub(super) fn places(loaded: &Loaded) -> Places {
+pub(super) fn places(loaded: &Loaded, known: Known) -> Places {
     Places {
         paths: paths(loaded),
         state: loaded.settings.state_dir.clone(),
         options: options(&loaded.settings),
+        known,
     }
 }

@@ -1,10 +1,37 @@
 //! What the process asks of the kernel for itself, before all else.
 
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Moves into the host's cgroup namespace, when run in a container that sees
+/// the host's processes (`hostPID`): there `/proc/PID/cgroup` and the mounts
+/// are written relative to the container's own cgroup (cgroup_namespaces(7)).
+/// Must be called before any thread is made. Whether it moved.
+///
+/// # Errors
+/// When the namespace cannot be entered (no `CAP_SYS_ADMIN`).
+pub fn enter_host_cgroups() -> io::Result<bool> {
+    let host = "/proc/1/ns/cgroup";
+    // Without the rights to read the host's, it is not for us to enter.
+    let (Ok(theirs), Ok(ours)) = (fs::read_link(host), fs::read_link("/proc/self/ns/cgroup"))
+    else {
+        return Ok(false);
+    };
+    if theirs == ours {
+        return Ok(false);
+    }
+    move_into_link_name_space(
+        File::open(host)?.as_fd(),
+        Some(LinkNameSpaceType::ControlGroup),
+    )?;
+    Ok(true)
+}
 
 /// Keys and payload are in our memory: no core dump, and no other process of
 /// the same user may read it (`PR_SET_DUMPABLE`).

@@ -1,5 +1,7 @@
 //! The data path of the agent: made, begun, reloaded and stopped.
 
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -7,28 +9,42 @@ use std::time::Duration;
 
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
-use tokio::sync::mpsc;
-use tokio::task::spawn_local;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, spawn_local};
 
 use super::StartError;
+use super::api::Process;
 use super::bridges::{Callers, Names, Resolvers};
+use super::cgroups::CgroupWatch;
+use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
+use super::dynamic_names;
+use super::handover::{Giver, HandsOver};
 use super::heartbeat;
+use super::kubernetes::{Cluster, Rooms};
+use super::lock::StateLock;
+use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
+use super::outbound;
 use super::policies;
-use super::serving::{self, DnsShared, Start, Starts};
+use super::serving::{self, DnsCommand, DnsShared, Start, Starts};
+use super::signals::Order;
+use super::systemd;
 use super::views::Views;
 use super::worker::Vitals;
-use crate::accept::IntakeStats;
+use crate::accept::{Inherited, IntakeStats, Kept};
 use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
-use crate::capture::{Kernel, Options as AttachOptions, cgroup_root};
-use crate::endpoint::TcpProber;
+use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
+use crate::connect::EndpointProber;
+use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
+use crate::kubernetes::metrics::Slot as ClusterMetrics;
+use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
-use crate::secret::{SecretSettings, Secrets};
+use crate::secret::{MeshIdentity, SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
 use crate::settings::{Loaded, Settings};
 use crate::workload::directory::Directory;
@@ -42,6 +58,11 @@ const HANDED_OVER: Duration = Duration::from_millis(100);
 const KERNEL_LOG: Duration = Duration::from_millis(200);
 /// How often new cgroups are looked for.
 const CGROUPS: Duration = Duration::from_secs(5);
+/// How often the cgroup of a new pod is looked for at first, how long that
+/// often, and how long at all.
+const POD_CGROUP: Duration = Duration::from_millis(100);
+const POD_CGROUP_SOON: Duration = Duration::from_secs(20);
+const POD_CGROUP_DEADLINE: Duration = Duration::from_mins(5);
 /// Age of a record of a connection that nobody accepted.
 const ORPHANED: Duration = Duration::from_mins(1);
 /// Health checks that run at once.
@@ -58,9 +79,25 @@ pub(super) struct Agent {
     intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
     pub(super) policy: Option<Keeper>,
-    workers: Vec<mpsc::UnboundedSender<Command>>,
+    workers: Vec<WorkerChannels>,
+    dns: Option<DnsShared>,
+    namespaces: Option<Namespaces>,
+    /// The Kubernetes API server, where the settings ask for it.
+    cluster: Option<Cluster>,
+    cluster_metrics: ClusterMetrics,
     listeners: Option<Listeners>,
     admitted: u32,
+    /// True while another agent, which takes over, does what the control
+    /// runtime does.
+    paused: Rc<watch::Sender<bool>>,
+    /// Second descriptors of the sockets that another agent could go on with.
+    kept: Rc<RefCell<Kept>>,
+    /// True once another agent serves in this one's place.
+    over: Rc<Cell<bool>>,
+    /// What ends when it does: heartbeat, saving of addresses.
+    tasks: Vec<AbortHandle>,
+    /// Whether systemd keeps the sockets for the next process of the unit.
+    stored: bool,
 }
 
 impl Agent {
@@ -73,11 +110,13 @@ impl Agent {
         settings: &Settings,
         admitted: u32,
         registry: &mut Registry,
+        pins_lock: Option<Arc<OwnedFd>>,
     ) -> Result<Self, StartError> {
         let failed = |what| move |error| StartError::Process { what, error };
         let kernel = Kernel::attach(&AttachOptions {
             cgroup: settings.cgroup.clone(),
-            bpffs: None,
+            bpffs: Some(settings.bpffs.clone()),
+            pins_lock,
         })
         .map_err(StartError::Capture)?;
         let kernel = Arc::new(kernel);
@@ -97,12 +136,14 @@ impl Agent {
         let secrets = Secrets::new(SecretSettings {
             directory: Some(settings.secrets_dir.clone()),
             credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
-            mesh: None,
+            mesh: settings.mesh_identity.as_deref().map(MeshIdentity::parse),
         });
         let metrics = Metrics::new();
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let cluster_metrics = ClusterMetrics::default();
+        cluster_metrics.register(registry);
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -112,7 +153,9 @@ impl Agent {
             .map(|target| AccessLog::open(target, &metrics))
             .transpose()
             .map_err(failed("the access log"))?;
-        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets);
+        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets)?;
+        let live = Arc::clone(&node.live);
+        registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
             node: Rc::new(tokio::sync::Mutex::new(node)),
             kernel,
@@ -122,9 +165,18 @@ impl Agent {
             log,
             intake,
             policy: None,
+            cluster: None,
+            cluster_metrics,
             workers: Vec::new(),
+            dns: None,
+            namespaces: None,
             listeners: None,
             admitted,
+            paused: Rc::new(watch::Sender::new(false)),
+            kept: Rc::default(),
+            over: Rc::default(),
+            tasks: Vec::new(),
+            stored: false,
         })
     }
 
@@ -134,12 +186,54 @@ impl Agent {
     /// When applied documents cannot be kept, or the kernel's maps not be
     /// written.
     pub(super) async fn read_policy(&mut self, loaded: &Loaded) -> Result<(), StartError> {
-        let keeper = Keeper::start(policies::places(loaded))
+        let known = self
+            .kernel
+            .known(Numbered::Service)
+            .map_err(StartError::Capture)?;
+        let keeper = Keeper::start(policies::places(loaded, known))
             .await
             .map_err(StartError::Policy)?;
         let snapshot = Arc::clone(&keeper.published().borrow().snapshot);
         self.policy = Some(keeper);
         self.node.lock().await.apply(snapshot).await
+    }
+
+    /// Joins a Kubernetes API server, if the settings ask for it, and puts what
+    /// it has in force.
+    ///
+    /// # Errors
+    /// When nothing says how it is reached. That it cannot be reached is no
+    /// error.
+    pub(super) async fn join_cluster(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let Some(policy) = self.policy.clone().filter(|_| settings.kubernetes.is_on()) else {
+            return Ok(());
+        };
+        let rooms = {
+            let node = self.node.lock().await;
+            Rooms {
+                keeper: policy.clone(),
+                secrets: Arc::clone(&node.secrets),
+                directory: node.directory.clone(),
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+            }
+        };
+        let cluster = Cluster::join(settings, rooms).await?;
+        let locality = cluster.locality.borrow().clone();
+        self.cluster_metrics.show(cluster.board.clone());
+        self.cluster = Some(cluster);
+        let mut node = self.node.lock().await;
+        if settings.locality.is_none()
+            && let Some(locality) = locality
+        {
+            node.sets.set_locality(locality.clone());
+            policy
+                .change_options(move |options| options.locality = locality)
+                .await
+                .map_err(StartError::Policy)?;
+        }
+        let snapshot = Arc::clone(&policy.published().borrow().snapshot);
+        node.apply(snapshot).await
     }
 
     /// What the admin API tells about the rooms, once the policy was read.
@@ -153,10 +247,16 @@ impl Agent {
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
+            cluster: self.cluster.as_ref().map(|cluster| cluster.board.clone()),
+            connector: Connector {
+                sockets: self.sockets.clone(),
+                netns: self.netns.clone(),
+                secrets: Arc::clone(&node.secrets),
+            },
         })
     }
 
-    /// Opens the listeners. What each worker needs is in the result.
+    /// Opens the listeners, or takes those that are inherited. What each worker needs is in the result.
     ///
     /// # Errors
     /// When a listener cannot be opened.
@@ -164,6 +264,7 @@ impl Agent {
         &mut self,
         settings: &Settings,
         drain: &Drain,
+        inherited: &mut Inherited,
     ) -> Result<Starts, StartError> {
         let node = self.node.try_lock().map_err(|_| StartError::Process {
             what: "the workers",
@@ -189,25 +290,40 @@ impl Agent {
         });
         let dns = settings.dns.is_on().then(|| DnsShared {
             registry: Arc::clone(&node.names),
-            resolvers: Arc::new(Resolvers(Arc::clone(&self.kernel))),
-            namespace: Arc::clone(&settings.namespace.0),
+            resolvers: Arc::new(Resolvers {
+                kernel: Arc::clone(&self.kernel),
+                scopes: node.scope_names(),
+                default: Arc::clone(&settings.namespace.0),
+            }),
             callers,
             counters: Arc::default(),
             sockets: self.sockets.clone(),
         });
-        let (listeners, flows, dns) = serving::open(&self.netns, count, dns.as_ref())?;
+        self.dns.clone_from(&dns);
+        let (listeners, flows, dns) = serving::open_or_inherit(
+            &self.netns,
+            count,
+            dns.as_ref(),
+            inherited,
+            Some(&mut self.kept.borrow_mut()),
+        )?;
         self.listeners = Some(listeners);
         let mut dns = dns.into_iter();
         let mut starts = Vec::with_capacity(count);
         for flow in flows {
             let (sender, commands) = mpsc::unbounded_channel();
+            let (dns_sender, dns_commands) = mpsc::unbounded_channel();
             // The receiver is in the same list.
             let _ = sender.send(Command::Listen(flow));
-            self.workers.push(sender);
+            self.workers.push(WorkerChannels {
+                flow: sender,
+                dns: dns_sender,
+            });
             starts.push(Mutex::new(Some(Start {
                 shared: Arc::clone(&shared),
                 commands,
                 dns: dns.next(),
+                dns_commands,
             })));
         }
         Ok(starts.into())
@@ -218,34 +334,57 @@ impl Agent {
     /// # Errors
     /// When the kernel cannot be told, or the proof fails.
     pub(super) async fn begin(
-        &self,
+        &mut self,
         settings: &Settings,
         vitals: &Vitals,
     ) -> Result<(), StartError> {
-        let beating = Arc::clone(&self.kernel);
-        beating.heartbeat().map_err(StartError::Capture)?;
-        let limit = settings.heartbeat_limit;
-        vitals.spawn("heartbeat", async move {
-            heartbeat::beat(limit, || beating.heartbeat()).await;
-        });
         let node = self.node.lock().await;
         if let Some(listeners) = &self.listeners {
             self.kernel
                 .set_listeners(self.netns.cookie, listeners)
                 .map_err(StartError::Capture)?;
         }
+        let namespaces = Namespaces::new(
+            Arc::clone(&self.kernel),
+            &self.netns,
+            self.dns.clone(),
+            self.workers.clone(),
+        );
+        namespaces.open_present().await;
         node.configure(settings, settings.dns.is_on())?;
+        // Only now: what an agent before named may be ports of nobody.
+        let beating = Arc::clone(&self.kernel);
+        beating.heartbeat().map_err(StartError::Capture)?;
+        let limit = settings.heartbeat_limit;
+        let beat = vitals.spawn("heartbeat", async move {
+            heartbeat::beat(limit, || beating.heartbeat()).await;
+        });
+        self.tasks.push(beat.abort_handle());
+        let reports = namespaces::reports(&self.kernel)?;
+        vitals.spawn("network namespaces", namespaces.clone().run(reports));
+        self.namespaces = Some(namespaces);
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
-        let prober = TcpProber::new(self.sockets.clone(), self.netns.clone());
+        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        vitals.spawn("dynamic names", names);
+        let secrets = Arc::clone(&node.secrets);
+        let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
         vitals.spawn("health checks", checks);
         vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
+        let identity = Arc::clone(&node.secrets).follow_workload_api();
+        vitals.spawn("the SPIFFE Workload API", identity);
         let addresses = Arc::clone(node.names.addresses());
-        vitals.spawn("virtual addresses", async move {
+        let saving = vitals.spawn("virtual addresses", async move {
             let never = addresses.keep_saved().await;
             match never {}
         });
+        self.tasks.push(saving.abort_handle());
+        if let Some(refusals) = self.kernel.take_refusals() {
+            let telling =
+                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
+            vitals.spawn("refusals", telling);
+        }
         let changed = Arc::clone(&node.feed.changed);
         if let Some(reports) = self.kernel.take_direct_reports() {
             let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
@@ -258,11 +397,16 @@ impl Agent {
                 account,
                 &settings.namespace.0,
             );
-            vitals.spawn("direct", direct.run(node.sets.subscribe(), reports));
+            vitals.spawn(
+                "direct",
+                direct.run(node.sets.subscribe(), reports, self.paused.subscribe()),
+            );
         }
         drop(node);
         vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
+        let cgroup = self.kernel.cgroup().to_owned();
         vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
+        vitals.spawn("new cgroups", follow_cgroups(Rc::clone(&self.node), cgroup));
         if settings.kernel_log.is_on()
             && let Some(mut lines) = self.kernel.take_logger()
         {
@@ -277,6 +421,15 @@ impl Agent {
         if let Some(policy) = &self.policy {
             let published = policy.published();
             vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
+            if let Some(cluster) = &self.cluster {
+                let pods = Arc::clone(&cluster.pods);
+                vitals.spawn("pods", follow_pods(Rc::clone(&self.node), pods));
+                if settings.locality.is_none() {
+                    let node = Rc::clone(&self.node);
+                    let locality = cluster.locality.clone();
+                    vitals.spawn("locality", follow_locality(node, policy.clone(), locality));
+                }
+            }
         }
 
         let kernel = Arc::clone(&self.kernel);
@@ -286,11 +439,73 @@ impl Agent {
                 what: "the proof that capture works",
                 error: std::io::Error::other(error),
             })?
-            .map_err(StartError::Capture)
+            .map_err(StartError::Capture)?;
+        match self.kernel.remove_obsolete() {
+            Ok(0) => {}
+            Ok(sets) => tracing::info!(sets, "kernel programs of an agent before were replaced"),
+            Err(error) => tracing::error!("{error}; both old and new programs are attached"),
+        }
+        Ok(())
+    }
+
+    /// What another agent can be given; see [`handover`](super::handover).
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub(super) fn giver(
+        &self,
+        process: &Rc<Process>,
+        lock: &StateLock,
+        orders: mpsc::Sender<Order>,
+    ) -> std::io::Result<Giver<Hands>> {
+        Ok(Giver {
+            agent: Hands {
+                node: Rc::clone(&self.node),
+                kernel: Arc::clone(&self.kernel),
+                netns: self.netns.clone(),
+                listeners: self.listeners,
+                paused: Rc::clone(&self.paused),
+                tasks: self.tasks.clone(),
+                process: Rc::clone(process),
+                orders,
+                release: RefCell::default(),
+            },
+            settings: process.settings.borrow().clone(),
+            lock: lock.share()?,
+            pins_lock: self.kernel.pins_lock()?,
+            sockets: Rc::clone(&self.kept),
+            over: Rc::clone(&self.over),
+        })
+    }
+
+    /// Has systemd keep the sockets, where the unit asks for that.
+    pub(super) fn store(&mut self) {
+        if !systemd::keeps_descriptors() {
+            return;
+        }
+        for (name, descriptor) in self.kept.borrow().iter() {
+            if let Err(error) = systemd::keep(name, descriptor.as_fd()) {
+                tracing::warn!("systemd does not keep the sockets: {error}");
+                return;
+            }
+        }
+        self.stored = true;
+    }
+
+    /// Keeps one more socket for another agent.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub(super) fn keep(&self, name: &str, socket: &impl AsFd) -> std::io::Result<()> {
+        self.kept.borrow_mut().add(name, 0, socket)
     }
 
     /// Puts reloaded settings and policy in force.
     pub(super) async fn reload(&mut self, loaded: &Loaded, settings: &Settings) {
+        if *self.paused.borrow() {
+            tracing::warn!("not reloading: another agent takes over");
+            return;
+        }
         {
             let node = self.node.lock().await;
             node.directory
@@ -303,35 +518,130 @@ impl Agent {
         if let Some(log) = &self.log {
             log.reopen();
         }
+        let mut options = policies::options(settings);
+        if let Some(cluster) = &self.cluster
+            && settings.locality.is_none()
+        {
+            options.locality = cluster.locality.borrow().clone().unwrap_or_default();
+        }
         if let Some(policy) = &self.policy
-            && let Err(error) = policy
-                .reload(policies::paths(loaded), policies::options(settings))
-                .await
+            && let Err(error) = policy.reload(policies::paths(loaded), options).await
         {
             tracing::error!("{error}");
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.read_again();
         }
     }
 
     /// Takes nothing new: proxied services are refused from now on, and names
     /// resolve as if the agent were not there. Open connections go on.
     pub(super) fn stop_accepting(&self, settings: &Settings) {
-        if let Ok(node) = self.node.try_lock()
-            && let Err(error) = node.configure(settings, false)
-        {
-            tracing::error!("{error}");
+        if self.over.get() {
+            // The kernel hands over to the other agent, which has the sockets
+            // of this namespace too and answers from them.
+            for worker in &self.workers {
+                let _ = worker.dns.send(DnsCommand::Forget(self.netns.cookie));
+            }
+        } else if self.stored {
+            // What comes now waits in the sockets that systemd keeps, for as
+            // long as the heartbeat is fresh.
+            tracing::info!("new connections wait for the next agent of this unit");
+        } else {
+            if let Ok(node) = self.node.try_lock()
+                && let Err(error) = node.configure(settings, false)
+            {
+                tracing::error!("{error}");
+            }
+            if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
+                tracing::error!("{error}");
+            }
         }
-        if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
-            tracing::error!("{error}");
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.stop();
         }
         // What the kernel has handed over by now still waits to be accepted.
         let workers = self.workers.clone();
+        let kept = Rc::clone(&self.kept);
         spawn_local(async move {
             tokio::time::sleep(HANDED_OVER).await;
+            kept.borrow_mut().clear();
             for worker in &workers {
                 // A worker that is gone accepts nothing either.
-                let _ = worker.send(Command::StopAccepting);
+                let _ = worker.flow.send(Command::StopAccepting);
             }
         });
+    }
+}
+
+/// The agent as another one meets it that takes over.
+pub(super) struct Hands {
+    node: Rc<tokio::sync::Mutex<Node>>,
+    kernel: Arc<Kernel>,
+    netns: NetNs,
+    listeners: Option<Listeners>,
+    paused: Rc<watch::Sender<bool>>,
+    tasks: Vec<AbortHandle>,
+    process: Rc<Process>,
+    orders: mpsc::Sender<Order>,
+    release: RefCell<Option<oneshot::Sender<()>>>,
+}
+
+impl HandsOver for Hands {
+    async fn pause(&self) {
+        self.paused.send_replace(true);
+        let (release, released) = oneshot::channel();
+        let (locked, is_locked) = oneshot::channel();
+        let node = Rc::clone(&self.node);
+        // All that writes to the kernel holds this lock.
+        spawn_local(async move {
+            let node = node.lock().await;
+            if let Err(error) = node.names.addresses().save().await {
+                tracing::warn!("virtual addresses are not kept: {error}");
+            }
+            let _ = locked.send(());
+            if released.await.is_err() {
+                // The other agent writes from now on.
+                std::future::pending::<()>().await;
+            }
+        });
+        let _ = is_locked.await;
+        self.release.replace(Some(release));
+    }
+
+    async fn resume(&self) {
+        if let Some(release) = self.release.take() {
+            let _ = release.send(());
+        }
+        let settings = self.process.settings.borrow().clone();
+        let node = self.node.lock().await;
+        let told = || {
+            self.kernel.adopt().map_err(StartError::Capture)?;
+            let snapshot = Arc::clone(&node.live.load().snapshot);
+            node.sync_kernel(&snapshot)?;
+            self.kernel.forget_adopted().map_err(StartError::Capture)?;
+            if let Some(listeners) = &self.listeners {
+                self.kernel
+                    .set_listeners(self.netns.cookie, listeners)
+                    .map_err(StartError::Capture)?;
+            }
+            node.configure(&settings, settings.dns.is_on())
+        };
+        if let Err(error) = told() {
+            tracing::error!("the kernel's maps are not as they should be: {error}");
+        }
+        self.paused.send_replace(false);
+    }
+
+    async fn gone_over(&self) {
+        // Not released: nothing of this agent writes any more.
+        drop(self.release.take());
+        if *self.paused.borrow() {
+            for task in &self.tasks {
+                task.abort();
+            }
+        }
+        let _ = self.orders.send(Order::Drain).await;
     }
 }
 
@@ -344,7 +654,7 @@ fn per_worker(admitted: u32, workers: usize) -> usize {
 /// Puts each new version of the policy in force.
 async fn follow_policy(
     node: Rc<tokio::sync::Mutex<Node>>,
-    mut published: tokio::sync::watch::Receiver<Published>,
+    mut published: watch::Receiver<Published>,
 ) {
     loop {
         let snapshot = Arc::clone(&published.borrow_and_update().snapshot);
@@ -362,6 +672,54 @@ async fn follow_policy(
     }
 }
 
+/// Tells the kernel whose cgroups are whose when pods come and go. The API
+/// server tells of a pod before kubelet makes its cgroup, so that is looked for
+/// closely: it must be known before the first container runs.
+async fn follow_pods(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
+    loop {
+        changed.notified().await;
+        let mut since = tokio::time::Instant::now();
+        loop {
+            let homeless = {
+                let node = node.lock().await;
+                if let Err(error) = node.sync_scopes() {
+                    tracing::error!("{error}");
+                }
+                node.directory.homeless()
+            };
+            let waited = since.elapsed();
+            if homeless == 0 || waited > POD_CGROUP_DEADLINE {
+                break;
+            }
+            let pause = if waited < POD_CGROUP_SOON {
+                POD_CGROUP
+            } else {
+                10 * POD_CGROUP
+            };
+            tokio::select! {
+                () = changed.notified() => since = tokio::time::Instant::now(),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Puts another locality of this node in force.
+async fn follow_locality(
+    node: Rc<tokio::sync::Mutex<Node>>,
+    policy: Keeper,
+    mut told: watch::Receiver<Option<Locality>>,
+) {
+    while told.changed().await.is_ok() {
+        let locality = told.borrow_and_update().clone().unwrap_or_default();
+        node.lock().await.sets.set_locality(locality.clone());
+        let changed = policy.change_options(move |options| options.locality = locality);
+        if let Err(error) = changed.await {
+            tracing::error!("{error}");
+        }
+    }
+}
+
 /// Tells the kernel when the addresses of hosts change.
 async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::Notify>) {
     loop {
@@ -372,6 +730,28 @@ async fn follow(node: Rc<tokio::sync::Mutex<Node>>, changed: Arc<tokio::sync::No
         if let Err(error) = node.sync_kernel(&snapshot) {
             tracing::error!("{error}");
         }
+    }
+}
+
+/// Tells the kernel of new cgroups before anything runs in them.
+async fn follow_cgroups(node: Rc<tokio::sync::Mutex<Node>>, cgroup: PathBuf) {
+    let mut watch = match CgroupWatch::new(&cgroup) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+    };
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!("new cgroups are found some seconds late: {error}");
+            return;
+        }
+        if let Err(error) = node.lock().await.sync_scopes() {
+            tracing::error!("{error}");
+        }
+        // One walk for all that are made together.
+        tokio::time::sleep(SETTLE).await;
     }
 }
 

@@ -2,6 +2,7 @@
 //! nothing is sent.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -17,6 +18,25 @@ fn send(state: &[NotifyState<'_>]) {
 /// `READY=1`, with a status line.
 pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Whether the unit keeps descriptors (`FileDescriptorStoreMax=`): systemd sets
+/// `$FDSTORE` since version 254, and our unit for older ones.
+pub fn keeps_descriptors() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+        && std::env::var_os("FDSTORE").is_some_and(|most| most != "0")
+}
+
+/// `FDSTORE=1`: systemd keeps a second descriptor, and passes it to the next
+/// process of the unit.
+///
+/// # Errors
+/// When it cannot be told.
+pub fn keep(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    sd_notify::notify_with_fds(
+        &[NotifyState::FdStore, NotifyState::FdName(name)],
+        &[descriptor],
+    )
 }
 
 /// `STATUS=…`.

@@ -8,17 +8,22 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
+use super::connect::{Attempt, Connector};
 use crate::admin::{ApiError, Query, view};
 use crate::capture::{CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
 use crate::endpoint::resolve::Resolver;
 use crate::endpoint::{EndpointSet, EndpointState, EndpointStatus, Live};
+use crate::kubernetes::health::Board;
 use crate::policy::explain::{self, LiveEndpoint, LiveView};
 use crate::policy::model::{DocumentRef, HostPattern, Protocol, Resolution, Visibility};
 use crate::policy::snapshot::{Client, Cluster, Path, Service};
 use crate::policy::source::keeper::Keeper;
 use crate::secret::{CertificateSummary, SecretLabels, SecretStatus, Secrets};
 use crate::workload::directory::Directory;
+
+/// A server that is silent for longer is warned of.
+const CLUSTER_BEHIND: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// The parts that are looked at; all of them are shared.
 pub(super) struct Views {
@@ -29,6 +34,8 @@ pub(super) struct Views {
     pub(super) secrets: Arc<Secrets>,
     pub(super) policy: Keeper,
     pub(super) directory: Directory,
+    pub(super) cluster: Option<Board>,
+    pub(super) connector: Connector,
 }
 
 impl Views {
@@ -51,6 +58,43 @@ impl Views {
                 .unwrap_or_default()
                 .as_secs(),
         }
+    }
+
+    /// The Kubernetes API server, and what is wrong with it.
+    pub(super) fn kubernetes(&self, warnings: &mut Vec<String>) -> Option<view::Kubernetes> {
+        let report = self.cluster.as_ref()?.report();
+        if report.behind > CLUSTER_BEHIND {
+            warnings.push(format!(
+                "the Kubernetes API server was last seen {} s ago; what it had then is in force",
+                report.behind.as_secs()
+            ));
+        }
+        for watch in &report.watches {
+            if let Some(error) = watch.error.as_ref().filter(|_| watch.behind.is_zero()) {
+                warnings.push(format!("Kubernetes {}: {error}", watch.what));
+            }
+        }
+        Some(view::Kubernetes {
+            server: report.server,
+            node: report.node,
+            synced: report.synced,
+            age_seconds: report.behind.as_secs(),
+            error: report.error,
+            watches: report
+                .watches
+                .into_iter()
+                .map(|watch| view::KubernetesWatch {
+                    resource: watch.what.to_string(),
+                    objects: watch.objects,
+                    synced: watch.synced,
+                    age_seconds: watch.behind.as_secs(),
+                    lists: watch.lists,
+                    watches: watch.watches,
+                    failures: watch.failures,
+                    error: watch.error.map(|error| error.to_string()),
+                })
+                .collect(),
+        })
     }
 
     /// The kernel side, and what could not be read of it.
@@ -76,6 +120,7 @@ impl Views {
             ("refused-agent-down", counters.refused_agent_down),
             ("refused-policy", counters.refused_policy),
             ("refused-udp", counters.refused_udp),
+            ("refused-unregistered", counters.refused_unregistered),
             ("dns", counters.dns),
             ("bypassed", counters.bypassed),
             ("lost", counters.lost),
@@ -164,8 +209,10 @@ impl Views {
             let status = set.status();
             let (host, namespace, port) = (status.host, status.namespace, status.port);
             let subset = status.subset.unwrap_or_default();
+            let http = set.cluster().target.protocol.is_http();
             status.endpoints.into_iter().map(move |endpoint| {
                 let (health, reason) = health(&endpoint.state);
+                let last = endpoint.last_failure.as_ref();
                 view::Endpoint {
                     namespace: namespace.to_string(),
                     host: host.clone(),
@@ -180,8 +227,17 @@ impl Views {
                     health: health.to_owned(),
                     reason,
                     active: open_connections(&endpoint).max(endpoint.active_requests.into()),
+                    connections: open_connections(&endpoint),
+                    requests: if http {
+                        endpoint.active_requests.into()
+                    } else {
+                        0
+                    },
                     total: endpoint.picks,
                     failed: endpoint.failures,
+                    ejections: endpoint.ejections,
+                    last_failure: last.map_or_else(String::new, |last| last.what.clone()),
+                    last_failure_seconds: last.map(|last| last.ms_ago / 1000),
                     locality: endpoint.locality,
                     address: endpoint.address,
                 }
@@ -234,7 +290,7 @@ impl Views {
         &self,
         query: &Query,
         registry_only: bool,
-    ) -> Result<serde_json::Value, ApiError> {
+    ) -> Result<(explain::Explanation, Option<Attempt>), ApiError> {
         let invalid = |error: explain::QueryError| ApiError::Invalid(error.to_string());
         let text = query.get("target").unwrap_or_default();
         let target = explain::Target::parse(text).map_err(invalid)?;
@@ -255,7 +311,18 @@ impl Views {
             registry_only,
         };
         let explanation = explain::explain(&live.snapshot, &asked, &known);
-        serde_json::to_value(&explanation).map_err(|error| ApiError::Failed(error.to_string()))
+        let attempt = match query.get("connect") {
+            None => None,
+            Some(_) => {
+                explain::destinations(&live.snapshot, &asked).map(|(host, clusters)| Attempt {
+                    live: Arc::clone(&live),
+                    host,
+                    client: asked.client.clone(),
+                    clusters,
+                })
+            }
+        };
+        Ok((explanation, attempt))
     }
 
     /// Who is meant by `from`, as policy sees it and for people.
@@ -281,6 +348,29 @@ impl Views {
     }
 
     /// `GET /v1/dns`.
+    /// Unregistered destinations by caller, the busiest first.
+    pub(super) fn observe(&self, query: &Query) -> Result<Vec<view::Unregistered>, String> {
+        let found = self
+            .kernel
+            .unregistered()
+            .map_err(|error| error.to_string())?;
+        let mut rows: Vec<view::Unregistered> = found
+            .iter()
+            .map(|one| super::outbound::view(one, &self.directory, self.names.seen()))
+            .filter(|row| {
+                query
+                    .get("namespace")
+                    .is_none_or(|namespace| row.namespace == namespace)
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            (b.count.cmp(&a.count))
+                .then_with(|| (&a.namespace, &a.workload).cmp(&(&b.namespace, &b.workload)))
+                .then_with(|| a.destination.cmp(&b.destination))
+        });
+        Ok(rows)
+    }
+
     pub(super) fn dns(&self, query: &Query) -> Vec<view::Name> {
         let mut names: BTreeMap<String, view::Name> = BTreeMap::new();
         for holding in self.names.addresses().all() {
@@ -462,7 +552,12 @@ fn secret_rows(status: &SecretStatus, used_by: &[String], list: &mut Vec<view::S
             _ => status.trust.clone(),
         },
         name,
+        state: status.state.to_owned(),
         subject: certificate.map_or_else(String::new, |c| c.subject.clone()),
+        issuer: certificate.map_or_else(String::new, |c| c.issuer.clone()),
+        days_left: certificate.map(|c| c.days_left(jiff::Timestamp::now())),
+        version: status.version,
+        warnings: status.warnings.clone(),
         alternative_names: certificate.map_or_else(Vec::new, |c| c.names.clone()),
         not_before: certificate.map_or_else(String::new, |c| c.not_before.to_string()),
         not_after: certificate.map_or_else(String::new, |c| c.not_after.to_string()),
@@ -471,12 +566,14 @@ fn secret_rows(status: &SecretStatus, used_by: &[String], list: &mut Vec<view::S
         error: status.error.clone(),
     };
     let before = list.len();
-    if let Some(certificate) = &status.certificate {
+    // One that cannot be read has its row too, with the reason.
+    if status.mode != "SIMPLE" {
         let name = match status.name.as_str() {
             file if file.starts_with('/') => file.to_owned(),
+            name if status.mode == "ISTIO_MUTUAL" => name.to_owned(),
             name => credential(name),
         };
-        list.push(row("certificate", name, Some(certificate)));
+        list.push(row("certificate", name, status.certificate.as_ref()));
     }
     let trust = match status.trust.strip_prefix("credential ") {
         Some(name) => credential(name),

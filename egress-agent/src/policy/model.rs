@@ -533,6 +533,19 @@ pub enum StartTls {
     Ldap,
 }
 
+impl StartTls {
+    /// As the annotation says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Mysql => "mysql",
+            Self::Smtp => "smtp",
+            Self::Imap => "imap",
+            Self::Ldap => "ldap",
+        }
+    }
+}
+
 /// Client certificate.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Identity {

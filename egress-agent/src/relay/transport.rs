@@ -93,7 +93,7 @@ impl Transport for Stream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(stream) => Some(stream),
-            Self::Unix(_) | Self::Tls(_) | Self::TlsUnix(_) => None,
+            Self::Unix(_) | Self::Tls(_) | Self::TlsUnix(_) | Self::Unready => None,
         }
     }
 
@@ -103,6 +103,7 @@ impl Transport for Stream {
             Self::Unix(stream) => stream.abort(),
             Self::Tls(stream) => stream.abort(),
             Self::TlsUnix(stream) => stream.abort(),
+            Self::Unready => {}
         }
     }
 
@@ -112,6 +113,7 @@ impl Transport for Stream {
             Self::Unix(stream) => stream.broken(),
             Self::Tls(stream) => stream.broken(),
             Self::TlsUnix(stream) => stream.broken(),
+            Self::Unready => None,
         }
     }
 

@@ -38,6 +38,13 @@ pub struct TlsConfig {
     pub(super) warnings: Vec<String>,
 }
 
+impl TlsConfig {
+    /// The client certificate.
+    pub fn certificate(&self) -> Option<&CertificateSummary> {
+        self.certificate.as_ref()
+    }
+}
+
 pub(super) fn build(
     tls: &ClientTls,
     pieces: &Pieces,

@@ -150,9 +150,12 @@ impl Reading {
     fn new(secrets: &Secrets, tls: &ClientTls, namespace: &str, known: &[PathBuf]) -> Self {
         let before = source::fingerprint(known);
         let published = secrets.published.load();
+        let cluster = secrets.cluster.load();
+        let svid = secrets.svid.load();
         let mut finder = Finder {
             settings: &secrets.settings,
-            published: &published,
+            published: [&published, &cluster],
+            svid: &svid,
             namespace,
             watched: Vec::new(),
         };

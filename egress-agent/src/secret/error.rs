@@ -93,6 +93,8 @@ pub enum SecretError {
     BadCredentialName(String),
     /// `ISTIO_MUTUAL` with no identity in the settings.
     NoMeshIdentity,
+    /// The SPIFFE Workload API of this socket has given no identity; why.
+    NoSvid(PathBuf, String),
     /// A cipher suite that does not exist or is not offered.
     UnknownCipherSuite(String),
     /// A name in `subjectAltNames` or `sni` that cannot be checked.
@@ -182,8 +184,14 @@ impl fmt::Display for SecretError {
                 "credentialName {name:?} is not a plain name of letters, digits, `-`, `_` and `.`"
             ),
             Self::NoMeshIdentity => f.write_str(
-                "tls mode ISTIO_MUTUAL needs an identity, and the settings name none \
-                 (mesh certificate, key and CA files)",
+                "tls mode ISTIO_MUTUAL needs an identity, and the settings name none: set \
+                 mesh-identity to a directory of certificate, key and roots, or to the socket of \
+                 a SPIFFE Workload API",
+            ),
+            Self::NoSvid(socket, why) => write!(
+                f,
+                "tls mode ISTIO_MUTUAL: no identity from the SPIFFE Workload API at {}: {why}",
+                socket.display()
             ),
             Self::UnknownCipherSuite(name) => write!(
                 f,

@@ -20,6 +20,8 @@ mod config;
 mod describe;
 mod entry;
 mod error;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod material;
 mod metrics;
 mod source;
@@ -27,14 +29,15 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod workload_api;
 
 pub use config::TlsConfig;
 pub(crate) use config::iana_name;
 pub use describe::CertificateSummary;
 use entry::Entry;
 pub use error::{Purpose, SecretError};
-use source::Published;
 pub use source::{MeshIdentity, SecretData, SecretSettings};
+use source::{Published, Svid};
 pub use status::{Labels as SecretLabels, SecretStatus};
 pub use verify::{RefusedChain, take_refused};
 
@@ -63,6 +66,10 @@ pub struct Secrets {
     /// Read without a lock by every handshake.
     entries: ArcSwap<HashMap<Key, Arc<Entry>>>,
     published: ArcSwap<Published>,
+    /// Those of a Kubernetes API server, behind `published`.
+    cluster: ArcSwap<Published>,
+    /// Identity of the SPIFFE Workload API.
+    svid: ArcSwap<Svid>,
     system: SystemRoots,
     /// Held while `entries` or `published` is replaced.
     writing: Mutex<()>,
@@ -75,6 +82,8 @@ impl Secrets {
             settings,
             entries: ArcSwap::default(),
             published: ArcSwap::default(),
+            cluster: ArcSwap::default(),
+            svid: ArcSwap::from_pointee(Err("it has not been asked yet".into())),
             system: SystemRoots::default(),
             writing: Mutex::new(()),
         })
@@ -116,6 +125,34 @@ impl Secrets {
         entry
     }
 
+    /// Reads the material of many blocks at once, so that
+    /// [`client_config`](Self::client_config) finds it ready.
+    pub fn prepare<'a>(&self, wanted: impl Iterator<Item = (&'a ClientTls, &'a Arc<str>)>) {
+        let _writing = self.write();
+        let known = self.entries.load();
+        let mut new: HashMap<Key, Arc<Entry>> = HashMap::new();
+        for (tls, namespace) in wanted {
+            let namespace = if uses_credential(tls) {
+                Arc::clone(namespace)
+            } else {
+                Arc::default()
+            };
+            let key = (tls.clone(), namespace);
+            if !known.contains_key(&key) && !new.contains_key(&key) {
+                let entry = Arc::new(Entry::load(self, key.0.clone(), key.1.clone()));
+                new.insert(key, entry);
+            }
+        }
+        if !new.is_empty() {
+            new.extend(
+                known
+                    .iter()
+                    .map(|(key, entry)| (key.clone(), Arc::clone(entry))),
+            );
+            self.entries.store(Arc::new(new));
+        }
+    }
+
     /// Forgets every configuration whose block is not among `used`: those of
     /// policies that are gone.
     pub fn retain(&self, used: impl Fn(&ClientTls) -> bool) {
@@ -126,18 +163,48 @@ impl Secrets {
     }
 
     /// Sets (or with `None` removes) a credential held in memory: a `Secret`
-    /// document, or one from Kubernetes. It stands in front of the secrets
-    /// directory in its namespace.
+    /// document. It stands in front of the secrets directory in its namespace.
     pub fn publish(&self, namespace: Arc<str>, name: Arc<str>, data: Option<SecretData>) {
+        self.set(&self.published, namespace, name, data);
+    }
+
+    /// As [`publish`](Self::publish), for a Secret of a Kubernetes API server,
+    /// which stands behind a document of the same name.
+    pub fn publish_cluster(&self, namespace: Arc<str>, name: Arc<str>, data: Option<SecretData>) {
+        self.set(&self.cluster, namespace, name, data);
+    }
+
+    fn set(
+        &self,
+        place: &ArcSwap<Published>,
+        namespace: Arc<str>,
+        name: Arc<str>,
+        data: Option<SecretData>,
+    ) {
         {
             let _writing = self.write();
-            let mut published = HashMap::clone(&self.published.load());
+            let old = place.load();
+            let key = (namespace, name);
+            if data.is_none() && !old.contains_key(&key) {
+                return;
+            }
+            let mut published = HashMap::clone(&old);
             match data {
-                Some(data) => published.insert((namespace, name), Arc::new(data)),
-                None => published.remove(&(namespace, name)),
+                Some(data) => published.insert(key, Arc::new(data)),
+                None => published.remove(&key),
             };
-            self.published.store(Arc::new(published));
+            place.store(Arc::new(published));
         }
+        self.refresh(Look::Contents);
+    }
+
+    /// Takes over an identity of the SPIFFE Workload API, or why there is none
+    /// now: then the one in force stays in force.
+    fn take_svid(&self, svid: Svid) {
+        if svid.is_err() && self.svid.load().is_ok() {
+            return;
+        }
+        self.svid.store(Arc::new(svid));
         self.refresh(Look::Contents);
     }
 

@@ -25,16 +25,39 @@ pub struct SecretSettings {
     pub mesh: Option<MeshIdentity>,
 }
 
-/// Files of the identity that `ISTIO_MUTUAL` uses.
-#[derive(Clone, Debug)]
-pub struct MeshIdentity {
-    /// PEM chain.
-    pub certificate: PathBuf,
-    /// PEM key.
-    pub key: PathBuf,
-    /// PEM roots.
-    pub authorities: PathBuf,
+/// Where the identity comes from that `ISTIO_MUTUAL` uses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MeshIdentity {
+    /// A directory of PEM files, with names of [`MESH_FILES`].
+    Directory(PathBuf),
+    /// The socket of a SPIFFE Workload API.
+    WorkloadApi(PathBuf),
 }
+
+/// Certificate, key and roots: as Istio's agent writes them for workloads
+/// (`OUTPUT_CERTS`), or as a Kubernetes TLS Secret has them.
+pub(super) const MESH_FILES: [[&str; 3]; 2] = [
+    ["cert-chain.pem", "key.pem", "root-cert.pem"],
+    ["tls.crt", "tls.key", "ca.crt"],
+];
+
+impl MeshIdentity {
+    /// `unix:PATH` (or `unix://PATH`, as SPIFFE writes it) is a socket, all else
+    /// a directory.
+    pub fn parse(text: &Path) -> Self {
+        match text.to_str().and_then(|text| text.strip_prefix("unix:")) {
+            Some(path) => {
+                let path = path.strip_prefix("//").unwrap_or(path);
+                Self::WorkloadApi(PathBuf::from(path))
+            }
+            None => Self::Directory(text.to_owned()),
+        }
+    }
+}
+
+/// What the SPIFFE Workload API has said last: an identity, or why there is
+/// none.
+pub(super) type Svid = Result<Arc<SecretData>, Arc<str>>;
 
 /// A credential held in memory: a `Secret` document, or one from Kubernetes.
 /// Keys are Istio's (`tls.crt`, `cert`, …); values are wiped when dropped.
@@ -79,7 +102,10 @@ pub(super) type Fingerprint = Vec<Option<(u64, u64, u64, i64, i64)>>;
 /// outcome in `watched`, whether it exists or not.
 pub(super) struct Finder<'a> {
     pub(super) settings: &'a SecretSettings,
-    pub(super) published: &'a Published,
+    /// In memory, first match wins.
+    pub(super) published: [&'a Published; 2],
+    /// Of the Workload API.
+    pub(super) svid: &'a Svid,
     /// Namespace of the client, searched first.
     pub(super) namespace: &'a str,
     pub(super) watched: Vec<PathBuf>,
@@ -91,14 +117,7 @@ impl Finder<'_> {
             Identity::None => None,
             Identity::Files { certificate, key } => Some(self.pair(certificate, key)?),
             Identity::Secret(name) => Some(self.credential_pair(tls, name)?),
-            Identity::Mesh => {
-                let mesh = self
-                    .settings
-                    .mesh
-                    .as_ref()
-                    .ok_or(SecretError::NoMeshIdentity)?;
-                Some(self.pair(&mesh.certificate, &mesh.key)?)
-            }
+            Identity::Mesh => Some((self.mesh(Purpose::Certificate)?, self.mesh(Purpose::Key)?)),
         };
         let mut pieces = Pieces {
             identity,
@@ -118,16 +137,47 @@ impl Finder<'_> {
             Trust::Secret(name) => {
                 (pieces.authorities, pieces.revocation) = self.credential_trust(tls, name)?;
             }
-            Trust::Mesh => {
-                let mesh = self
-                    .settings
-                    .mesh
-                    .as_ref()
-                    .ok_or(SecretError::NoMeshIdentity)?;
-                pieces.authorities = Some(self.file(Purpose::Authorities, &mesh.authorities)?);
-            }
+            Trust::Mesh => pieces.authorities = Some(self.mesh(Purpose::Authorities)?),
         }
         Ok(pieces)
+    }
+
+    /// A part of the mesh identity.
+    fn mesh(&mut self, purpose: Purpose) -> Result<Piece, SecretError> {
+        let place = match purpose {
+            Purpose::Certificate => 0,
+            Purpose::Key => 1,
+            Purpose::Authorities | Purpose::RevocationList => 2,
+        };
+        match &self.settings.mesh {
+            None => Err(SecretError::NoMeshIdentity),
+            Some(MeshIdentity::Directory(directory)) => {
+                let [first, second] = MESH_FILES.map(|names| directory.join(names[place]));
+                match self.file(purpose, &first) {
+                    Err(SecretError::Missing(..)) => self
+                        .file(purpose, &second)
+                        // The names that go first are the ones to tell.
+                        .map_err(|error| match error {
+                            SecretError::Missing(purpose, _) => {
+                                SecretError::Missing(purpose, first)
+                            }
+                            error => error,
+                        }),
+                    read => read,
+                }
+            }
+            Some(MeshIdentity::WorkloadApi(socket)) => {
+                let no_svid = |why: &str| SecretError::NoSvid(socket.clone(), why.to_owned());
+                let data = self.svid.as_ref().map_err(|why| no_svid(why))?;
+                let key = MESH_FILES[1][place];
+                let bytes = data.get(key).ok_or_else(|| no_svid("it is incomplete"))?;
+                Ok(Piece {
+                    path: PathBuf::from(format!("SPIFFE Workload API {}/{key}", socket.display())),
+                    bytes: Arc::clone(bytes),
+                    readable_by_others: false,
+                })
+            }
+        }
     }
 
     fn file(&mut self, purpose: Purpose, path: &Path) -> Result<Piece, SecretError> {
@@ -223,7 +273,7 @@ impl Finder<'_> {
             }
             seen.push(namespace);
             let key = (namespace.clone(), Arc::from(name));
-            if let Some(data) = self.published.get(&key) {
+            if let Some(data) = self.published.iter().find_map(|held| held.get(&key)) {
                 let place = format!("{namespace}/{name}");
                 found = found.or(Some(Credential::Memory(place, data.clone())));
             }

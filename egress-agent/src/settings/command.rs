@@ -27,6 +27,15 @@ pub fn command() -> Command {
         .long("print-settings")
         .action(ArgAction::SetTrue)
         .help("Print a settings file with every setting, its meaning and its default");
+    let cleanup = Arg::new("cleanup")
+        .long("cleanup")
+        .action(ArgAction::SetTrue)
+        .help("Detach the kernel programs that an agent left pinned, and exit")
+        .long_help(
+            "Detach the kernel programs that an agent left pinned under --bpffs, remove their \
+             maps, and exit. They stay when an agent ends, so that direct services go on and the \
+             others do as their on-agent-failure says. Refused while an agent runs.",
+        );
     Command::new("egress-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Transparent egress for Linux nodes: the agent")
@@ -44,6 +53,7 @@ pub fn command() -> Command {
         .arg(settings)
         .arg(check)
         .arg(example)
+        .arg(cleanup)
         .args(TABLE.iter().map(argument))
 }
 
@@ -51,6 +61,9 @@ const AFTER: &str = "\
 Each option is also a key of the settings file and an environment variable: --state-dir is
 `state-dir` and EGRESS_STATE_DIR. A flag goes before a variable, a variable before the file, and
 a list replaces the list of a lower rank whole.
+
+Started while another agent uses the same state directory, it takes over from that one: sockets
+are shared, and the other one drains and ends.
 
 Signals:
   SIGTERM, SIGINT  drain: take no new connection, wait for open ones up to the drain deadline,

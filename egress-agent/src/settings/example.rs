@@ -40,11 +40,19 @@ fn entry(text: &mut String, setting: &Setting) {
     }
     let _ = match (setting.key, setting.default, setting.separator) {
         ("workload", ..) => writeln!(text, "{WORKLOAD}"),
+        ("mesh-identity", ..) => writeln!(text, "#mesh-identity = \"/etc/egress/identity\""),
         ("cgroup", ..) => writeln!(text, "#cgroup = \"/sys/fs/cgroup/system.slice\""),
         ("locality", ..) => writeln!(text, "#locality = \"eu-west-1/eu-west-1a\""),
+        ("kubeconfig", ..) => writeln!(text, "#kubeconfig = \"/etc/egress/kubeconfig\""),
+        ("node-name", ..) => writeln!(text, "#node-name = \"node-1\""),
         ("dns-upstream", ..) => writeln!(
             text,
             "#dns-upstream = [\"192.0.2.53\", \"[2001:db8::53]:53\"]"
+        ),
+        ("outbound-in", ..) => writeln!(text, "#outbound-in = [\"payments=registry-only\"]"),
+        ("outbound-allow", ..) => writeln!(
+            text,
+            "#outbound-allow = [\"192.0.2.0/24\", \"192.0.2.1:123\", \"[2001:db8::/32]:443\"]"
         ),
         (key, Some(default), Some(_)) => writeln!(text, "#{key} = [\"{default}\"]"),
         (key, None, Some(_)) => writeln!(text, "#{key} = []"),

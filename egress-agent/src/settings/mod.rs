@@ -27,8 +27,9 @@ pub use example::example;
 pub use load::{Loaded, Sources};
 use table::settings;
 use value::{
-    AccessLog, AdminSocket, ClusterDomain, ConnectionLimit, LogFilter, LogFormat, MetricsListener,
-    NameServer, NamespaceName, Outbound, RefusalErrno, Switch, UnknownFields, Workers,
+    AccessLog, AdminSocket, AllowedDestination, ClusterDomain, ConnectionLimit, LogFilter,
+    LogFormat, MetricsListener, NameServer, NamespaceName, NamespaceOutbound, NodeName, Outbound,
+    RefusalErrno, Switch, UnknownFields, Workers,
 };
 
 settings! {
@@ -56,6 +57,15 @@ settings! {
             /// `cacert`, `ca.crl` or `crl`. A change takes effect on the next
             /// handshake.
             secrets_dir: PathBuf { "secrets-dir" "DIR" Start default "/etc/egress/secrets" }
+
+            /// Identity that `tls.mode: ISTIO_MUTUAL` presents, and the roots
+            /// that it trusts.
+            ///
+            /// A directory with `cert-chain.pem`, `key.pem` and `root-cert.pem`
+            /// (Istio's names) or `tls.crt`, `tls.key` and `ca.crt`, read again
+            /// when they change; or `unix:PATH`, the socket of a SPIFFE Workload
+            /// API. Without it such connections are refused.
+            mesh_identity: Option<PathBuf> { "mesh-identity" "DIR|unix:PATH" Start }
 
             /// Namespace whose exported DestinationRules apply to all others.
             root_namespace: NamespaceName { "root-namespace" "NAME" Reload default "istio-system" }
@@ -92,15 +102,63 @@ settings! {
             workload: Vec<Rule> { "workload" "PATTERN=NAMESPACE[,LABEL=VALUE]" Reload separator ';' }
         }
 
+        "Kubernetes" {
+            /// Take policy, callers and Secrets from a Kubernetes API server:
+            /// ServiceEntry, DestinationRule and VirtualService objects, the
+            /// pods of this node, and the Secrets that policies name.
+            ///
+            /// While the server is away, what it had last stays in force, also
+            /// over a restart, except for Secrets, which are never written to
+            /// disk.
+            kubernetes: Switch { "kubernetes" "on|off" Start default "off" }
+
+            /// Kubeconfig that says where the API server is and who we are.
+            ///
+            /// Default: the service account of the pod that the agent runs in.
+            kubeconfig: Option<PathBuf> { "kubeconfig" "PATH" Start }
+
+            /// Name of the Node object of this host, which chooses the pods.
+            ///
+            /// Default: the host's name in lower case.
+            node_name: Option<NodeName> { "node-name" "NAME" Start }
+
+            /// Tell problems of a policy object to it, as Events and as the
+            /// condition `egress-agent.dev/Accepted` of its status.
+            kubernetes_report: Switch { "kubernetes-report" "on|off" Start default "on" }
+        }
+
         "Outbound" {
-            /// What happens to connections to destinations that are not
-            /// registered: `allow-any` lets them pass untouched,
+            /// What happens to connections and datagrams to destinations that
+            /// are not registered: `allow-any` lets them pass untouched,
             /// `registry-only` refuses them.
+            ///
+            /// Always allowed are loopback, DNS as far as the agent answers or
+            /// forwards it, the agent's own connections, and what
+            /// `outbound-allow` lists. DHCP and NTP clients must be listed
+            /// there.
             outbound: Outbound { "outbound" "allow-any|registry-only" Reload default "allow-any" }
 
             /// Error that `connect` and `sendmsg` give for a refused
             /// destination under `registry-only`.
             outbound_errno: RefusalErrno { "outbound-errno" "ECONNREFUSED|EPERM|EACCES|EHOSTUNREACH|ENETUNREACH" Reload default "ECONNREFUSED" }
+
+            /// Time that open connections to an address have to end after it
+            /// disappeared from DNS (`resolution: DNS`). New ones do not go
+            /// there. `0s` cuts them at once.
+            dns_drain_grace: Duration { "dns-drain-grace" "DURATION" Start default "30s" }
+
+            /// Another mode for the callers of one namespace; may be given
+            /// several times.
+            outbound_in: Vec<NamespaceOutbound> { "outbound-in" "NAMESPACE=allow-any|registry-only" Reload separator ',' }
+
+            /// Destinations that are allowed under `registry-only` although
+            /// nothing registers them: a network or an address, and a port
+            /// where only that one is meant; may be given several times.
+            outbound_allow: Vec<AllowedDestination> { "outbound-allow" "CIDR[:PORT]" Reload separator ',' }
+
+            /// Keep count of unregistered destinations by caller, for
+            /// `egressctl observe`. Refusals are counted in any case.
+            observe: Switch { "observe" "on|off" Reload default "on" }
 
             /// Connections through the agent that may be open at once; further
             /// ones are reset. `auto` is what the limit of open descriptors

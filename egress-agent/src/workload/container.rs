@@ -130,6 +130,14 @@ pub fn identify(path: &str) -> Identity {
     identity
 }
 
+/// The pod whose own cgroup this is, not one of its containers'.
+pub fn pod_of(path: &str) -> Option<Pod> {
+    let last = path.rsplit('/').next()?;
+    let slice = last.split_once(':').map_or(last, |(slice, _)| slice);
+    pod(slice, Qos::Guaranteed)?;
+    identify(path).pod
+}
+
 fn pod(segment: &str, class: Qos) -> Option<Pod> {
     // cgroupfs driver: the directory `podUID`.
     if let Some(uid) = segment.strip_prefix("pod").filter(|uid| is_uid(uid, b'-')) {

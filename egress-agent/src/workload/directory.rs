@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 use super::Workload;
 use super::container::identify;
 use super::hierarchy::Hierarchy;
+use super::pods::Pods;
 use super::rules::{Rule, classify};
 use crate::policy::model::Labels;
 use crate::policy::snapshot::Client;
@@ -27,11 +29,15 @@ struct Shared {
     known: ArcSwap<Known>,
     /// Taken to find out or to change rules, and when the last walk was.
     finding: Mutex<Option<Instant>>,
+    /// Pods that had no cgroup at the last look.
+    homeless: AtomicUsize,
 }
 
 #[derive(Clone, Debug)]
 struct Known {
     rules: Arc<Rules>,
+    /// Pods of this node.
+    pods: Arc<Pods>,
     workloads: HashMap<u64, Arc<Workload>>,
     /// A caller of whom nothing is known.
     stranger: Arc<Workload>,
@@ -52,9 +58,10 @@ const FIND_DEADLINE: Duration = Duration::from_millis(500);
 const CAPACITY: usize = 65_536;
 
 impl Known {
-    fn new(rules: Rules) -> Self {
+    fn new(rules: Rules, pods: Arc<Pods>) -> Self {
         let mut known = Self {
             rules: Arc::new(rules),
+            pods,
             workloads: HashMap::new(),
             stranger: Arc::new(Workload {
                 client: Client {
@@ -64,6 +71,7 @@ impl Known {
                 name: "unknown".into(),
                 cgroup: "".into(),
                 identity: super::container::Identity::default(),
+                pod: None,
             }),
         };
         let mut stranger = Workload::clone(&known.stranger);
@@ -75,16 +83,23 @@ impl Known {
     fn workload(&self, path: &str) -> Workload {
         let identity = identify(path);
         let rule = classify(&self.rules.list, path);
+        let pod = identity.pod.as_ref();
+        let pod = pod.and_then(|pod| self.pods.get(&pod.uid)).cloned();
         let name = rule
             .and_then(|rule| rule.name.clone())
+            .or_else(|| pod.as_ref().map(|pod| Arc::clone(&pod.workload)))
             .or_else(|| identity.name().map(Arc::from))
             .unwrap_or_else(|| path.into());
-        let client = match rule {
-            Some(rule) => Client {
+        let client = match (rule, &pod) {
+            (Some(rule), _) => Client {
                 namespace: Arc::clone(&rule.namespace),
                 labels: Arc::clone(&rule.labels),
             },
-            None => Client {
+            (None, Some(pod)) => Client {
+                namespace: Arc::clone(&pod.namespace),
+                labels: Arc::clone(&pod.labels),
+            },
+            (None, None) => Client {
                 namespace: Arc::clone(&self.rules.default),
                 labels: Arc::new(Labels::new()),
             },
@@ -94,6 +109,7 @@ impl Known {
             name,
             cgroup: path.into(),
             identity,
+            pod,
         }
     }
 }
@@ -107,8 +123,9 @@ impl Directory {
         };
         Self(Arc::new(Shared {
             hierarchy,
-            known: ArcSwap::from_pointee(Known::new(rules)),
+            known: ArcSwap::from_pointee(Known::new(rules, Arc::default())),
             finding: Mutex::new(None),
+            homeless: AtomicUsize::new(0),
         }))
     }
 
@@ -120,10 +137,34 @@ impl Directory {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let old = self.0.known.load();
-        let mut new = Known::new(Rules {
+        let rules = Rules {
             list: rules.to_vec(),
             default: Arc::clone(&default.0),
-        });
+        };
+        self.judge(Known::new(rules, Arc::clone(&old.pods)), &old);
+    }
+
+    /// Namespaces of callers that rules and pods name.
+    pub fn namespaces(&self) -> std::collections::BTreeSet<Arc<str>> {
+        let known = self.0.known.load();
+        let rules = known.rules.list.iter().map(|rule| &rule.namespace);
+        let pods = known.pods.values().map(|pod| &pod.namespace);
+        rules.chain(pods).cloned().collect()
+    }
+
+    /// Takes over which pods run on this node. What is known is judged anew.
+    pub fn set_pods(&self, pods: Pods) {
+        let _finding = self
+            .0
+            .finding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let old = self.0.known.load();
+        let new = Known::new(Rules::clone(&old.rules), Arc::new(pods));
+        self.judge(new, &old);
+    }
+
+    fn judge(&self, mut new: Known, old: &Known) {
         new.workloads = old
             .workloads
             .iter()
@@ -220,7 +261,7 @@ impl Directory {
         self.learn_all()
     }
 
-    /// The cgroups that a rule names, each with its id: what the kernel must
+    /// The cgroups that a rule names and those of pods, each with its id: what the kernel must
     /// know, since it goes by the nearest ancestor. Blocks; does not change
     /// what is known.
     ///
@@ -229,17 +270,25 @@ impl Directory {
     pub fn matching(&self) -> io::Result<Vec<(u64, Arc<Workload>)>> {
         let known = self.0.known.load();
         let mut found = Vec::new();
+        let mut pods = std::collections::HashSet::new();
         self.0.hierarchy.walk(|id, path| {
-            if known
-                .rules
-                .list
-                .iter()
-                .any(|rule| rule.cgroup.matches(path))
-            {
+            let named = |rule: &Rule| rule.cgroup.matches(path);
+            let pod = super::container::pod_of(path);
+            let pod = pod.filter(|pod| known.pods.contains_key(&pod.uid));
+            if pod.is_some() || known.rules.list.iter().any(named) {
                 found.push((id, Arc::new(known.workload(path))));
             }
+            pods.extend(pod.map(|pod| pod.uid));
         })?;
+        let homeless = known.pods.len().saturating_sub(pods.len());
+        self.0.homeless.store(homeless, Ordering::Relaxed);
         Ok(found)
+    }
+
+    /// Pods that had no cgroup yet when [`matching`](Self::matching) looked
+    /// last.
+    pub fn homeless(&self) -> usize {
+        self.0.homeless.load(Ordering::Relaxed)
     }
 
     /// How many are known.
@@ -383,5 +432,60 @@ mod tests {
         ];
         expected.sort();
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn pods_give_their_cgroups_namespace_and_labels() {
+        use super::super::pods::PodInfo;
+        let (home, hierarchy, directory) =
+            directory(&["kubepods/podaaaaaaaa-0000-4000-8000-000000000003=named"]);
+        let uid = |n: u8| format!("aaaaaaaa-0000-4000-8000-00000000000{n}");
+        let systemd = format!(
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice",
+            uid(1).replace('-', "_")
+        );
+        let cgroupfs = format!("kubepods/besteffort/pod{}", uid(2));
+        let named = format!("kubepods/pod{}", uid(3));
+        for pod in [&systemd, &cgroupfs, &named] {
+            fs::create_dir_all(home.path().join(pod).join("container")).unwrap();
+        }
+        let pod = |n: u8| {
+            let info = PodInfo {
+                namespace: format!("ns{n}").into(),
+                name: format!("shop-{n}").into(),
+                workload: "shop".into(),
+                labels: Arc::new([("app".into(), "shop".into())].into()),
+                service_account: "default".into(),
+            };
+            (uid(n).into(), Arc::new(info))
+        };
+        directory.set_pods([pod(1), pod(2), pod(3)].into());
+        directory.refresh().unwrap();
+        let who = |path: &str| {
+            let id = hierarchy.id(path).unwrap();
+            directory.known(id).unwrap().client.namespace.to_string()
+        };
+        assert_eq!(who(&format!("{systemd}/container")), "ns1");
+        assert_eq!(who(&cgroupfs), "ns2");
+        // What the settings say goes first.
+        assert_eq!(who(&format!("{named}/container")), "named");
+        let told: Vec<u64> = directory
+            .matching()
+            .unwrap()
+            .iter()
+            .map(|(id, _)| *id)
+            .collect();
+        assert_eq!(told.len(), 3, "the pods' own cgroups and no others");
+        assert_eq!(directory.homeless(), 0);
+        let workload = directory.of_path(&format!("/{systemd}/container")).unwrap();
+        assert_eq!(&*workload.name, "shop");
+        assert_eq!(&*workload.pod.unwrap().name, "shop-1");
+
+        directory.set_pods([pod(4)].into());
+        assert_eq!(directory.matching().unwrap().len(), 1);
+        assert_eq!(directory.homeless(), 1);
+        directory.set_pods(Pods::new());
+        assert_eq!(who(&cgroupfs), "default");
+        assert_eq!(directory.matching().unwrap().len(), 1);
     }
 }

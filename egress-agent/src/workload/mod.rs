@@ -8,6 +8,9 @@
 pub mod container;
 pub mod directory;
 pub mod hierarchy;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+pub mod pods;
 pub mod rules;
 
 use std::sync::Arc;
@@ -25,4 +28,6 @@ pub struct Workload {
     pub cgroup: Arc<str>,
     /// What the path says.
     pub identity: container::Identity,
+    /// The pod, where a Kubernetes API server says which.
+    pub pod: Option<Arc<pods::PodInfo>>,
 }

@@ -25,7 +25,8 @@ use egress_common::{
 };
 
 const CGROUP_VARIABLE: &str = "EGRESS_KERNEL_TEST_CGROUP";
-const DEADLINE: Duration = Duration::from_mins(1);
+/// For a hang, not for a slow machine: emulated processors take long.
+const DEADLINE: Duration = Duration::from_mins(3);
 
 /// Runs `body` in the lab. `name` is the test's own name.
 pub(crate) fn in_lab(name: &str, body: impl FnOnce()) {
@@ -118,6 +119,15 @@ impl Drop for Cgroup {
     }
 }
 
+/// Waits until something is so.
+pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(5), "it never was");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Id of a cgroup: its inode number.
 pub(crate) fn cgroup_id(path: &Path) -> u64 {
     fs::metadata(path).unwrap().ino()
@@ -126,6 +136,18 @@ pub(crate) fn cgroup_id(path: &Path) -> u64 {
 /// Moves this process.
 pub(crate) fn enter_cgroup(path: &Path) {
     fs::write(path.join("cgroup.procs"), "0").unwrap();
+}
+
+/// The cgroup of a test that attaches by itself.
+pub(crate) struct Unattached {
+    pub(crate) cgroup: PathBuf,
+}
+
+impl Unattached {
+    /// Leaves the captured cgroup.
+    pub(crate) fn leave(&self) {
+        enter_cgroup(self.cgroup.parent().unwrap());
+    }
 }
 
 /// The agent's side: kernel programs and listeners. The calling process is a
@@ -150,6 +172,8 @@ pub(crate) const SETTINGS: KernelSettings = KernelSettings {
     registry_only: false,
     dns: true,
     log: false,
+    errno: 0,
+    observe: false,
 };
 
 impl Lab {
@@ -157,13 +181,20 @@ impl Lab {
         Self::with(SETTINGS)
     }
 
-    pub(crate) fn with(settings: KernelSettings) -> Self {
+    /// The network of a test, with nothing attached yet.
+    pub(crate) fn unattached() -> Unattached {
         let up = Command::new("ip")
             .args(["link", "set", "lo", "up"])
             .status()
             .unwrap();
         assert!(up.success());
-        let cgroup = PathBuf::from(env::var_os(CGROUP_VARIABLE).unwrap());
+        Unattached {
+            cgroup: PathBuf::from(env::var_os(CGROUP_VARIABLE).unwrap()),
+        }
+    }
+
+    pub(crate) fn with(settings: KernelSettings) -> Self {
+        let Unattached { cgroup } = Self::unattached();
         let kernel = Kernel::attach(&Options {
             cgroup: Some(cgroup.clone()),
             ..Options::default()
@@ -241,7 +272,7 @@ impl Lab {
         let (length, from) = socket.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], query);
         socket.send_to(answer, from).unwrap();
-        self.kernel.resolver(slot).unwrap().expect("a resolver")
+        self.kernel.resolver(slot).unwrap().expect("a resolver").0
     }
 
     /// The same on an IPv6 DNS socket.
@@ -250,7 +281,7 @@ impl Lab {
         let (length, from) = self.dns6[slot].recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], query);
         self.dns6[slot].send_to(answer, from).unwrap();
-        self.kernel.resolver6(slot).unwrap().expect("a resolver")
+        self.kernel.resolver6(slot).unwrap().expect("a resolver").0
     }
 
     pub(crate) fn cgroup_id(&self) -> u64 {

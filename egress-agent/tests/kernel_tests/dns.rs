@@ -1,6 +1,7 @@
 //! DNS capture: the query reaches the agent with the resolver that was meant,
 //! and the answer seems to come from it.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use egress_agent::capture::KernelSettings;
 use egress_agent::capture::sockets::Sockets;
 use egress_common::{DNS6_PORTS, SERVICE_DNS};
 
-use crate::kernel_lab::{Lab, SETTINGS, in_lab};
+use crate::kernel_lab::{Lab, SETTINGS, cgroup_id, in_lab};
 
 const ONE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const TWO: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -254,5 +255,36 @@ fn the_agents_own_queries_pass() {
             stub.recv_from(&mut buffer).unwrap();
         }
         assert_eq!(lab.kernel.counters().unwrap().dns, 0);
+    });
+}
+
+/// Two callers in one network namespace whose policy namespaces differ ask one
+/// resolver: each has a slot of its own, which tells the scope.
+#[test]
+fn callers_of_two_scopes_never_share_a_slot() {
+    in_lab("dns::callers_of_two_scopes_never_share_a_slot", || {
+        let lab = Lab::new();
+        let path = lab.child_cgroup("scoped");
+        let scope = 7;
+        lab.kernel
+            .sync_scopes(&HashMap::from([(cgroup_id(&path), scope)]))
+            .unwrap();
+        let ask = || {
+            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+            client.send_to(b"query", "192.0.2.53:53").unwrap();
+            client
+        };
+        let _first = ask();
+        lab.enter();
+        let _second = ask();
+        let resolver: SocketAddr = "192.0.2.53:53".parse().unwrap();
+        assert_eq!(lab.kernel.resolver(0).unwrap(), Some((resolver, scope)));
+        assert_eq!(
+            lab.kernel.resolver(1).unwrap(),
+            Some((resolver, SETTINGS.default_scope))
+        );
+        lab.answer4(0, b"query", b"answer");
+        lab.answer4(1, b"query", b"answer");
+        std::fs::remove_dir(path).unwrap();
     });
 }

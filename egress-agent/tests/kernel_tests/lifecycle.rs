@@ -61,8 +61,8 @@ fn the_self_test_fails_when_another_program_refuses() {
                 Err(CaptureError::NotCaptured { .. })
             ));
             let programs = lab.kernel.programs().unwrap();
-            assert_eq!(programs.len(), 20);
-            assert_eq!(programs.iter().filter(|program| program.ours).count(), 10);
+            assert_eq!(programs.len(), 22);
+            assert_eq!(programs.iter().filter(|program| program.ours).count(), 11);
             let foreign = programs
                 .iter()
                 .find(|program| !program.ours && program.hook == "connect4")
@@ -70,7 +70,7 @@ fn the_self_test_fails_when_another_program_refuses() {
             assert_eq!(foreign.name, "egress_connect4");
             assert_eq!(foreign.position, 1);
             drop(other);
-            assert_eq!(lab.kernel.programs().unwrap().len(), 10);
+            assert_eq!(lab.kernel.programs().unwrap().len(), 11);
         },
     );
 }
@@ -92,7 +92,7 @@ fn after_the_agent_nothing_is_attached() {
         })
         .unwrap();
         let programs = fresh.programs().unwrap();
-        assert_eq!(programs.len(), 10, "{programs:?}");
+        assert_eq!(programs.len(), 11, "{programs:?}");
         assert!(programs.iter().all(|program| program.ours));
         // A fresh set lets everything pass until it is configured.
         let error = TcpStream::connect((HOST, 80)).unwrap_err();
@@ -107,13 +107,18 @@ fn what_is_missing_is_said() {
             Kernel::attach(&Options {
                 cgroup: Some(cgroup.into()),
                 bpffs: bpffs.map(PathBuf::from),
+                ..Options::default()
             })
             .unwrap_err()
             .to_string()
         };
         assert!(attach("/tmp", None).contains("/tmp is not a directory of a cgroup v2"));
         assert!(attach("/nonexistent", None).contains("cannot open the cgroup /nonexistent"));
-        assert!(attach("/tmp", Some("/tmp")).contains("/tmp is not on a bpf file system"));
+        let cgroup = Lab::unattached().cgroup;
+        assert!(
+            attach(cgroup.to_str().unwrap(), Some("/tmp"))
+                .contains("/tmp is not on a bpf file system")
+        );
     });
 }
 
@@ -122,7 +127,7 @@ fn the_verifier_is_far_from_its_limit() {
     in_lab("lifecycle::the_verifier_is_far_from_its_limit", || {
         let lab = Lab::new();
         let counts = lab.kernel.verified_instructions();
-        assert_eq!(counts.len(), 10);
+        assert_eq!(counts.len(), 11);
         for (name, count) in counts {
             println!("{name}: {count:?} instructions verified");
             assert!(count.is_none_or(|count| count < 100_000), "{name}");

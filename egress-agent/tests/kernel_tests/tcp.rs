@@ -267,8 +267,9 @@ fn registry_only_refuses_what_is_not_registered() {
         TcpStream::connect(server.local_addr().unwrap()).unwrap();
         let server = TcpListener::bind("[::1]:0").unwrap();
         TcpStream::connect(server.local_addr().unwrap()).unwrap();
-        let error = TcpStream::connect("192.0.2.1:53").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
+        // DNS that does not go through the agent is a destination like others.
+        refused(TcpStream::connect("192.0.2.1:53"));
+        assert_eq!(lab.kernel.counters().unwrap().refused_unregistered, 3);
         let _client = TcpStream::connect((HOST, 80)).unwrap();
         assert!(lab.accept(&lab.tcp4).2.is_some());
     });
@@ -469,4 +470,22 @@ fn one_source_port_may_serve_two_listeners() {
         assert_eq!(two.original, SocketAddr::from(([192, 0, 2, 53], 53)));
         assert_eq!(one.peer, two.peer);
     });
+}
+
+/// As on a machine that has just booted: its age is below the limit.
+#[test]
+fn a_stopped_heartbeat_does_not_wait_for_the_limit() {
+    in_lab(
+        "tcp::a_stopped_heartbeat_does_not_wait_for_the_limit",
+        || {
+            let lab = Lab::with(KernelSettings {
+                heartbeat_limit: Duration::from_hours(24 * 365 * 100),
+                ..SETTINGS
+            });
+            lab.register(&[(exact(HOST, 80), value(1, VERDICT_PROXY))]);
+            lab.kernel.stop_heartbeat().unwrap();
+            refused(TcpStream::connect((HOST, 80)));
+            assert_eq!(lab.kernel.counters().unwrap().refused_agent_down, 1);
+        },
+    );
 }

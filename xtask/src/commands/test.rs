@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::cargo::{binaries, cargo};
-use crate::commands::{build, lint};
+use crate::commands::{build, lint, package};
 use crate::counts::Counts;
 use crate::failure::Failure;
 use crate::host;
@@ -84,6 +84,9 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     }
     if all.passed == 0 {
         return Err(Failure::new("no test has such a name"));
+    }
+    if arguments.long && arguments.filter.is_none() {
+        package::check_debug()?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,9 +20,9 @@ pub(crate) struct Suite {
 }
 
 /// Programs of this system that the lab and its tests call.
-const PROGRAMS: [&str; 11] = [
-    "bash", "bpftool", "curl", "dnsmasq", "ip", "nginx", "nsenter", "python3", "setpriv", "setsid",
-    "unshare",
+const PROGRAMS: [&str; 13] = [
+    "bash", "bpftool", "curl", "dnsmasq", "ip", "mount", "nginx", "nsenter", "python3", "setpriv",
+    "setsid", "umount", "unshare",
 ];
 
 /// Modules that the kernels do not have built in.
@@ -49,7 +49,7 @@ pub(crate) fn build(
     for directory in [
         "bin",
         "dev",
-        "etc",
+        "etc/ssl/certs",
         "proc",
         "root",
         "run",
@@ -87,18 +87,25 @@ pub(crate) fn build(
         b"root:x:0:\nnogroup:x:65534:\nwww-data:x:33:\n",
     )?;
     root.write("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")?;
+    root.write("etc/resolv.conf", b"")?;
+    let roots = "etc/ssl/certs/ca-certificates.crt";
+    let bundle = fs::read(Path::new("/").join(roots)).map_err(|e| Failure::io(roots, &e))?;
+    root.write(roots, &bundle)?;
     root.write("etc/nsswitch.conf", b"hosts: files dns\n")?;
     root.write("init", init(suites, &load, filter).as_bytes())?;
     root.executable("init")?;
     root.archive(&folder.join("initramfs"))
 }
 
-/// What the machine runs first, and all that it runs.
+/// What the machine runs first, and all that it runs. Busybox fills in only
+/// what is not there as a program: its shell would take its own applets, which
+/// know fewer options.
 fn init(suites: &[Suite], load: &str, filter: Option<&str>) -> String {
     let mut script = String::from(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
          for p in /usr/bin/*; do ln -sf $p /bin/; done\n\
+         ln -sf bash /bin/sh\n\
          export PATH=/usr/bin:/bin HOME=/root EGRESS_BIN_DIR=/tests/bin RUST_LIB_BACKTRACE=0\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sys /sys\n\

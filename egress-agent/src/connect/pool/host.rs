@@ -17,13 +17,15 @@ use super::http1::Connection;
 use super::lease::{Held, Http1, Http2, Lease};
 use super::{DialRequest, Dialled, Identity, Io, Key, Payload, Pool, Reach, Version};
 use crate::endpoint::resolved::Destination;
-use crate::endpoint::{ConnectionGuard, EndpointSet, Outcome, Permit, Picked};
+use crate::endpoint::{ConnectionGuard, Endpoint, EndpointSet, Outcome, Permit, Picked};
 use crate::flag::Side;
 use crate::policy::model::{ConnectionPool, TrafficPolicy};
 
 /// While a request waits for a place under `maxConnections`, other workers may
 /// give one back without our being told; so it is asked for again.
 const PERMIT_POLL: Duration = Duration::from_millis(20);
+/// How often idle connections are looked at for an address that vanished.
+const GONE_POLL: Duration = Duration::from_secs(5);
 
 /// What kind of connection a request wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +43,7 @@ pub struct Host<B, S> {
     pool: Weak<Pool<B, S>>,
     key: Key,
     set: Arc<EndpointSet>,
+    endpoint: Arc<Endpoint>,
     policy: Arc<TrafficPolicy>,
     /// Idle HTTP/1 connections; the one used last is used next, so that the
     /// rest can grow old.
@@ -78,12 +81,14 @@ where
         pool: Weak<Pool<B, S>>,
         key: Key,
         set: Arc<EndpointSet>,
+        endpoint: Arc<Endpoint>,
         policy: Arc<TrafficPolicy>,
     ) -> Rc<Self> {
         Rc::new(Self {
             pool,
             key,
             set,
+            endpoint,
             policy,
             idle: RefCell::default(),
             http2: RefCell::default(),
@@ -100,9 +105,10 @@ where
         &self.key
     }
 
-    /// Whether connections made here fit `policy`.
+    /// Whether connections made here fit `policy`, and the address is still
+    /// one of the service's.
     pub(super) fn serves(&self, policy: &Arc<TrafficPolicy>) -> bool {
-        Arc::ptr_eq(&self.policy, policy) || *self.policy == **policy
+        !self.endpoint.is_gone() && (Arc::ptr_eq(&self.policy, policy) || *self.policy == **policy)
     }
 
     /// Whether this is the host for a pick, and takes requests.
@@ -114,6 +120,7 @@ where
         identity: &Identity,
     ) -> bool {
         !self.retired.get()
+            && !self.endpoint.is_gone()
             && Arc::ptr_eq(&self.set, set)
             && Arc::ptr_eq(&self.policy, policy)
             && self.key.destination == *destination
@@ -232,6 +239,8 @@ where
         let _waiting = Counted::new(&self.waiting);
         let started = Instant::now();
         let deadline = started + super::PENDING_TIMEOUT;
+        // Set while only a place under `maxConnections` is missing.
+        let mut wanted = None;
         loop {
             let notified = self.wake.notified();
             if want != Want::Fresh
@@ -253,6 +262,10 @@ where
                     tokio::task::yield_now().await;
                     continue;
                 }
+                if wanted.is_none() {
+                    wanted = Some(self.set.want_connection());
+                }
+                self.set.ask_for_connection();
             }
             let now = Instant::now();
             if now >= deadline {
@@ -355,6 +368,8 @@ where
             .is_some_and(|most| http1.requests >= most);
         if used_up
             || self.retired.get()
+            || self.endpoint.is_gone()
+            || self.is_wanted_elsewhere()
             || !http1.connection.is_reusable()
             || self.too_old(http1.opened)
         {
@@ -374,6 +389,14 @@ where
         if self.waiting.get() > 0 {
             self.wake.notify_one();
         }
+    }
+
+    /// Whether a free connection goes to a request that waits elsewhere (at
+    /// another worker, for another address): by lot, so that each waits its
+    /// share.
+    fn is_wanted_elsewhere(&self) -> bool {
+        let wanted = self.set.connections_wanted();
+        wanted > 0 && fastrand::u32(..wanted) >= self.waiting.get()
     }
 
     /// A stream of an HTTP/2 connection has ended.
@@ -400,12 +423,19 @@ where
         }
         // Until the task has run for the first time.
         *self.reaper.borrow_mut() = Some(Waker::noop().clone());
-        let host = Rc::downgrade(self);
+        let (host, set) = (Rc::downgrade(self), Arc::clone(&self.set));
+        let mut asked = Box::pin(set.connection_asked_for());
         let mut timer = Box::pin(sleep_until(Instant::now()));
         spawn_local(poll_fn(move |cx| {
             let Some(host) = host.upgrade() else {
                 return Poll::Ready(());
             };
+            while asked.as_mut().poll(cx).is_ready() {
+                asked.set(set.connection_asked_for());
+                if host.is_wanted_elsewhere() {
+                    host.close_one_idle();
+                }
+            }
             loop {
                 *host.reaper.borrow_mut() = Some(cx.waker().clone());
                 let Some(next) = host.sweep(cx) else {
@@ -432,7 +462,10 @@ where
     fn sweep(&self, cx: &mut Context<'_>) -> Option<Instant> {
         let now = Instant::now();
         let longest = self.limits().http_idle_timeout;
-        let stays = |since: Instant| longest.is_none_or(|longest| now < since + longest);
+        // An address that vanished (from DNS, or from the policy) gets no
+        // further request; what is under way may end.
+        let gone = self.endpoint.is_gone();
+        let stays = |since: Instant| !gone && longest.is_none_or(|longest| now < since + longest);
         let mut idle = self.idle.borrow_mut();
         let mut at = 0;
         while at < idle.len() {
@@ -455,7 +488,8 @@ where
             .min()?;
         // Without a timeout there is still the list to be kept short.
         let longest = longest.unwrap_or(Duration::from_hours(1));
-        Some((oldest + longest).max(now + Duration::from_millis(100)))
+        let next = (oldest + longest).min(now + GONE_POLL);
+        Some(next.max(now + Duration::from_millis(100)))
     }
 }
 

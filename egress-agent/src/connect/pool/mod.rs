@@ -207,7 +207,7 @@ where
         let mut hosts = self.hosts.borrow_mut();
         let make = |key: Key| {
             let (pool, set, policy) = (Rc::downgrade(self), Arc::clone(set), Arc::clone(policy));
-            Host::new(pool, key, set, policy)
+            Host::new(pool, key, set, Arc::clone(&picked.endpoint), policy)
         };
         match hosts.entry(key) {
             Entry::Vacant(entry) => {
@@ -231,6 +231,18 @@ where
         for (_, host) in self.hosts.borrow_mut().drain() {
             host.retire();
         }
+    }
+
+    /// Closes idle connections of a network namespace (by cookie) that its
+    /// callers have left; busy ones finish what they are at.
+    pub fn leave_namespace(&self, netns: u64) {
+        self.hosts.borrow_mut().retain(|key, host| {
+            let left = key.identity.netns == netns;
+            if left {
+                host.retire();
+            }
+            !left
+        });
     }
 
     /// Number of addresses that connections are kept for.

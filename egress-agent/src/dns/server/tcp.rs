@@ -112,6 +112,7 @@ impl Connection {
                             upstream.settle(&answer);
                         }
                         Counters::count(&self.server.counters.forwarded);
+                        self.server.registry.seen().learn(&answer);
                         self.answer(&answer).await?;
                     }
                     ended => self.lose(ended).await?,

@@ -24,11 +24,20 @@ const SLOT: u32 = 300;
 struct Table(SocketAddr);
 
 impl ResolverTable for Table {
-    fn v4(&self, slot: u32) -> Option<SocketAddr> {
-        (slot == SLOT).then_some(self.0)
+    fn v4(&self, slot: u32) -> Option<Asked> {
+        (slot == SLOT).then(|| self.asked())
     }
-    fn v6(&self, slot: u32) -> Option<SocketAddr> {
-        (slot == 6).then_some(self.0)
+    fn v6(&self, slot: u32) -> Option<Asked> {
+        (slot == 6).then(|| self.asked())
+    }
+}
+
+impl Table {
+    fn asked(&self) -> Asked {
+        Asked {
+            resolver: self.0,
+            namespace: "default".into(),
+        }
     }
 }
 
@@ -56,12 +65,10 @@ impl Room {
         let counters = Arc::new(Counters::default());
         let forwarder = Forwarder::new(Sockets::unmarked(), NetNs::current().unwrap())
             .with_limit(Duration::from_millis(300));
-        let namespace: Arc<str> = "default".into();
         let server = Server::new(
             registry,
             forwarder,
             Arc::new(Table(resolver)),
-            Arc::new(namespace),
             Arc::clone(&counters),
             true,
         );

@@ -1,5 +1,6 @@
 //! DNS over UDP.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,11 +15,25 @@ use tokio::time::{sleep, timeout};
 
 use super::super::DnsError;
 use super::super::answer::{Transport, Verdict};
-use super::{Counters, Server, is_ours, slot_of};
+use super::{Asked, Counters, Server, is_ours, slot_of};
 use crate::accept::pktinfo::{self, Datagram};
 
 /// Longest time that an answer waits for room in the socket's buffer.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Room for the longest datagram. Each network namespace has many sockets,
+    /// and a query is short, so they share one and keep a copy.
+    static SCRATCH: RefCell<Box<[u8]>> =
+        RefCell::new(vec![0; usize::from(u16::MAX)].into_boxed_slice());
+}
+
+fn with_scratch<T>(receive: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Result<T> {
+    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut buffer) => receive(&mut buffer),
+        Err(_) => Err(io::ErrorKind::ResourceBusy.into()),
+    })
+}
 
 /// Serves the IPv4 listener: one non-blocking socket on `0.0.0.0`. Ends only
 /// with an error.
@@ -31,31 +46,35 @@ pub async fn serve_v4(
 ) -> Result<Infallible, DnsError> {
     pktinfo::enable(&socket).map_err(DnsError::Socket)?;
     let socket = Arc::new(UdpSocket::from_std(socket).map_err(DnsError::Socket)?);
-    let mut buffer = vec![0; usize::from(u16::MAX)].into_boxed_slice();
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
         let received = socket
             .async_io(Interest::READABLE, || {
-                pktinfo::receive(&socket, &mut buffer)
+                with_scratch(|buffer| {
+                    let datagram = pktinfo::receive(&socket, buffer)?;
+                    Ok((datagram, Box::from(&buffer[..datagram.length])))
+                })
             })
             .await;
-        let Datagram {
-            length,
-            source,
-            destination,
-            ..
-        } = match received {
-            Ok(datagram) => datagram,
+        let (
+            Datagram {
+                source,
+                destination,
+                ..
+            },
+            query,
+        ): (Datagram, Box<[u8]>) = match received {
+            Ok(received) => received,
             Err(error) => {
                 pause(&error).await;
                 continue;
             }
         };
-        let resolver = slot_of(destination)
+        let asked = slot_of(destination)
             .and_then(|slot| server.resolvers.v4(slot))
-            .filter(|resolver| !is_ours(*resolver));
-        let Some(resolver) = resolver else {
+            .filter(|asked| !is_ours(asked.resolver));
+        let Some(asked) = asked else {
             tracing::debug!(%source, %destination, "dropped a datagram that stands for no resolver");
             Counters::count(&server.counters.dropped);
             continue;
@@ -65,7 +84,7 @@ pub async fn serve_v4(
             from: Some(destination),
             to: source.into(),
         };
-        serve(&server, &buffer[..length], resolver, reply, &mut tasks).await;
+        serve(&server, query, asked, reply, &mut tasks).await;
     }
 }
 
@@ -90,18 +109,25 @@ pub async fn serve_v6(
 }
 
 async fn serve_slot(server: Arc<Server>, socket: Arc<UdpSocket>, slot: u32) -> Infallible {
-    let mut buffer = vec![0; usize::from(u16::MAX)].into_boxed_slice();
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
-        let (length, source) = match socket.recv_from(&mut buffer).await {
+        let received = socket
+            .async_io(Interest::READABLE, || {
+                with_scratch(|buffer| {
+                    let (length, source) = socket.try_recv_from(buffer)?;
+                    Ok((Box::from(&buffer[..length]), source))
+                })
+            })
+            .await;
+        let (query, source): (Box<[u8]>, SocketAddr) = match received {
             Ok(received) => received,
             Err(error) => {
                 pause(&error).await;
                 continue;
             }
         };
-        let Some(resolver) = server.resolvers.v6(slot) else {
+        let Some(asked) = server.resolvers.v6(slot) else {
             Counters::count(&server.counters.dropped);
             continue;
         };
@@ -110,7 +136,7 @@ async fn serve_slot(server: Arc<Server>, socket: Arc<UdpSocket>, slot: u32) -> I
             from: None,
             to: source,
         };
-        serve(&server, &buffer[..length], resolver, reply, &mut tasks).await;
+        serve(&server, query, asked, reply, &mut tasks).await;
     }
 }
 
@@ -149,20 +175,22 @@ impl Reply {
 
 async fn serve(
     server: &Arc<Server>,
-    query: &[u8],
-    resolver: SocketAddr,
+    query: Box<[u8]>,
+    asked: Asked,
     reply: Reply,
     tasks: &mut JoinSet<()>,
 ) {
-    let namespace = server.callers.namespace(reply.to);
-    let verdict = server.decide(query, &namespace, Transport::Udp);
+    let Asked {
+        resolver,
+        namespace,
+    } = asked;
+    let verdict = server.decide(&query, &namespace, Transport::Udp);
     match verdict {
         Verdict::Answer(bytes) => reply.send(&bytes).await,
         Verdict::Drop => {}
         Verdict::Forward | Verdict::Allocate { .. } => match server.queries.take() {
             Ok(permit) => {
                 let server = Arc::clone(server);
-                let query: Box<[u8]> = query.into();
                 tasks.spawn(async move {
                     let finish =
                         server.finish(&query, verdict, resolver, &namespace, Transport::Udp);
@@ -173,7 +201,7 @@ async fn serve(
                 });
             }
             Err(error) => {
-                if let Some(bytes) = server.refuse(query, &error) {
+                if let Some(bytes) = server.refuse(&query, &error) {
                     reply.send(&bytes).await;
                 }
             }

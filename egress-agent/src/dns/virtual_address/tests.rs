@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::dns::state::Record;
+use crate::dns::virtual_address::number::NUMBERS;
 use tokio::time::Instant;
 
 fn names(list: &[&str]) -> Vec<Arc<str>> {
@@ -218,7 +220,7 @@ fn skips_records_that_contradict_each_other() {
         record("zero", 0),
         record("self-test", 0xff01),
     ];
-    let all = VirtualAddresses::new(None, records);
+    let all = VirtualAddresses::restored(None, records);
     let (assignment, _) = apply(&all, &names(&["a", "b", "zero", "self-test"]), nothing);
     assert_eq!(all.get("a").unwrap().address, VirtualAddress(5));
     let numbers: HashSet<_> = assignment.holdings.iter().map(|h| h.address).collect();

@@ -31,6 +31,7 @@
 
 mod answer;
 mod endpoints;
+mod entry;
 mod error;
 mod order;
 mod resolver;
@@ -39,7 +40,8 @@ mod upstream;
 
 pub use answer::{Answer, MAX_TTL, MIN_TTL, NEGATIVE_GRACE, State};
 pub use endpoints::{Endpoints, Resolution};
+pub use entry::NameStatus;
 pub use error::ResolveError;
 pub use order::{Routes, SocketRoutes};
-pub use resolver::{IDLE_LIMIT, LOOKUPS_LIMIT, NameStatus, Resolver, UNWATCHED_LIMIT};
+pub use resolver::{IDLE_LIMIT, LOOKUPS_LIMIT, Resolver, UNWATCHED_LIMIT};
 pub use upstream::{Families, Found, Query, Records, Upstream, UpstreamOptions};

@@ -1,21 +1,20 @@
-//! The names in use: one task for each keeps its answer fresh.
+//! The names in use, for those who watch them and those who look them up.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, Progress, State};
+use super::entry::{Entry, NameStatus, Shared, keep};
 use super::error::ResolveError;
 use super::order::Routes;
-use super::upstream::{Families, Query};
+use super::upstream::Query;
 use crate::shared_map::SharedMap;
 
 /// Most lookups at a time; further names wait their turn.
@@ -28,9 +27,6 @@ pub const UNWATCHED_LIMIT: usize = 4096;
 /// A name that nobody watched or looked up for this long is dropped.
 pub const IDLE_LIMIT: Duration = Duration::from_mins(2);
 
-/// Longest time of one lookup, all tries and servers together.
-const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
-
 /// Keeps the addresses of names. Clones share everything; any thread may use
 /// one, while all lookups run on the runtime that it was made on.
 #[derive(Clone)]
@@ -38,7 +34,7 @@ pub struct Resolver {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     shared: Arc<Shared>,
     runtime: Handle,
     /// For readers that must not wait.
@@ -46,46 +42,6 @@ struct Inner {
     /// Says what is in `names`, while it changes.
     register: Mutex<HashMap<Arc<str>, Arc<Entry>>>,
     unwatched_limit: usize,
-}
-
-/// What the tasks need.
-struct Shared {
-    query: Box<dyn Query>,
-    routes: Box<dyn Routes>,
-    turns: Semaphore,
-    start: Instant,
-}
-
-impl Shared {
-    /// Milliseconds since the start: an instant that fits an atomic.
-    fn millis(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-/// One name.
-struct Entry {
-    name: Arc<str>,
-    answer: watch::Sender<Arc<Answer>>,
-    /// Changes with each lookup that ends, and when the entry is dropped.
-    rounds: watch::Sender<()>,
-    /// Milliseconds of the last use by [`Resolver::lookup`].
-    used: AtomicU64,
-    /// Milliseconds from which on a further lookup is due.
-    due: AtomicU64,
-    wanted: Notify,
-    dropped: AtomicBool,
-    task: Mutex<Option<AbortHandle>>,
-}
-
-impl Entry {
-    fn answer(&self) -> Arc<Answer> {
-        Arc::clone(&self.answer.borrow())
-    }
-
-    fn is_watched(&self) -> bool {
-        self.answer.receiver_count() > 0
-    }
 }
 
 impl Resolver {
@@ -304,7 +260,7 @@ impl Inner {
     }
 
     /// Drops an entry that nobody has wanted since `deadline` was set.
-    fn drop_idle(&self, entry: &Arc<Entry>) -> bool {
+    pub(super) fn drop_idle(&self, entry: &Arc<Entry>) -> bool {
         let mut register = self.lock();
         let idle = self
             .shared
@@ -325,112 +281,6 @@ impl Drop for Inner {
             if let Some(task) = &*task {
                 task.abort();
             }
-        }
-    }
-}
-
-/// Looks a name up again and again, until nobody wants it.
-async fn keep(shared: Arc<Shared>, entry: Arc<Entry>, inner: Weak<Inner>, mut progress: Progress) {
-    loop {
-        let begun = shared.millis();
-        let found = {
-            let Ok(_turn) = shared.turns.acquire().await else {
-                return;
-            };
-            let query = shared.query.query(Arc::clone(&entry.name));
-            match timeout(LOOKUP_LIMIT, query).await {
-                Ok(found) => found,
-                Err(_) => Families::failed(ResolveError::Timeout {
-                    name: Arc::clone(&entry.name),
-                    limit: LOOKUP_LIMIT,
-                }),
-            }
-        };
-        let now = Instant::now();
-        let wait = progress.absorb(found, now, fastrand::f64(), &*shared.routes);
-        let due = shared.millis() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        entry.due.store(due, Ordering::Release);
-        publish(&entry, &progress);
-        sleep_until(now + wait).await;
-        // A name that nobody watches is asked for again when it is wanted.
-        while !entry.is_watched() && entry.used.load(Ordering::Acquire) <= begun {
-            let left = IDLE_LIMIT.saturating_sub(Duration::from_millis(
-                shared
-                    .millis()
-                    .saturating_sub(entry.used.load(Ordering::Acquire)),
-            ));
-            let dropped = match timeout(left, entry.wanted.notified()).await {
-                Ok(()) => false,
-                Err(_) => inner.upgrade().is_none_or(|inner| inner.drop_idle(&entry)),
-            };
-            if dropped {
-                return;
-            }
-        }
-    }
-}
-
-fn publish(entry: &Entry, progress: &Progress) {
-    let answer = Arc::new(progress.answer.clone());
-    entry.answer.send_if_modified(|current| {
-        let differs = answer.differs(current);
-        if differs {
-            log(entry, &answer);
-        }
-        *current = Arc::clone(&answer);
-        differs
-    });
-    entry.rounds.send_replace(());
-}
-
-fn log(entry: &Entry, answer: &Answer) {
-    let name = &*entry.name;
-    match &answer.state {
-        State::Pending => {}
-        State::Fresh => {
-            tracing::info!(name, addresses = ?answer.addresses, "resolved");
-        }
-        State::Stale { error, .. } => {
-            tracing::warn!(name, "{error}; the last addresses stay in use");
-        }
-        State::Failed { error } => tracing::warn!(name, "{error}"),
-    }
-}
-
-/// One name, as it is shown.
-#[derive(Clone, PartialEq, Serialize, Debug)]
-pub struct NameStatus {
-    /// The name.
-    pub name: Arc<str>,
-    /// Its addresses, in the order in which they are preferred.
-    pub addresses: Vec<IpAddr>,
-    /// `pending`, `fresh`, `stale` or `failed`.
-    pub state: &'static str,
-    /// Why the last lookup failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// Seconds since the last good answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub age: Option<u64>,
-    /// Seconds until its TTL ends; 0 when it is over.
-    pub ttl: u64,
-    /// How many clusters watch it; 0: looked up for single requests.
-    pub watchers: usize,
-}
-
-impl NameStatus {
-    fn new(entry: &Entry, now: Instant) -> Self {
-        let answer = entry.answer();
-        Self {
-            name: Arc::clone(&entry.name),
-            addresses: answer.addresses.to_vec(),
-            state: answer.state.word(),
-            error: answer.state.error().map(ToString::to_string),
-            age: answer
-                .resolved_at
-                .map(|then| now.duration_since(then).as_secs()),
-            ttl: answer.expires_at.duration_since(now).as_secs(),
-            watchers: entry.answer.receiver_count(),
         }
     }
 }

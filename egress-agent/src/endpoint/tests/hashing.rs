@@ -1,16 +1,16 @@
 use super::*;
 use crate::policy::model::{HashKey, HashTable};
 
-const KEYS: u64 = 20_000;
+pub(super) const KEYS: u64 = 20_000;
 
-fn hashed(table: HashTable) -> Algorithm {
+pub(super) fn hashed(table: HashTable) -> Algorithm {
     Algorithm::Hash {
         key: HashKey::SourceIp,
         table,
     }
 }
 
-fn tables() -> [HashTable; 2] {
+pub(super) fn tables() -> [HashTable; 2] {
     [HashTable::Ring(1024), HashTable::Maglev(65_537)]
 }
 
@@ -19,7 +19,7 @@ fn owner(set: &Arc<EndpointSet>, n: u64) -> usize {
     number(&pick_with(set, |c| c.hash = Some(hash)).unwrap())
 }
 
-fn owners(set: &Arc<EndpointSet>) -> Vec<usize> {
+pub(super) fn owners(set: &Arc<EndpointSet>) -> Vec<usize> {
     (0..KEYS).map(|n| owner(set, n)).collect()
 }
 

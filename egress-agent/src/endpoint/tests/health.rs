@@ -2,11 +2,9 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::capture::sockets::{NetNs, Sockets};
 use crate::policy::model::{HealthCheck, Probe};
 
 pub(super) fn check() -> HealthCheck {
@@ -184,37 +182,4 @@ async fn checks_follow_endpoints_and_policy() {
     run.prober.asked.lock().unwrap().clear();
     sleep(Duration::from_mins(1)).await;
     assert!(run.prober.asked.lock().unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn a_tcp_check_connects() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let open = listener.local_addr().unwrap();
-    let closed = {
-        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        gone.local_addr().unwrap()
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("socket");
-    let _unix = tokio::net::UnixListener::bind(&path).unwrap();
-    let prober = TcpProber::new(Sockets::unmarked(), NetNs::current().unwrap());
-    let resolved = |destination| ResolvedEndpoint {
-        destination,
-        ..at(0)
-    };
-    let set = set(
-        checked(),
-        vec![
-            resolved(Destination::Tcp(open)),
-            resolved(Destination::Tcp(closed)),
-            resolved(Destination::Unix(path.to_str().unwrap().into())),
-        ],
-    );
-    let mut results = Vec::new();
-    for endpoint in set.endpoints() {
-        let cluster = set.cluster();
-        results.push(prober.probe(ProbeTarget { cluster, endpoint }).await);
-    }
-    let refused = ProbeFailure::Connect(std::io::ErrorKind::ConnectionRefused);
-    assert_eq!(results, [Ok(()), Err(refused), Ok(())]);
 }

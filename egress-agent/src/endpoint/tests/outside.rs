@@ -45,6 +45,54 @@ async fn status_tells_all_that_is_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn metrics_tell_the_same() {
+    use prometheus_client::encoding::text::encode;
+    use prometheus_client::registry::Registry as Prometheus;
+
+    let set = set(ejecting(|o| o.max_ejection_percent = Some(50)), many(2));
+    let _held = pick_at(&set, 0);
+    fail(&set, 1, Outcome::Status(503), 5);
+    let live = Live {
+        snapshot: Arc::default(),
+        sets: vec![Arc::clone(&set)],
+    };
+    let live = Arc::new(arc_swap::ArcSwap::from_pointee(live));
+    let mut registry = Prometheus::default();
+    registry.register_collector(Box::new(Metrics::new(live)));
+    let text = || {
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    };
+    let of_set = "destination_service=\"db.example.com\",destination_service_namespace=\"default\",\
+                  port=\"443\",subset=\"\",destination_rule=\"\"";
+    let first = text();
+    for line in [
+        format!("egress_endpoints{{{of_set}}} 2"),
+        format!("egress_endpoints_available{{{of_set}}} 1"),
+        format!("egress_endpoints_ejected{{{of_set}}} 1"),
+        format!("egress_outlier_ejections_total{{{of_set},reason=\"consecutive-5xx\"}} 1"),
+        format!("egress_limit_taken{{{of_set},limit=\"maxConnections\"}} 0"),
+        format!(
+            "egress_endpoint_available{{{of_set},address=\"10.0.0.1:443\",name=\"\",locality=\"\"}} 0"
+        ),
+        format!(
+            "egress_endpoint_requests{{{of_set},address=\"10.0.0.0:443\",name=\"\",locality=\"\"}} 1"
+        ),
+    ] {
+        assert!(
+            first.lines().any(|l| l == line),
+            "{line} is not in:\n{first}"
+        );
+    }
+    // A large set is told as a whole.
+    set.update(many(101));
+    let large = text();
+    assert!(large.contains(&format!("egress_endpoints{{{of_set}}} 101")));
+    assert!(!large.contains("address="));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_resolution_is_shown_until_one_succeeds() {
     let set = set(policy(), many(1));
     pass(7).await;

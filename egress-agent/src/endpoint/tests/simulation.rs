@@ -357,6 +357,42 @@ async fn what_must_hold_holds_whatever_happens() {
     }
 }
 
+/// Whatever a set has been through, its weights and keys are those of a new
+/// one.
+#[tokio::test(start_paused = true)]
+async fn after_any_history_weights_and_keys_hold() {
+    for seed in 0..4 {
+        fastrand::seed(seed);
+        let mut world = World::new(seed);
+        for _ in 0..STEPS {
+            world.step().await;
+        }
+        world.held.clear();
+        world.connections.clear();
+        let set = Arc::clone(&world.set);
+        for algorithm in [
+            Algorithm::RoundRobin,
+            Algorithm::LeastRequest,
+            Algorithm::Random,
+        ] {
+            world.registry.apply(snapshot(&balanced(algorithm)));
+            set.update(vec![weighing(1, 60), weighing(5, 30), weighing(9, 10)]);
+            assert_shares(&set, &[(1, 0.6), (5, 0.3), (9, 0.1)]);
+        }
+        for table in hashing::tables() {
+            let policy = balanced(hashing::hashed(table));
+            world.registry.apply(snapshot(&policy));
+            set.update(many(10));
+            let before = hashing::owners(&set);
+            set.update(many(9));
+            let after = hashing::owners(&set);
+            let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+            let share = moved as f64 / hashing::KEYS as f64;
+            assert!(share < 0.1 * 1.25 + 0.02, "{table:?}: {share} moved");
+        }
+    }
+}
+
 /// Says which sequence failed; run it alone with the variable `SEED`.
 async fn guard(future: impl Future<Output = ()>, seed: u64, step: usize) {
     struct Tell(u64, usize);

@@ -137,26 +137,33 @@ async fn vanished_endpoints_are_forgotten_in_the_end() {
 async fn picking_waits_for_the_first_answer() {
     let set = set_of(Resolution::Dns, policy());
     assert_eq!(pick(&set).unwrap_err(), PickError::Unresolved);
-    let mut resolved = Box::pin(set.resolved());
+    let mut resolved = Box::pin(set.resolved(""));
     assert!(!is_done(&mut resolved).await);
     set.update(many(1));
     assert!(is_done(&mut resolved).await);
     assert!(pick(&set).is_ok());
     // A name that cannot be resolved ends the wait too.
     let set = set_of(Resolution::Dns, policy());
-    let mut resolved = Box::pin(set.resolved());
+    let mut resolved = Box::pin(set.resolved(""));
     assert!(!is_done(&mut resolved).await);
     set.resolution_failed("no such name".into());
     assert!(is_done(&mut resolved).await);
     let error = pick(&set).unwrap_err();
     assert_eq!(error, PickError::Unresolved);
     assert_eq!(error.flag().code(), "DF");
-    assert!(set.explain(error).ends_with(": no such name"));
-    assert_eq!(set.explain(PickError::Empty), PickError::Empty.to_string());
+    assert!(set.explain(error, "").ends_with(": no such name"));
+    assert_eq!(
+        set.explain(PickError::Empty, ""),
+        PickError::Empty.to_string()
+    );
     // The last good answer stays in use.
     set.update(many(1));
     set.resolution_failed("timeout".into());
     assert!(pick(&set).is_ok());
+    // Until it is given up.
+    set.update_despite(Vec::new(), "no such name".into());
+    let error = pick(&set).unwrap_err();
+    assert!(set.explain(error, "").ends_with(": no such name"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,6 +219,23 @@ async fn each_name_of_a_dynamic_cluster_has_its_own_endpoints() {
     for _ in 0..100 {
         assert_eq!(number(&pick_name("a.example.com").unwrap()), 1);
     }
+    // What the resolver said of a name is told for that name alone.
+    let mut waits = Box::pin(set.resolved("c.example.com"));
+    assert!(!is_done(&mut waits).await);
+    set.name_failed(&"c.example.com".into(), "no such name".into(), true);
+    waits.await;
+    let error = pick_name("c.example.com").unwrap_err();
+    assert!(
+        set.explain(error, "c.example.com")
+            .ends_with(": no such name")
+    );
+    assert_eq!(set.explain(error, "d.example.com"), error.to_string());
+    // A failure leaves addresses in use.
+    set.name_failed(&"a.example.com".into(), "no answer".into(), false);
+    assert!(pick_name("a.example.com").is_ok());
+    set.name_failed(&"b.example.com".into(), "no such name".into(), true);
+    let error = pick_name("b.example.com").unwrap_err();
+    assert_eq!(error, PickError::Unresolved);
     // Names are bounded; idle ones are forgotten.
     for n in 0..3000 {
         set.update_name(&format!("n{n}.example.com").into(), vec![at(n)]);

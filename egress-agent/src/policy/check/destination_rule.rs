@@ -36,17 +36,7 @@ pub fn check(reader: &mut Reader<'_>, rule: &DestinationRule) {
     });
     if let Some(selector) = &rule.workload_selector {
         reader.within("workloadSelector", |reader| {
-            check_selector(reader, &selector.match_labels, selector.span);
-            for (_, value) in &selector.match_labels {
-                if value.chars().count() > 63 {
-                    reader.error(
-                        "label",
-                        value.span,
-                        "a label value has at most 63 characters",
-                        "shorten it",
-                    );
-                }
-            }
+            check_selector(reader, &selector.match_labels, 4096, selector.span);
         });
     }
 }
@@ -141,6 +131,12 @@ fn check_tunnel(reader: &mut Reader<'_>, tunnel: &Tunnel) {
     {
         let message = format!("{:?} is not a tunnel protocol", &***protocol);
         reader.error("enum", protocol.span, message, "write CONNECT or POST");
+    }
+    if let Some(protocol) = &tunnel.protocol
+        && &***protocol == "POST"
+    {
+        let message = "tunnels by POST are not carried out: connections are refused";
+        reader.warn("tunnel-post", protocol.span, message, "use CONNECT");
     }
     match &tunnel.target_host {
         None => reader.required(tunnel.span, "targetHost"),
@@ -382,6 +378,13 @@ pub fn check_tls(reader: &mut Reader<'_>, tls: &Tls) {
     let mode = tls.mode();
     let set = |text: &Option<Text>| text.as_ref().is_some_and(|text| !text.is_empty());
     let span = |text: &Option<Text>| text.as_ref().map_or(tls.span, |text| text.span);
+    if let Some(name) = &tls.credential_name
+        && let Some(map) = name.strip_prefix("configmap://")
+    {
+        reader.within("credentialName", |reader| {
+            check_config_map(reader, name, map)
+        });
+    }
     let skip = tls.insecure_skip_verify.filter(|skip| skip.value);
     if let Some(skip) = skip {
         let clash = match mode {
@@ -427,13 +430,6 @@ pub fn check_tls(reader: &mut Reader<'_>, tls: &Tls) {
                 "remove the file, or `credentialName`",
             );
         }
-        if let Some(name) = &tls.credential_name
-            && name.starts_with("configmap://")
-        {
-            let message =
-                "a ConfigMap can only hold the CA; it is looked for as a secret of that name";
-            reader.warn("tls-configmap", name.span, message, "use a Secret");
-        }
         return;
     }
     if mode == Mode::Mutual {
@@ -457,5 +453,24 @@ pub fn check_tls(reader: &mut Reader<'_>, tls: &Tls) {
             message,
             "add `mode: SIMPLE` or `mode: MUTUAL`",
         );
+    }
+}
+
+/// `configmap://NAMESPACE/NAME`, in the namespace of the rule.
+fn check_config_map(reader: &mut Reader<'_>, name: &Text, map: &str) {
+    let own = reader.namespace.clone();
+    let mut parts = map.split('/');
+    let (namespace, object) = (parts.next().unwrap_or_default(), parts.next());
+    if namespace.is_empty() || object.is_none_or(str::is_empty) {
+        let message = format!("{:?} does not name a ConfigMap", &***name);
+        let help = format!("write configmap://{own}/NAME");
+        reader.error("tls-configmap", name.span, message, help);
+    } else if namespace != &*own {
+        let message = format!("{:?} is in another namespace than the rule", &***name);
+        let help = format!("write configmap://{own}/NAME");
+        reader.error("tls-configmap", name.span, message, help);
+    } else {
+        let message = "a ConfigMap can only hold the CA; it is looked for as a secret of that name";
+        reader.warn("tls-configmap", name.span, message, "use a Secret");
     }
 }

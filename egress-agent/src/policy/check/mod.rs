@@ -17,3 +17,5 @@ pub mod virtual_service;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verdicts;

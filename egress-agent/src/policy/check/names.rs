@@ -191,8 +191,16 @@ pub fn check_label_map(reader: &mut Reader<'_>, labels: &Entries<Text>) {
     }
 }
 
-/// Reports a selector with wildcards, empty keys, or nothing in it.
-pub fn check_selector(reader: &mut Reader<'_>, labels: &Entries<Text>, span: Span) {
+/// Reports a selector with wildcards, empty keys, long values, more than `most`
+/// labels, or nothing in it.
+pub fn check_selector(reader: &mut Reader<'_>, labels: &Entries<Text>, most: usize, span: Span) {
+    if labels.len() > most {
+        let message = format!(
+            "the selector has {} labels; at most {most} are allowed",
+            labels.len()
+        );
+        reader.error("too-many", span, message, "remove some");
+    }
     for (key, value) in labels {
         if key.is_empty() {
             reader.error(
@@ -208,6 +216,10 @@ pub fn check_selector(reader: &mut Reader<'_>, labels: &Entries<Text>, span: Spa
                 format!("{}={}", &***key, &***value)
             );
             reader.error("selector", value.span, message, "write whole labels");
+        }
+        if value.chars().count() > LABEL_MAX {
+            let message = format!("a label value has at most {LABEL_MAX} characters");
+            reader.error("label", value.span, message, "shorten it");
         }
     }
     if labels.is_empty() {

@@ -51,7 +51,8 @@ fn translated(text: &str) -> Result<String, String> {
         rest: text,
         out: String::with_capacity(text.len() + 8),
         names: Vec::new(),
-        open: 0,
+        open: vec![1],
+        last: 1,
         repeated: false,
     };
     match translator.run() {
@@ -70,8 +71,11 @@ struct Translator<'t> {
     rest: &'t str,
     out: String,
     names: Vec<&'t str>,
-    /// Groups that are open.
-    open: u32,
+    /// How often what is counted by repetitions is repeated at most, in each
+    /// open group so far.
+    open: Vec<u32>,
+    /// The same of the last thing.
+    last: u32,
     /// The last thing was a repetition.
     repeated: bool,
 }
@@ -90,14 +94,20 @@ impl Translator<'_> {
                 continue;
             }
             self.repeated = false;
+            self.last = 1;
             match c {
                 '\\' => self.escape(false)?,
                 '[' => self.class()?,
                 '(' => self.group()?,
                 ')' => {
                     // An unbalanced one would close the group around the whole.
-                    self.open = self.open.checked_sub(1).ok_or("a `)` closes nothing")?;
+                    if self.open.len() == 1 {
+                        return Err("a `)` closes nothing".into());
+                    }
+                    self.last = self.open.pop().unwrap_or(1);
+                    self.note();
                     self.out.push(')');
+                    continue;
                 }
                 // A brace that is no repetition is a plain character.
                 '{' | '}' => {
@@ -107,10 +117,17 @@ impl Translator<'_> {
                 c => self.out.push(c),
             }
         }
-        if self.open > 0 {
+        if self.open.len() > 1 {
             return Err("a `(` is not closed".into());
         }
         Ok(())
+    }
+
+    /// Notes the count of the last thing in the group around it.
+    fn note(&mut self) {
+        if let Some(around) = self.open.last_mut() {
+            *around = self.last.max(*around);
+        }
     }
 
     fn repeat(&mut self, c: char) -> Result<(), String> {
@@ -128,6 +145,14 @@ impl Translator<'_> {
                     "a repetition counts up to {MAX_REPEAT}, the smaller number first"
                 ));
             }
+            // Repetitions within each other count as a product.
+            self.last = self.last.saturating_mul(bound.max(1));
+            if self.last > MAX_REPEAT {
+                return Err(format!(
+                    "repetitions within each other count up to {MAX_REPEAT} together"
+                ));
+            }
+            self.note();
             self.out.push_str(&self.rest[..len]);
             self.rest = &self.rest[len..];
         }
@@ -141,7 +166,7 @@ impl Translator<'_> {
 
     /// Behind an opening parenthesis.
     fn group(&mut self) -> Result<(), String> {
-        self.open += 1;
+        self.open.push(1);
         let Some(inner) = self.rest.strip_prefix('?') else {
             self.out.push('(');
             return Ok(());
@@ -174,7 +199,7 @@ impl Translator<'_> {
             return Err("`(?)` sets no flag".into());
         }
         if !colon {
-            self.open -= 1;
+            self.open.pop();
         }
         self.out.push_str("(?");
         self.out.push_str(&inner[..=end]);

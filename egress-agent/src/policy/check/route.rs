@@ -451,20 +451,19 @@ fn check_authority_once(reader: &mut Reader<'_>, route: &HttpRoute) {
         .as_deref()
         .and_then(|headers| headers.request.as_deref());
     let operations = request.into_iter().flat_map(|r| r.set.iter().chain(&r.add));
-    let values = operations
-        .filter(|(name, _)| is_authority(name))
-        .map(|(_, value)| value);
-    let mut given = rewrite
-        .into_iter()
-        .chain(values)
-        .filter(|text| !text.is_empty());
-    let first = given.next();
-    if let (Some(first), Some(second)) = (first, given.next()) {
-        let message = format!(
-            "the authority is rewritten twice: to {:?} and to {:?}",
-            &***first, &***second
-        );
-        reader.error("authority-twice", second.span, message, "keep one of them");
+    let values = operations.filter(|(name, _)| is_authority(name));
+    let mut current = rewrite;
+    for (_, next) in values {
+        // An empty value before does not count; an empty one after does.
+        if let Some(current) = current.filter(|text| !text.is_empty()) {
+            let message = format!(
+                "the authority is rewritten twice: to {:?} and to {:?}",
+                &***current, &***next
+            );
+            reader.error("authority-twice", next.span, message, "keep one of them");
+            return;
+        }
+        current = Some(next);
     }
 }
 
@@ -769,7 +768,7 @@ fn check_cors(reader: &mut Reader<'_>, cors: &Cors) {
     }
     for method in &cors.allow_methods {
         let known = [
-            "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE",
+            "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*",
         ];
         if !known.contains(&&***method) {
             let message = format!("{:?} is not an HTTP method", &***method);

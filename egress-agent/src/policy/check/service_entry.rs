@@ -52,7 +52,7 @@ pub fn check(reader: &mut Reader<'_>, entry: &ServiceEntry) {
     reader.within("ports", |reader| check_ports(reader, entry));
     if let Some(selector) = &entry.workload_selector {
         reader.within("workloadSelector", |reader| {
-            check_selector(reader, &selector.labels, selector.span);
+            check_selector(reader, &selector.labels, 256, selector.span);
             if entry.endpoints.is_some() {
                 reader.error(
                     "selector-with-endpoints",
@@ -410,6 +410,10 @@ fn check_endpoint(reader: &mut Reader<'_>, entry: &ServiceEntry, endpoint: &Endp
     }
     if let Some(ports) = &endpoint.ports {
         reader.within("ports", |reader| {
+            if ports.value.len() > 128 {
+                let message = "an endpoint has at most 128 ports";
+                reader.error("too-many", ports.span, message, "remove some");
+            }
             for (name, number) in &ports.value {
                 reader.at_key(name, |reader| {
                     check_endpoint_port(reader, entry, name, *number);

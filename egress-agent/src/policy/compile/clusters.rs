@@ -25,16 +25,47 @@ pub(super) struct Built {
     pub(super) originates_tls: bool,
 }
 
+/// Places for clusters in [`Snapshot::clusters`](crate::policy::snapshot::Snapshot).
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    /// Places that are free, the first one last.
+    free: Vec<usize>,
+    next: usize,
+}
+
+impl Slots {
+    /// The free places first, then those from `next` up.
+    pub(super) fn new(mut free: Vec<usize>, next: usize) -> Self {
+        free.sort_unstable_by(|a, b| b.cmp(a));
+        Self { free, next }
+    }
+
+    fn take(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+}
+
 /// Builds clusters and keeps them.
 #[derive(Default)]
 pub(super) struct Clusters {
     pub(super) list: Vec<Arc<Cluster>>,
+    slots: Slots,
     known: HashMap<(usize, Option<usize>, Option<usize>), Built>,
     /// Policies of a rule that do not depend on the service.
     policies: HashMap<(Option<usize>, Option<usize>, u16), Arc<TrafficPolicy>>,
 }
 
 impl Clusters {
+    pub(super) fn new(slots: Slots) -> Self {
+        Self {
+            slots,
+            ..Self::default()
+        }
+    }
+
     /// The cluster of a service under a rule; `subset` counts the rule's.
     pub(super) fn get(
         &mut self,
@@ -118,7 +149,7 @@ impl Clusters {
             Arc::clone(&shell.target)
         };
         let cluster = Arc::new(Cluster {
-            index: self.list.len(),
+            index: self.slots.take(),
             key: ClusterKey {
                 service: shell.key.clone(),
                 subset: subset

@@ -15,9 +15,10 @@ use crate::policy::load::load_text;
 use crate::policy::model::HostPattern;
 use crate::policy::snapshot::Client;
 
-/// Few labels, so that names meet.
+/// Few labels, so that names meet; two or more, as a rule takes a single one
+/// for a host of the cluster.
 fn name() -> impl Strategy<Value = String> {
-    prop::collection::vec("[ab]{1,2}", 1..4).prop_map(|labels| labels.join("."))
+    prop::collection::vec("[ab]{1,2}", 2..4).prop_map(|labels| labels.join("."))
 }
 
 fn host() -> impl Strategy<Value = String> {

@@ -12,9 +12,11 @@ mod clusters;
 mod headers;
 pub mod hosts;
 mod ids;
+mod incremental;
 mod path;
 mod policy;
 mod problems;
+mod related;
 mod routes;
 mod rules;
 mod services;
@@ -22,6 +24,8 @@ mod tls;
 mod views;
 mod virtual_services;
 
+#[cfg(test)]
+mod incremental_tests;
 #[cfg(test)]
 mod matching_tests;
 #[cfg(test)]
@@ -32,13 +36,29 @@ use std::sync::Arc;
 
 use super::Options;
 use super::diagnostic::Diagnostic;
-use super::document::{Document, Documents, Spec};
+use super::document::{Document, DocumentId, Documents, Spec};
 use super::model::{HostPattern, Visibility};
 use super::schema::Text;
-use super::snapshot::{Lost, Service, ServiceId, Snapshot};
+use super::schema::secret::Secret;
+use super::snapshot::{Cluster, Lost, Service, ServiceId, Snapshot};
+use clusters::Slots;
 
 pub use ids::Ids;
+pub use incremental::Compiler;
 use problems::Problems;
+
+/// What came of some documents.
+struct Part {
+    services: Vec<Arc<Service>>,
+    /// The document that each service comes from.
+    origins: Vec<(DocumentId, ServiceId)>,
+    clusters: Vec<Arc<Cluster>>,
+    lost: LostMap,
+    warnings: Vec<Diagnostic>,
+}
+
+type LostMap = HashMap<ServiceId, Vec<Lost>>;
+type SecretMap = BTreeMap<(Arc<str>, Arc<str>), Arc<Secret>>;
 
 /// Compiles the documents, all of which are valid. What comes with the
 /// snapshot are warnings about documents that do not fit each other.
@@ -48,31 +68,13 @@ pub fn compile(
     options: &Options,
 ) -> (Snapshot, Vec<Diagnostic>) {
     let generation = ids.begin();
-    let mut problems = Problems::default();
     let mut by_age: Vec<&Arc<Document>> = documents.list.iter().collect();
     by_age.sort_by(|a, b| a.by_age(b));
-
-    let rules = rules::Rules::new(&by_age, options, &mut problems);
-    let virtuals = virtual_services::VirtualServices::new(&by_age, options);
-    let mut shells = services::shells(&by_age, ids, &mut problems);
-    virtuals.add_services(&mut shells, ids, options);
-    let mut compiler = views::Compiler::new(options, &rules, &virtuals, &shells, &mut problems);
-    let mut services = Vec::with_capacity(shells.len());
-    let mut lost: HashMap<ServiceId, Vec<Lost>> = HashMap::new();
-    for index in 0..shells.len() {
-        if let Some((service, losers)) = compiler.service(index) {
-            if !losers.is_empty() {
-                lost.insert(service.id, losers);
-            }
-            services.push(Arc::new(service));
-        }
-    }
-    let clusters = compiler.into_clusters();
-    across::check(&shells, &rules, &virtuals, options, &mut problems);
+    let mut part = build(ids, &by_age, options, Slots::default());
     ids.end();
 
-    services.sort_by(|a, b| a.key.cmp(&b.key));
-    let (by_host, wildcards) = index_hosts(&services);
+    part.services.sort_by(|a, b| a.key.cmp(&b.key));
+    let (by_host, wildcards) = index_hosts(&part.services);
     let secrets = by_age.iter().filter_map(|document| match &document.spec {
         Spec::Secret(secret) => {
             let key = (
@@ -83,23 +85,56 @@ pub fn compile(
         }
         _ => None,
     });
+    let services = part.services;
     let snapshot = Snapshot {
         generation,
         by_id: services.iter().map(|s| (s.id, Arc::clone(s))).collect(),
-        clusters,
+        clusters: part.clusters,
         by_host,
         wildcards,
         secrets: secrets.collect(),
-        lost,
+        lost: part.lost,
         services,
     };
-    (snapshot, problems.into_list())
+    (snapshot, part.warnings)
+}
+
+/// Compiles documents, which are ordered by age; nothing else acts on them.
+fn build(ids: &mut Ids, by_age: &[&Arc<Document>], options: &Options, slots: Slots) -> Part {
+    let mut problems = Problems::default();
+    let rules = rules::Rules::new(by_age, options, &mut problems);
+    let virtuals = virtual_services::VirtualServices::new(by_age, options);
+    let mut shells = services::shells(by_age, ids, &mut problems);
+    virtuals.add_services(&mut shells, ids, options);
+    let mut compiler =
+        views::Compiler::new(options, &rules, &virtuals, &shells, slots, &mut problems);
+    let mut services = Vec::with_capacity(shells.len());
+    let mut origins = Vec::with_capacity(shells.len());
+    let mut lost = LostMap::new();
+    for (index, shell) in shells.iter().enumerate() {
+        if let Some((service, losers)) = compiler.service(index) {
+            if !losers.is_empty() {
+                lost.insert(service.id, losers);
+            }
+            origins.push((shell.document.id.clone(), service.id));
+            services.push(Arc::new(service));
+        }
+    }
+    let clusters = compiler.into_clusters();
+    across::check(&shells, &rules, &virtuals, options, &mut problems);
+    Part {
+        services,
+        origins,
+        clusters,
+        lost,
+        warnings: problems.into_list(),
+    }
 }
 
 type ByHost = HashMap<Arc<str>, Vec<Arc<Service>>>;
 type Wildcards = Vec<(Arc<str>, Vec<Arc<Service>>)>;
 
-fn index_hosts(services: &[Arc<Service>]) -> (ByHost, Wildcards) {
+fn index_hosts<'s>(services: impl IntoIterator<Item = &'s Arc<Service>>) -> (ByHost, Wildcards) {
     let mut by_host = ByHost::new();
     let mut suffixes: BTreeMap<Arc<str>, Vec<Arc<Service>>> = BTreeMap::new();
     for service in services {

@@ -47,13 +47,18 @@ impl Problems {
 
     pub(super) fn into_list(self) -> Vec<Diagnostic> {
         let mut list = self.list;
-        let place = |d: &Diagnostic| {
-            let location = d.location.as_ref();
-            location.map(|l| (Arc::clone(&l.source.name), l.line(), l.span.column))
-        };
-        list.sort_by_cached_key(place);
+        sort(&mut list);
         list
     }
+}
+
+/// Puts warnings in the order of their places.
+pub(super) fn sort(list: &mut [Diagnostic]) {
+    let place = |d: &Diagnostic| {
+        let location = d.location.as_ref();
+        location.map(|l| (Arc::clone(&l.source.name), l.line(), l.span.column))
+    };
+    list.sort_by_cached_key(place);
 }
 
 impl Pending<'_> {

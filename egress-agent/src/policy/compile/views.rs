@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Problems;
-use super::clusters::{Built, Clusters};
+use super::clusters::{Built, Clusters, Slots};
 use super::hosts::rule_pattern;
 use super::path;
 use super::routes::{self, Expressions};
@@ -46,6 +46,7 @@ impl<'c, 'd> Compiler<'c, 'd> {
         rules: &'c Rules<'d>,
         virtuals: &'c VirtualServices<'d>,
         shells: &'c [Shell<'d>],
+        slots: Slots,
         problems: &'c mut Problems,
     ) -> Self {
         let mut by_host: HashMap<&HostPattern, Vec<usize>> = HashMap::new();
@@ -58,7 +59,7 @@ impl<'c, 'd> Compiler<'c, 'd> {
             virtuals,
             shells,
             by_host,
-            clusters: Clusters::default(),
+            clusters: Clusters::new(slots),
             expressions: Expressions::default(),
             problems,
         }

@@ -32,20 +32,7 @@ impl<'d> Virtual<'d> {
 
     /// Every destination of every route, mirrors included.
     pub(super) fn destinations(&self) -> impl Iterator<Item = &'d Destination> {
-        let http = self.spec.http.iter().flat_map(|route| {
-            let to = route
-                .route
-                .iter()
-                .filter_map(|entry| entry.destination.as_ref());
-            let mirrors = route
-                .mirrors
-                .iter()
-                .filter_map(|mirror| mirror.destination.as_ref());
-            to.chain(route.mirror.as_deref()).chain(mirrors)
-        });
-        let opaque = self.spec.tls.iter().chain(&self.spec.tcp);
-        let opaque = opaque.flat_map(|route| route.route.iter());
-        http.chain(opaque.filter_map(|entry| entry.destination.as_ref()))
+        self.spec.destinations()
     }
 }
 

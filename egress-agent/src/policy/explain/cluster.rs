@@ -6,7 +6,7 @@ use super::{LiveEndpoint, LiveView, Query};
 use crate::policy::model::{
     Algorithm, ClientTls, ConnectionPool, EndpointAddress, EndpointSpec, HashKey, HashTable,
     HealthCheck, Identity, LoadBalancer, OutlierDetection, Probe, ProxyProtocol, Resolution,
-    StartTls, TrafficPolicy, Trust, UpstreamHttp,
+    TrafficPolicy, Trust, UpstreamHttp,
 };
 use crate::policy::snapshot::{Cluster, Snapshot};
 
@@ -467,16 +467,10 @@ fn tls(cluster: &Cluster, tls: &ClientTls, query: &Query) -> report::Tls {
             .iter()
             .map(ToString::to_string)
             .collect(),
-        starttls: tls.extra.starttls.map(|protocol| {
-            match protocol {
-                StartTls::Postgres => "postgres",
-                StartTls::Mysql => "mysql",
-                StartTls::Smtp => "smtp",
-                StartTls::Imap => "imap",
-                StartTls::Ldap => "ldap",
-            }
-            .to_owned()
-        }),
+        starttls: tls
+            .extra
+            .starttls
+            .map(|protocol| protocol.name().to_owned()),
         insecure_skip_verify: tls.insecure_skip_verify,
     }
 }

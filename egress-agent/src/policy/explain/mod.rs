@@ -18,6 +18,7 @@ mod words;
 mod tests;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::policy::model::{Protocol, Visibility};
 use crate::policy::snapshot::{self, OnAgentFailure, Snapshot};
@@ -135,6 +136,24 @@ pub fn explain(snapshot: &Snapshot, query: &Query, live: &dyn LiveView) -> Expla
         cluster::warnings(cluster, &mut out.warnings);
     }
     out
+}
+
+/// What the traffic of a query goes to, and the host that it asks for; `None`
+/// where no service matches.
+pub fn destinations(
+    snapshot: &Snapshot,
+    query: &Query,
+) -> Option<(Arc<str>, Vec<Arc<snapshot::Cluster>>)> {
+    let Found::Service(service) = find::find(snapshot, query) else {
+        return None;
+    };
+    let view = service.view(&query.client)?;
+    let shown = traffic::describe(service, view, query);
+    let host = match service.key.host.exact() {
+        Some(host) => Arc::clone(host),
+        None => Arc::clone(&query.target.host),
+    };
+    Some((host, shown.clusters))
 }
 
 fn describe(service: &snapshot::Service, query: &Query, live: &dyn LiveView) -> report::Service {

@@ -42,9 +42,76 @@ pub struct Explanation {
     /// What the traffic goes to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<Cluster>,
+    /// Connections that were tried, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connections: Vec<Connection>,
     /// What an operator should look at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// A connection that the agent has tried with the policy's identity, and closed
+/// again before a byte of an application.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Connection {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Address of the endpoint.
+    pub endpoint: String,
+    /// Our own address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<String>,
+    /// Why there is no connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Milliseconds until TCP was connected.
+    pub tcp_ms: f64,
+    /// Milliseconds of the TLS handshake, and of what came before it inside
+    /// the application's protocol.
+    pub tls_ms: f64,
+    /// The handshake; `None` in the clear, or where it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Handshake>,
+}
+
+/// What a TLS handshake came to.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Handshake {
+    /// `TLSv1.3` or `TLSv1.2`.
+    pub version: String,
+    /// Cipher suite, by IANA's name.
+    pub cipher: String,
+    /// Server name that was sent; `None` for an address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni: Option<String>,
+    /// Protocol that ALPN settled on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<String>,
+    /// Client certificate at hand, sent where the server asks for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<String>,
+    /// What the server presented, its own certificate first.
+    pub chain: Vec<Certificate>,
+}
+
+/// A certificate that a server presented.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Certificate {
+    /// Subject.
+    pub subject: String,
+    /// Issuer.
+    pub issuer: String,
+    /// Subject alternative names.
+    pub names: Vec<String>,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// End of validity, RFC 3339.
+    pub not_after: String,
+    /// Whole days until then; negative after.
+    pub days_left: i64,
 }
 
 /// Who asks.

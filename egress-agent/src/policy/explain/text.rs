@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::{Cluster, Document, Explanation, Route, Setting, Tls, Traffic};
+use super::report::{Cluster, Connection, Document, Explanation, Route, Setting, Tls, Traffic};
 
 /// Width of the column of titles.
 const TITLE: usize = 13;
@@ -44,6 +44,9 @@ pub fn text(report: &Explanation) -> String {
     }
     for one in &report.clusters {
         cluster(&mut page, one, report.clusters.len() > 1);
+    }
+    for one in &report.connections {
+        connection(&mut page, one);
     }
     for warning in &report.warnings {
         page.styled(YELLOW, "Warning", warning);
@@ -269,6 +272,50 @@ fn cluster(page: &mut Page, cluster: &Cluster, several: bool) {
     section(page, "Ejection", &cluster.health);
     if let Some(tls) = &cluster.tls {
         self::tls(page, tls);
+    }
+}
+
+fn connection(page: &mut Page, one: &Connection) {
+    let local = one.local.as_deref().map(|from| format!(" from {from}"));
+    let local = local.unwrap_or_default();
+    if let Some(error) = &one.error {
+        page.styled(YELLOW, "Connect", &format!("{} failed", one.endpoint));
+        page.line(error);
+        return;
+    }
+    let Some(tls) = &one.tls else {
+        let text = format!("{}{local}: connected in the clear", one.endpoint);
+        page.section("Connect", &text);
+        page.line(&format!("time: TCP {:.1} ms", one.tcp_ms));
+        return;
+    };
+    let text = format!("{}{local}: {}, {}", one.endpoint, tls.version, tls.cipher);
+    page.section("Connect", &text);
+    page.line(&format!(
+        "time: TCP {:.1} ms, TLS {:.1} ms",
+        one.tcp_ms, one.tls_ms
+    ));
+    page.line(&format!(
+        "SNI: {}",
+        tls.sni.as_deref().unwrap_or("none (an address)")
+    ));
+    page.line(&format!("ALPN: {}", tls.alpn.as_deref().unwrap_or("none")));
+    page.line(&format!(
+        "client certificate: {}",
+        tls.client_certificate.as_deref().unwrap_or("none")
+    ));
+    for (place, certificate) in tls.chain.iter().enumerate() {
+        page.line(&format!(
+            "chain {place}: {}, issued by {}, serial {}",
+            certificate.subject, certificate.issuer, certificate.serial
+        ));
+        page.line(&format!(
+            "  until {} ({} days)",
+            certificate.not_after, certificate.days_left
+        ));
+        if !certificate.names.is_empty() {
+            page.line(&format!("  names: {}", certificate.names.join(", ")));
+        }
     }
 }
 

@@ -435,11 +435,12 @@ impl<'a> Reader<'a> {
         self.check_time(time)
     }
 
-    /// A duration in whole milliseconds, or zero for none.
+    /// A duration in whole milliseconds, or zero for none. What is less than a
+    /// millisecond either way is zero, as Istio counts.
     pub fn time_or_off(&mut self, node: &Node) -> Option<Time> {
         let time = self.any_time(node)?;
-        if time.nanoseconds == 0 {
-            return Some(time);
+        if time.nanoseconds.abs() < 1_000_000 {
+            return Some(Spanned::new(Interval::default(), time.span));
         }
         self.check_time(time)
     }

@@ -42,6 +42,20 @@ impl VirtualService {
     pub fn for_gateways_only(&self) -> bool {
         !self.gateways.is_empty() && !self.gateways.iter().any(|name| &***name == "mesh")
     }
+
+    /// Every destination of every route, mirrors included.
+    pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        let http = self.http.iter().flat_map(|route| {
+            let to = route.route.iter();
+            let to = to.filter_map(|entry| entry.destination.as_ref());
+            let mirrors = route.mirrors.iter();
+            let mirrors = mirrors.filter_map(|mirror| mirror.destination.as_ref());
+            to.chain(route.mirror.as_deref()).chain(mirrors)
+        });
+        let opaque = self.tls.iter().chain(&self.tcp);
+        let opaque = opaque.flat_map(|route| route.route.iter());
+        http.chain(opaque.filter_map(|entry| entry.destination.as_ref()))
+    }
 }
 
 /// One of `tls` or `tcp`.

@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::files::Watcher;
 use super::reader::Reader;
 use crate::flag::Side;
+use crate::numbers::Known;
 use crate::policy::Options;
 use crate::policy::diagnostic::{Diagnostic, Severity};
 use crate::policy::snapshot::Snapshot;
-use crate::policy::store::{Change, Counts, DocumentStatus, Store, StoreError};
+use crate::policy::store::{Change, Counts, DocumentStatus, ObjectChange, Store, StoreError};
 
 /// Orders that wait, at most; who brings more waits as well.
 const ORDERS_MAX: usize = 16;
@@ -31,6 +32,8 @@ pub struct Places {
     pub state: PathBuf,
     /// How documents are read.
     pub options: Options,
+    /// Numbers of services that an agent before gave out.
+    pub known: Known,
 }
 
 /// The policy in force.
@@ -86,6 +89,8 @@ enum Order {
     Delete(String, bool, Reply<Result<Vec<Change>, StoreError>>),
     Documents(Reply<Vec<DocumentStatus>>),
     Reload(Vec<PathBuf>, Options, Reply<()>),
+    Objects(Vec<ObjectChange>, Reply<()>),
+    Options(Box<dyn FnOnce(&mut Options) + Send>, Reply<()>),
 }
 
 /// Gives orders to the keeper, which ends when the last of its handles is
@@ -155,6 +160,28 @@ impl Keeper {
         self.ask(Order::Documents).await
     }
 
+    /// Takes objects of a Kubernetes API server. They are published before this
+    /// returns.
+    ///
+    /// # Errors
+    /// When the keeper has ended.
+    pub async fn objects(&self, changes: Vec<ObjectChange>) -> Result<(), KeeperError> {
+        self.ask(|reply| Order::Objects(changes, reply)).await
+    }
+
+    /// Changes how documents are compiled. It is published before this
+    /// returns.
+    ///
+    /// # Errors
+    /// When the keeper has ended.
+    pub async fn change_options(
+        &self,
+        change: impl FnOnce(&mut Options) + Send + 'static,
+    ) -> Result<(), KeeperError> {
+        self.ask(|reply| Order::Options(Box::new(change), reply))
+            .await
+    }
+
     /// Reads every file again, perhaps from other places or in another way. It
     /// is published before this returns.
     ///
@@ -162,6 +189,15 @@ impl Keeper {
     /// When the keeper has ended.
     pub async fn reload(&self, paths: Vec<PathBuf>, options: Options) -> Result<(), KeeperError> {
         self.ask(|reply| Order::Reload(paths, options, reply)).await
+    }
+}
+
+fn tell(problems: Vec<Diagnostic>) {
+    for problem in problems {
+        match problem.severity {
+            Severity::Note => tracing::debug!("{problem}"),
+            Severity::Warning | Severity::Error => tracing::warn!("{problem}"),
+        }
     }
 }
 
@@ -177,12 +213,7 @@ impl Body {
     fn look(&mut self) {
         for _ in 0..LOOKS_MAX {
             let changes = self.reader.changes();
-            for problem in self.store.replace(changes.files) {
-                match problem.severity {
-                    Severity::Note => tracing::debug!("{problem}"),
-                    Severity::Warning | Severity::Error => tracing::warn!("{problem}"),
-                }
-            }
+            tell(self.store.replace(changes.files));
             if !self.watcher.watch(&changes.directories) {
                 return;
             }
@@ -245,7 +276,8 @@ fn body(places: Places, inbox: mpsc::Receiver<Order>, ready: oneshot::Sender<Sta
     };
     runtime.block_on(async move {
         match Store::open(places.options, &places.state) {
-            Ok(store) => {
+            Ok(mut store) => {
+                store.go_on_with(places.known);
                 let mut body = Body {
                     store,
                     reader: Reader::new(places.paths),
@@ -292,6 +324,18 @@ async fn serve(
                 let result = body.store.delete_text(text, dry_run);
                 body.publish(publisher);
                 let _ = reply.send(result);
+            }
+            Some(Order::Objects(changes, reply)) => {
+                tell(body.store.replace_objects(changes));
+                body.publish(publisher);
+                let _ = reply.send(());
+            }
+            Some(Order::Options(change, reply)) => {
+                let mut options = body.store.options().clone();
+                change(&mut options);
+                body.store.set_options(options);
+                body.publish(publisher);
+                let _ = reply.send(());
             }
             Some(Order::Documents(reply)) => {
                 let _ = reply.send(body.store.documents());

@@ -49,6 +49,7 @@ impl Rig {
         let keeper = Keeper::start(Places {
             paths: vec![home.path().join("policy")],
             state: home.path().join("state"),
+            known: crate::numbers::Known::default(),
             options: Options::default(),
         })
         .await
@@ -282,6 +283,7 @@ async fn a_state_directory_that_cannot_be_used_is_an_error() {
     let places = Places {
         paths: Vec::new(),
         state: home.path().join("state"),
+        known: crate::numbers::Known::default(),
         options: Options::default(),
     };
     let error = Keeper::start(places).await.unwrap_err();

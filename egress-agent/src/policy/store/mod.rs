@@ -21,14 +21,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Options;
-use super::compile::{Ids, compile};
+use super::compile::Compiler;
 use super::diagnostic::{Diagnostic, Severity, Source, Span};
-use super::document::{Document, DocumentId, Documents, Outcome};
+use super::document::{Document, DocumentId, Outcome};
 use super::load::{read_part, replaced};
 use super::snapshot::Snapshot;
 use super::yaml::{self, Limits};
+use crate::numbers::Known;
 use applied::{Applied, Kept};
-use version::{Version, same_content};
+use version::{Version, same_content, same_text};
 
 pub use change::{Change, Changed};
 pub use error::StoreError;
@@ -44,6 +45,17 @@ pub struct FileChange {
     pub modified: SystemTime,
     /// What is in it now.
     pub content: Content,
+}
+
+/// An object of a Kubernetes API server that changed.
+#[derive(Debug)]
+pub struct ObjectChange {
+    /// `KIND/NAMESPACE/NAME`, which stands for the file name in messages.
+    pub name: Arc<str>,
+    /// When it was changed, by the server's account.
+    pub modified: SystemTime,
+    /// The document; `None` when it was deleted.
+    pub text: Option<String>,
 }
 
 /// What is in a file.
@@ -73,14 +85,18 @@ pub struct Store {
     entries: BTreeMap<DocumentId, Vec<Version>>,
     sources: BTreeMap<SourceName, Held>,
     state: Option<(PathBuf, Applied)>,
-    ids: Ids,
+    compiler: Compiler,
     sequence: u64,
-    /// The documents differ from those of the snapshot.
-    changed: bool,
+    /// Documents that differ from those of the snapshot.
+    dirty: BTreeSet<DocumentId>,
+    /// Documents are read in another way than for the snapshot.
+    anew: bool,
     /// The first snapshot was made: what comes now came later than it.
     started: bool,
     snapshot: Arc<Snapshot>,
-    /// Warnings that came with the snapshot.
+    /// Warnings about documents of which other versions are in force.
+    overridden: BTreeMap<DocumentId, Vec<Diagnostic>>,
+    /// All warnings that came with the snapshot.
     warnings: Vec<Diagnostic>,
 }
 
@@ -104,20 +120,28 @@ impl Store {
 
     /// A store that takes files only.
     pub fn new(options: Options) -> Self {
-        let mut ids = Ids::default();
-        let (snapshot, _) = compile(&mut ids, &Documents::default(), &options);
+        let mut compiler = Compiler::default();
+        let snapshot = compiler.update([], &options, true);
         Self {
             options,
             entries: BTreeMap::new(),
             sources: BTreeMap::new(),
             state: None,
-            ids,
+            compiler,
             sequence: 0,
-            changed: true,
+            dirty: BTreeSet::new(),
+            anew: true,
             started: false,
-            snapshot: Arc::new(snapshot),
+            snapshot,
+            overridden: BTreeMap::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Goes on with the numbers of services that an agent before gave out. To be
+    /// called before the first snapshot is made.
+    pub fn go_on_with(&mut self, known: Known) {
+        self.compiler.go_on_with(known);
     }
 
     /// How documents are read.
@@ -129,7 +153,7 @@ impl Store {
     /// the files must be given again.
     pub fn set_options(&mut self, options: Options) {
         self.options = options;
-        self.changed = true;
+        self.anew = true;
         self.load_applied();
     }
 
@@ -185,21 +209,46 @@ impl Store {
     /// document that moves from one to another is never missing. What comes
     /// back are the problems of these files.
     pub fn replace(&mut self, files: Vec<FileChange>) -> Vec<Diagnostic> {
+        let changes = files.into_iter().map(|file| {
+            let name = file.path.display().to_string();
+            let source = SourceName::File(file.path);
+            (source, name, file.modified, file.content)
+        });
+        self.take_all(changes)
+    }
+
+    /// Takes objects of a Kubernetes API server, as [`replace`](Self::replace)
+    /// takes files.
+    pub fn replace_objects(&mut self, objects: Vec<ObjectChange>) -> Vec<Diagnostic> {
+        let changes = objects.into_iter().map(|object| {
+            let content = match object.text {
+                Some(text) => Content::Bytes(text.into_bytes()),
+                None => Content::Gone,
+            };
+            let name = object.name.to_string();
+            let source = SourceName::Object(object.name);
+            (source, name, object.modified, content)
+        });
+        self.take_all(changes)
+    }
+
+    fn take_all(
+        &mut self,
+        changes: impl Iterator<Item = (SourceName, String, SystemTime, Content)>,
+    ) -> Vec<Diagnostic> {
         let mut found = Vec::new();
         let mut removed: Vec<(SourceName, DocumentId)> = Vec::new();
-        for file in files {
-            let source = SourceName::File(Arc::clone(&file.path));
-            let stamp = self.stamp(file.modified);
-            match file.content {
+        for (source, name, modified, content) in changes {
+            let stamp = self.stamp(modified);
+            match content {
                 Content::Gone => {
                     if let Some(held) = self.sources.remove(&source) {
                         removed.extend(held.ids.into_iter().map(|id| (source.clone(), id)));
-                        self.changed = true;
                     }
                 }
                 Content::Unreadable(error) => {
                     let message = format!("cannot be read: {error}");
-                    let place = Source::nameless(&file.path.display().to_string());
+                    let place = Source::nameless(&name);
                     let problem = Diagnostic::new(Severity::Error, "file", message)
                         .help("check the file and its permissions")
                         .at(&place, Span::default());
@@ -209,7 +258,7 @@ impl Store {
                     held.read_at = Some(SystemTime::now());
                 }
                 Content::Bytes(bytes) => {
-                    let gone = self.take_file(&source, &file.path, bytes, stamp, &mut found);
+                    let gone = self.take_text(&source, &name, bytes, stamp, &mut found);
                     removed.extend(gone.into_iter().map(|id| (source.clone(), id)));
                 }
             }
@@ -220,11 +269,11 @@ impl Store {
         found
     }
 
-    /// Takes a file; the documents that it has no more.
-    fn take_file(
+    /// Takes a file or object; the documents that it has no more.
+    fn take_text(
         &mut self,
         source: &SourceName,
-        path: &Path,
+        name: &str,
         bytes: Vec<u8>,
         stamp: (SystemTime, u64),
         found: &mut Vec<Diagnostic>,
@@ -237,7 +286,7 @@ impl Store {
         };
         // Something could not be read, so what is missing may be in it.
         let mut unclear = false;
-        match read_all(&path.display().to_string(), bytes, &self.options) {
+        match read_all(name, bytes, &self.options) {
             Ok(read) => {
                 for (outcome, problems) in read {
                     found.extend(problems.iter().cloned());
@@ -262,7 +311,6 @@ impl Store {
                 held.ids.insert(id);
             }
         }
-        self.changed = true;
         self.sources.insert(source.clone(), held);
         gone
     }
@@ -317,7 +365,7 @@ impl Store {
         problems: Vec<Diagnostic>,
         order: (SystemTime, u64),
     ) {
-        let versions = self.entries.entry(id).or_default();
+        let versions = self.entries.entry(id.clone()).or_default();
         let place = if let Some(place) = versions.iter().position(|v| v.source == *source) {
             place
         } else {
@@ -341,13 +389,16 @@ impl Store {
             Err(line) => version.rejected = Some(line),
             Ok(document) => {
                 version.rejected = None;
-                let same = version.valid.as_ref();
-                if !same.is_some_and(|old| same_content(old, &document)) {
+                let old = version.valid.as_ref();
+                if old.is_some_and(|old| same_text(old, &document)) {
+                    return;
+                }
+                if !old.is_some_and(|old| same_content(old, &document)) {
                     version.order = order;
                     version.since = None;
                 }
                 version.valid = Some(document);
-                self.changed = true;
+                self.dirty.insert(id);
             }
         }
     }
@@ -363,10 +414,9 @@ impl Store {
             return;
         };
         let old = versions.remove(place);
-        let mut heirs = versions
-            .iter_mut()
-            .filter(|v| v.source != SourceName::Applied);
-        if old.source != SourceName::Applied
+        let is_file = |source: &SourceName| matches!(source, SourceName::File(_));
+        let mut heirs = versions.iter_mut().filter(|v| is_file(&v.source));
+        if is_file(&old.source)
             && let Some(heir) = heirs.next()
             && heir.valid.is_none()
         {
@@ -377,12 +427,12 @@ impl Store {
         if versions.is_empty() {
             self.entries.remove(id);
         }
-        self.changed = true;
+        self.dirty.insert(id.clone());
     }
 
     /// Whether the next snapshot will be another one.
     pub fn is_changed(&self) -> bool {
-        self.changed
+        self.anew || !self.dirty.is_empty()
     }
 
     /// The snapshot in force.
@@ -390,35 +440,54 @@ impl Store {
         &self.snapshot
     }
 
-    /// Compiles the documents, if they changed. What comes with the snapshot
-    /// are warnings about documents that do not fit each other.
+    /// Compiles the documents that changed and those that they can act on.
+    /// What comes with the snapshot are warnings about documents that do not
+    /// fit each other.
     pub fn compile(&mut self) -> (Arc<Snapshot>, &[Diagnostic]) {
-        if self.changed {
-            let winners = self
-                .entries
-                .values()
-                .filter_map(|versions| winner(versions));
-            let documents = Documents {
-                list: winners.filter_map(|v| v.valid.clone()).collect(),
-            };
-            let (snapshot, mut warnings) = compile(&mut self.ids, &documents, &self.options);
-            for versions in self.entries.values_mut() {
-                let source = winner(versions).map(|v| v.source.clone());
-                for version in versions.iter_mut() {
-                    if source.as_ref() == Some(&version.source) {
-                        version.since.get_or_insert(snapshot.generation);
-                    } else {
-                        version.since = None;
-                    }
-                }
-                warnings.extend(overridden(versions));
+        if self.is_changed() {
+            let anew = std::mem::take(&mut self.anew);
+            let mut dirty = std::mem::take(&mut self.dirty);
+            if anew {
+                dirty = self.entries.keys().cloned().collect();
+                self.overridden.clear();
             }
-            self.snapshot = Arc::new(snapshot);
-            self.warnings = warnings;
-            self.changed = false;
+            let entries = &self.entries;
+            let changes = dirty.iter().map(|id| {
+                let version = entries.get(id).and_then(|versions| winner(versions));
+                (id.clone(), version.and_then(|v| v.valid.clone()))
+            });
+            self.snapshot = self.compiler.update(changes, &self.options, anew);
+            for id in dirty {
+                self.settle(id);
+            }
+            self.warnings = self.compiler.warnings().to_vec();
+            self.warnings
+                .extend(self.overridden.values().flatten().cloned());
             self.started = true;
         }
         (Arc::clone(&self.snapshot), &self.warnings)
+    }
+
+    /// Notes which version of a document the snapshot has.
+    fn settle(&mut self, id: DocumentId) {
+        let Some(versions) = self.entries.get_mut(&id) else {
+            self.overridden.remove(&id);
+            return;
+        };
+        let source = winner(versions).map(|v| v.source.clone());
+        for version in versions.iter_mut() {
+            if source.as_ref() == Some(&version.source) {
+                version.since.get_or_insert(self.snapshot.generation);
+            } else {
+                version.since = None;
+            }
+        }
+        let warnings = overridden(versions);
+        if warnings.is_empty() {
+            self.overridden.remove(&id);
+        } else {
+            self.overridden.insert(id, warnings);
+        }
     }
 }
 

@@ -75,6 +75,7 @@ impl Store {
         let written = problems.iter().find_map(|p| p.location.as_ref());
         let file = match (&version.source, reference, written) {
             (SourceName::File(path), ..) => path.display().to_string().into(),
+            (SourceName::Object(name), ..) => Arc::clone(name),
             (SourceName::Applied, Some(reference), _) => Arc::clone(&reference.source),
             (SourceName::Applied, None, Some(place)) => Arc::clone(&place.source.name),
             (SourceName::Applied, None, None) => self
@@ -104,6 +105,7 @@ fn unknown(source: &SourceName, held: &Held, problem: &Diagnostic) -> DocumentSt
     let location = problem.location.as_ref();
     let file = match (source, location) {
         (SourceName::File(path), _) => path.display().to_string().into(),
+        (SourceName::Object(name), _) => Arc::clone(name),
         (SourceName::Applied, Some(location)) => Arc::clone(&location.source.name),
         (SourceName::Applied, None) => "".into(),
     };

@@ -14,6 +14,8 @@ pub enum SourceName {
     File(Arc<Path>),
     /// `egressctl apply`.
     Applied,
+    /// An object of a Kubernetes API server: `KIND/NAMESPACE/NAME`.
+    Object(Arc<str>),
 }
 
 impl std::fmt::Display for SourceName {
@@ -21,6 +23,7 @@ impl std::fmt::Display for SourceName {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Applied => f.write_str("egressctl apply"),
+            Self::Object(_) => f.write_str("the Kubernetes API server"),
         }
     }
 }
@@ -100,6 +103,15 @@ impl DocumentStatus {
             Spec::Secret(_) => Vec::new(),
         }
     }
+}
+
+/// Whether two versions were read from the same text at the same place.
+pub(super) fn same_text(a: &Document, b: &Document) -> bool {
+    let (from, to) = (&a.source, &b.source);
+    a.reference == b.reference
+        && from.name == to.name
+        && from.lines_before == to.lines_before
+        && from.text == to.text
 }
 
 /// Whether two versions say the same, wherever they stand.

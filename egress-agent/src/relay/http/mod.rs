@@ -34,6 +34,7 @@ mod guarded;
 mod local;
 mod mirror;
 mod outgoing;
+mod reach;
 mod record;
 mod request;
 mod response;

@@ -21,7 +21,7 @@ use super::outgoing::Outgoing;
 use super::retry::{self, TryEnd, retriable};
 use super::upload::{RequestBody, Upload};
 use crate::connect::origination;
-use crate::connect::pool::{AcquireError, Lease, SendFailure, Version as Wire, Want};
+use crate::connect::pool::{Lease, SendFailure, Version as Wire, Want};
 use crate::endpoint::{EndpointId, EndpointSet, Outcome, Permit, PickContext, PickError, Picked};
 use crate::flag::Flag;
 use crate::identify::Spoken;
@@ -60,7 +60,7 @@ pub(super) struct Answer<S: ServiceStream> {
 /// A pick that is told how it went even when the try is dropped halfway.
 pub(super) struct Judged {
     pub(super) picked: Picked,
-    timed_out: Option<Rc<Cell<bool>>>,
+    pub(super) timed_out: Option<Rc<Cell<bool>>>,
 }
 
 impl Drop for Judged {
@@ -176,6 +176,7 @@ impl<S: ServiceStream> Tries<'_, S> {
         let wire = self.wire(self.plan.cluster);
         let identity = client.identity(self.plan.cluster, tls, || self.server_name(), wire);
         let host = client.host(self.set, policy, &picked.picked, &identity);
+        let mut place = (picked, host);
         let mut reconnects = 0;
         let mut want = if retry::idempotent(&self.outgoing.method) && self.can_repeat() {
             Want::Open
@@ -183,15 +184,14 @@ impl<S: ServiceStream> Tries<'_, S> {
             Want::Checked
         };
         loop {
-            let mut lease = match host.acquire(&picked.picked, client.reach(tls), want).await {
-                Ok(lease) => lease,
-                Err(error) => {
-                    if let AcquireError::Dial(dial) = &error {
-                        picked.picked.report(dial.outcome);
-                    }
-                    return Err(Failure::acquire(&error));
-                }
-            };
+            let reach = client.reach(tls);
+            let (acquired, other) = self.acquire(&place, &identity, reach, want).await;
+            if let Some(other) = other {
+                place = other;
+                self.exchange.open.record.upstream = Some(place.0.picked.destination.clone());
+            }
+            let picked = &place.0;
+            let mut lease = acquired.map_err(|error| Failure::acquire(&error))?;
             self.exchange.open.record.upstream_local = lease.local();
             self.exchange.open.record.security = lease.security();
             let body = match self.upload {
@@ -214,7 +214,7 @@ impl<S: ServiceStream> Tries<'_, S> {
                     return Ok(Answer {
                         head,
                         lease,
-                        picked,
+                        picked: place.0,
                         grpc,
                         retry_permit: None,
                     });
@@ -252,24 +252,28 @@ impl<S: ServiceStream> Tries<'_, S> {
 
     /// An endpoint; waits for the first resolution of its name, if need be.
     async fn pick(&self, tried: &[EndpointId]) -> Result<Picked, Failure> {
+        let context = self.pick_context(tried);
+        let picked = match self.set.pick(&context) {
+            Err(PickError::Unresolved) => {
+                let most = self.plan.cluster.policy.connection_pool.connect_timeout;
+                let _ = timeout(most, Box::pin(self.set.resolved(context.host))).await;
+                self.set.pick(&context)
+            }
+            picked => picked,
+        };
+        picked.map_err(|error| Failure::pick(error, self.set.explain(error, context.host)))
+    }
+
+    pub(super) fn pick_context<'a>(&'a self, tried: &'a [EndpointId]) -> PickContext<'a> {
         let caller = &self.exchange.open.client.caller;
-        let context = PickContext {
+        PickContext {
             client: &caller.client,
             original: caller.original,
             host: &self.bound.host,
             hash: self.hash,
             tried,
             remote_localities: self.plan.retries.remote_localities,
-        };
-        let picked = match self.set.pick(&context) {
-            Err(PickError::Unresolved) => {
-                let most = self.plan.cluster.policy.connection_pool.connect_timeout;
-                let _ = timeout(most, Box::pin(self.set.resolved())).await;
-                self.set.pick(&context)
-            }
-            picked => picked,
-        };
-        picked.map_err(|error| Failure::pick(error, self.set.explain(error)))
+        }
     }
 
     /// The host of the request as it leaves.

@@ -10,11 +10,13 @@ use crate::policy::model::Locality;
 mod address;
 mod count;
 mod name;
+mod outbound;
 mod word;
 
 pub use address::{ADMIN_PATH_LIMIT, AdminSocket, MetricsListener, NameServer};
 pub use count::{ConnectionLimit, Workers};
-pub use name::{ClusterDomain, LogFilter, NamespaceName};
+pub use name::{ClusterDomain, LogFilter, NamespaceName, NodeName};
+pub use outbound::{AllowedDestination, NamespaceOutbound};
 pub use word::{LogFormat, Outbound, RefusalErrno, Switch, UnknownFields};
 
 /// A value as it was written, with its place in the file where it has one.

@@ -36,6 +36,28 @@ fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
+/// Name of a Node object: a DNS subdomain (RFC 1123) in lower case.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeName(pub Arc<str>);
+
+impl Scalar for NodeName {
+    fn parse(text: &str) -> Result<Self, Fault> {
+        if text.len() <= 253 && text.split('.').all(is_label) {
+            Ok(Self(text.into()))
+        } else {
+            Err(Fault::new(format!(
+                "`{text}` is not the name of a node; it takes a-z, 0-9, `-` and `.`"
+            )))
+        }
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The cluster domain, without a dot at either end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterDomain(pub Arc<str>);

@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio::time::{advance, sleep};
 
-use super::super::upstream::{Found, Records};
+use super::super::entry::LOOKUP_LIMIT;
+use super::super::upstream::{Families, Found, Records};
 use super::*;
 
 /// A name server that says what the test wrote down.
