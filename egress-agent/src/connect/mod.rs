@@ -6,6 +6,7 @@ mod inspect;
 pub mod pool;
 mod probe;
 mod proxy_protocol;
+mod read_ahead;
 pub mod starttls;
 mod stream;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod tunnel;
 
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
+pub use read_ahead::ReadAhead;
 pub use inspect::inspect;
 pub use probe::EndpointProber;
 pub use stream::Stream;

@@ -427,3 +427,31 @@ async fn an_unsigned_end_instead_of_an_answer_is_a_reset_to_a_half_closed_applic
     .await;
     assert!(matches!(end, End::Unsigned), "{end}");
 }
+
+/// What was read into a buffer before the change to splice must be written
+/// before what came through the pipe: each number tells its own place.
+#[tokio::test]
+async fn bulk_keeps_its_order_when_it_changes_to_splice() {
+    const NUMBERS: u64 = 1 << 20;
+    let (end, traffic, _) = relayed(Rig::new().await, async |mut client, mut server| {
+        let write = async move {
+            for first in (0..NUMBERS).step_by(32_768) {
+                let chunk: Vec<u8> = (first..first + 32_768).flat_map(u64::to_be_bytes).collect();
+                server.write_all(&chunk).await.unwrap();
+            }
+        };
+        let read = async move {
+            let mut number = [0; 8];
+            let mut client = tokio::io::BufReader::with_capacity(256 * 1024, &mut client);
+            for expected in 0..NUMBERS {
+                client.read_exact(&mut number).await.unwrap();
+                assert_eq!(u64::from_be_bytes(number), expected);
+            }
+            assert_eq!(client.read(&mut number).await.unwrap(), 0);
+        };
+        tokio::join!(write, read);
+    })
+    .await;
+    assert!(matches!(end, End::Closed), "{end}");
+    assert_eq!(traffic.sent.get(), NUMBERS * 8);
+}

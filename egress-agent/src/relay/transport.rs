@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::connect::Stream;
+use crate::connect::{ReadAhead, Stream};
 
 /// A byte stream that can be broken off.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
@@ -18,6 +18,12 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
         None
     }
 
+    /// The socket itself, where the bytes of the stream are those of the wire,
+    /// and closing it tells all that shutting it down would.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+
     /// Bytes sent that the peer has not acknowledged.
     fn unacknowledged(&self) -> usize {
         0
@@ -25,6 +31,10 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 }
 
 impl Transport for TcpStream {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
     fn abort(&self) {
         let _ = self.set_zero_linger();
     }
@@ -43,6 +53,20 @@ impl Transport for UnixStream {
 
     fn broken(&self) -> Option<io::Error> {
         self.take_error().ok().flatten()
+    }
+}
+
+impl<S: Transport> Transport for ReadAhead<S> {
+    fn abort(&self) {
+        self.get_ref().abort();
+    }
+
+    fn broken(&self) -> Option<io::Error> {
+        self.get_ref().broken()
+    }
+
+    fn unacknowledged(&self) -> usize {
+        self.get_ref().unacknowledged()
     }
 }
 
@@ -66,6 +90,13 @@ impl Transport for tokio::io::DuplexStream {
 }
 
 impl Transport for Stream {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Unix(_) | Self::Tls(_) | Self::TlsUnix(_) | Self::Unready => None,
+        }
+    }
+
     fn abort(&self) {
         match self {
             Self::Tcp(stream) => stream.abort(),
