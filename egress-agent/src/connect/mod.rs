@@ -16,9 +16,9 @@ mod tunnel;
 
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
-pub use read_ahead::ReadAhead;
 pub use inspect::inspect;
 pub use probe::EndpointProber;
+pub use read_ahead::ReadAhead;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;
