@@ -60,6 +60,11 @@ impl<S> ReadAhead<S> {
         &self.stream
     }
 
+    /// Whether something was read ahead.
+    pub const fn has_rest(&self) -> bool {
+        self.rest.is_some()
+    }
+
     fn pinned(self: Pin<&mut Self>) -> Pin<&mut S>
     where
         S: Unpin,

@@ -24,6 +24,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// A read of so much begins the moving by splice, where both sides allow it.
 const BULK: usize = 64 * 1024;
+/// Plaintext of one record of TLS (RFC 8446 section 5.1).
+const RECORD: usize = 16 * 1024;
 /// How often a side that is not being read is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// When there is nothing to wait for.
@@ -295,6 +297,8 @@ struct Direction<'a> {
     no_splice: bool,
     /// A pipe with something in it.
     pipe: Option<Pipe>,
+    /// What reading came to, to be told after the bytes before it.
+    error: Option<io::Error>,
     state: State,
     /// Something was written since the last flush.
     unflushed: bool,
@@ -319,6 +323,7 @@ impl<'a> Direction<'a> {
             bulk: false,
             no_splice: false,
             pipe: None,
+            error: None,
             state: State::Copying,
             unflushed: false,
             count,
@@ -453,17 +458,21 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once into a fresh buffer, which is kept only if bytes came.
+    /// Reads into a fresh buffer, which is kept only if bytes came: once, and
+    /// then what the stream holds already (TLS gives a record at a time).
     fn poll_read(
         &mut self,
         context: &mut Context<'_>,
-        from: &mut (impl AsyncRead + Unpin),
+        from: &mut impl Transport,
         buffers: &Buffers,
     ) -> Poll<io::Result<()>> {
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Err(error));
+        }
         let mut buffer = buffers.take(self.class);
         let mut target = ReadBuf::new(&mut buffer);
-        let read = Pin::new(from).poll_read(context, &mut target);
-        let filled = target.filled().len();
+        let read = Pin::new(&mut *from).poll_read(context, &mut target);
+        let mut filled = target.filled().len();
         if filled == 0 {
             let ended = matches!(read, Poll::Ready(Ok(())));
             buffers.give_back(buffer);
@@ -471,6 +480,19 @@ impl<'a> Direction<'a> {
                 self.state = State::Ending;
             }
             return read;
+        }
+        while from.has_more() && target.remaining() >= RECORD {
+            match Pin::new(&mut *from).poll_read(context, &mut target) {
+                Poll::Ready(Ok(())) if target.filled().len() > filled => {
+                    filled = target.filled().len();
+                }
+                // The end shows again; an error may not.
+                Poll::Ready(Ok(())) | Poll::Pending => break,
+                Poll::Ready(Err(error)) => {
+                    self.error = Some(error);
+                    break;
+                }
+            }
         }
         self.bulk = filled >= BULK && !self.no_splice;
         self.class = match (self.class, filled == buffer.len()) {

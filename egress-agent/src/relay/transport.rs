@@ -24,6 +24,12 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
         None
     }
 
+    /// Whether bytes that came lie this side of the socket, so that reading on
+    /// may give more without a system call.
+    fn has_more(&self) -> bool {
+        false
+    }
+
     /// Bytes sent that the peer has not acknowledged.
     fn unacknowledged(&self) -> usize {
         0
@@ -57,6 +63,10 @@ impl Transport for UnixStream {
 }
 
 impl<S: Transport> Transport for ReadAhead<S> {
+    fn has_more(&self) -> bool {
+        self.has_rest()
+    }
+
     fn abort(&self) {
         self.get_ref().abort();
     }
@@ -71,6 +81,10 @@ impl<S: Transport> Transport for ReadAhead<S> {
 }
 
 impl<S: Transport> Transport for TlsStream<S> {
+    fn has_more(&self) -> bool {
+        self.get_ref().0.has_more()
+    }
+
     fn abort(&self) {
         self.get_ref().0.abort();
     }
@@ -94,6 +108,14 @@ impl Transport for Stream {
         match self {
             Self::Tcp(stream) => Some(stream),
             Self::Unix(_) | Self::Tls(_) | Self::TlsUnix(_) | Self::Unready => None,
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        match self {
+            Self::Tls(stream) => stream.has_more(),
+            Self::TlsUnix(stream) => stream.has_more(),
+            Self::Tcp(_) | Self::Unix(_) | Self::Unready => false,
         }
     }
 
