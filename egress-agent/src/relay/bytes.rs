@@ -9,7 +9,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
@@ -495,7 +495,7 @@ impl<'a> Direction<'a> {
             }
         }
         self.bulk = filled >= BULK && !self.no_splice;
-        self.class = match (self.class, filled == buffer.len()) {
+        self.class = match (self.class, filled == buffer.len() || from.has_more()) {
             (Class::Small, true) => Class::Large,
             // A large one that is not even filled as far as a small one.
             (Class::Large, false) if filled < Class::Small.size() => Class::Small,

@@ -10,9 +10,11 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Most bytes moved at once, and the room asked of the pipe: one slot for each
-/// page, of which a segment of a fast network takes one or a few.
+/// Room asked of the pipe. It is counted in pages: one slot for each, which a
+/// fragment of a segment takes however small it is.
 const ROOM: usize = 1024 * 1024;
+/// Most bytes taken in at once: what a reader that stands still makes us hold.
+const MOST: usize = 256 * 1024;
 
 /// A pipe, and how much is in it.
 #[derive(Debug)]
@@ -51,7 +53,7 @@ impl Pipe {
         loop {
             ready!(from.poll_read_ready(context))?;
             let moved = from.try_io(Interest::READABLE, || {
-                Ok(splice(from, None, &self.write, None, ROOM, FLAGS)?)
+                Ok(splice(from, None, &self.write, None, MOST, FLAGS)?)
             });
             match moved {
                 Ok(count) => {

@@ -455,3 +455,100 @@ async fn bulk_keeps_its_order_when_it_changes_to_splice() {
     assert!(matches!(end, End::Closed), "{end}");
     assert_eq!(traffic.sent.get(), NUMBERS * 8);
 }
+
+/// Gives pieces one by one, as TLS gives records, and then breaks.
+struct Pieces(Vec<usize>);
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(size) = self.0.pop() else {
+            return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
+        };
+        buffer.put_slice(&vec![7; size]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Transport for Pieces {
+    fn abort(&self) {}
+
+    fn has_more(&self) -> bool {
+        // Reading on after the last one shows the error.
+        true
+    }
+}
+
+/// Counts writes.
+struct Writes(Rc<Cell<usize>>, Rc<Cell<usize>>);
+
+impl AsyncRead for Writes {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Writes {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.set(self.0.get() + 1);
+        self.1.set(self.1.get() + bytes.len());
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Transport for Writes {
+    fn abort(&self) {}
+}
+
+#[tokio::test]
+async fn records_at_hand_are_written_together_and_an_error_comes_after_them() {
+    const RECORD: usize = 16 * 1024;
+    let (writes, written) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let mut near = Writes(writes.clone(), written.clone());
+    let mut far = Pieces(vec![RECORD; 33]);
+    let traffic = Traffic::default();
+    let buffers = Buffers::default();
+    let end = bytes(&mut near, &mut far, Limits::default(), &buffers, &traffic).await;
+    assert!(matches!(end, End::Truncated), "{end}");
+    assert_eq!(written.get(), 33 * RECORD);
+    assert_eq!(traffic.sent.get(), 33 * RECORD as u64);
+    // One for the first, which nobody knew to be one of many; then eight each.
+    assert_eq!(writes.get(), 5);
+}
