@@ -106,7 +106,6 @@ async fn connected() -> Connected {
     let (stream, _) = streams().await;
     Connected {
         opening: None,
-        local: stream.local_addr().ok(),
         stream: Stream::Tcp(stream),
         tls: None,
         tcp_time: Duration::from_micros(1500),
