@@ -22,6 +22,7 @@ pub mod backend;
 pub mod certificates;
 mod cgroup;
 pub mod clients;
+pub mod control_plane;
 pub mod dns;
 pub mod http;
 pub mod kernel;

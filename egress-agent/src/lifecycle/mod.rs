@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 mod bridges;
+mod capture_metrics;
 mod cgroups;
 mod connect;
 mod direct;

@@ -15,6 +15,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use super::StartError;
 use super::api::Process;
 use super::bridges::{Callers, Names, Resolvers};
+use super::capture_metrics::CaptureMetrics;
 use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
@@ -66,6 +67,7 @@ pub(super) struct Agent {
     netns: NetNs,
     sockets: Sockets,
     metrics: Arc<Metrics>,
+    capture_metrics: CaptureMetrics,
     log: Option<AccessLog>,
     intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
@@ -133,6 +135,7 @@ impl Agent {
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let capture_metrics = CaptureMetrics::new(Arc::clone(&kernel), registry);
         let cluster_metrics = ClusterMetrics::default();
         cluster_metrics.register(registry);
         let target = match &settings.access_log {
@@ -153,6 +156,7 @@ impl Agent {
             netns,
             sockets,
             metrics,
+            capture_metrics,
             log,
             intake,
             policy: None,
@@ -372,8 +376,12 @@ impl Agent {
         });
         self.tasks.push(saving.abort_handle());
         if let Some(refusals) = self.kernel.take_refusals() {
-            let telling =
-                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
+            let telling = outbound::tell_refusals(
+                refusals,
+                node.directory.clone(),
+                Arc::clone(&node.names),
+                self.capture_metrics.clone(),
+            );
             vitals.spawn("refusals", telling);
         }
         let changed = Arc::clone(&node.feed.changed);
