@@ -168,8 +168,8 @@ impl<'lab> ControlPlane<'lab> {
         self.apply_text(&document.to_string())
     }
 
-    /// Applies a text of documents; one that is older than a field in it
-    /// ignores the field.
+    /// Applies a text of documents; a server that is older than a field
+    /// ignores it.
     ///
     /// # Errors
     /// When the server refuses one of them.

@@ -188,7 +188,10 @@ fn picking(balancer: &str, weighted: bool, hashes: bool) -> Step {
         &format!("    loadBalancer: {balancer}\n    outlierDetection"),
     );
     let snapshot = snapshot(&text);
-    let cluster = Arc::clone(&snapshot.services[0].views[0].cluster);
+    // The rule's settings for port 80 stand in the place of all others.
+    let services = &mut snapshot.services.iter();
+    let service = services.find(|service| service.key.port == 443).unwrap();
+    let cluster = Arc::clone(&service.views[0].cluster);
     let set = EndpointSet::new(cluster, &SetOptions::default());
     let endpoints = (0..100_u32).map(|n| ResolvedEndpoint {
         destination: Destination::Tcp(SocketAddr::from((
