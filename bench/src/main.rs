@@ -11,6 +11,7 @@ mod measure;
 mod peer;
 mod progress;
 mod report;
+mod restart;
 mod serve;
 mod services;
 mod statistics;
@@ -100,9 +101,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         for workload in workloads::ALL {
             println!("{:<16} {}", workload.name, workload.title);
         }
+        println!("{:<16} {}", restart::NAME, restart::TITLE);
         return Ok(ExitCode::SUCCESS);
     }
     limits::raise_open_files()?;
+    if arguments.workloads == [restart::NAME] {
+        return restarts(arguments);
+    }
     let chosen: Vec<_> = workloads::ALL
         .iter()
         .filter(|workload| {
@@ -166,6 +171,19 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Restarts alone: they would cut what else is measured.
+fn restarts(arguments: &Arguments) -> Result<ExitCode> {
+    let arena = Arena::new()?;
+    let report = Report {
+        command: command_line(),
+        rounds: 1,
+        measured: Vec::new(),
+        extra: vec![restart::measure(&arena)],
+    };
+    println!("{}", report.write(&arguments.out)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// As the user would type it.
