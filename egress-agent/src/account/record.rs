@@ -251,6 +251,18 @@ impl ConnectionRecord {
         self.ended = true;
     }
 
+    /// The access log's line as it would be written now.
+    ///
+    /// # Errors
+    /// When a value is no JSON, which these types rule out.
+    pub fn json(&self) -> serde_json::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        if let Some(line) = &self.line {
+            super::log::write_connection(&mut text, line)?;
+        }
+        Ok(text)
+    }
+
     /// Whether there is a log, so that what only the log shows is worth keeping.
     pub fn is_logged(&self) -> bool {
         self.account.0.log.is_some()

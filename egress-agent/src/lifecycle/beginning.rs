@@ -78,8 +78,12 @@ impl Agent {
         });
         self.tasks.push(saving.abort_handle());
         if let Some(refusals) = self.kernel.take_refusals() {
-            let telling =
-                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
+            let telling = outbound::tell_refusals(
+                refusals,
+                node.directory.clone(),
+                Arc::clone(&node.names),
+                self.capture_metrics.clone(),
+            );
             vitals.spawn("refusals", telling);
         }
         let changed = Arc::clone(&node.feed.changed);

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod api;
 mod beginning;
 mod bridges;
+mod capture_metrics;
 mod cgroups;
 mod connect;
 mod direct;

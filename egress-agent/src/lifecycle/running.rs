@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::StartError;
 use super::bridges::{Callers, Names, Resolvers};
+use super::capture_metrics::CaptureMetrics;
 use super::connect::Connector;
 use super::drain::Drain;
 use super::kubernetes::{Cluster, Rooms};
@@ -43,6 +44,7 @@ pub(super) struct Agent {
     pub(super) netns: NetNs,
     pub(super) sockets: Sockets,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) capture_metrics: CaptureMetrics,
     pub(super) log: Option<AccessLog>,
     pub(super) intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
@@ -110,6 +112,7 @@ impl Agent {
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let capture_metrics = CaptureMetrics::new(Arc::clone(&kernel), registry);
         let cluster_metrics = ClusterMetrics::default();
         cluster_metrics.register(registry);
         let target = match &settings.access_log {
@@ -130,6 +133,7 @@ impl Agent {
             netns,
             sockets,
             metrics,
+            capture_metrics,
             log,
             intake,
             policy: None,

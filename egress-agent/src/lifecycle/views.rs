@@ -114,25 +114,15 @@ impl Views {
             told(error);
             Usage::default()
         });
-        let counters = [
-            ("proxied", counters.proxied),
-            ("direct", counters.direct),
-            ("passed", counters.passed),
-            ("refused-agent-down", counters.refused_agent_down),
-            ("refused-policy", counters.refused_policy),
-            ("refused-udp", counters.refused_udp),
-            ("refused-unregistered", counters.refused_unregistered),
-            ("dns", counters.dns),
-            ("bypassed", counters.bypassed),
-            ("lost", counters.lost),
-            ("opened-agent-down", counters.opened_agent_down),
-        ];
         view::Capture {
             cgroup: self.kernel.cgroup().display().to_string(),
             programs: ours.into_iter().map(|p| p.hook.to_owned()).collect(),
             others: others.into_iter().map(|p| beside(&p, &own)).collect(),
             namespaces: usage.namespaces,
-            counters: counters.map(|(name, n)| (name.to_owned(), n)).into(),
+            counters: counters
+                .named()
+                .map(|(name, n)| (name.to_owned(), n))
+                .into(),
         }
     }
 
