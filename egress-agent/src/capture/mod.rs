@@ -9,6 +9,7 @@ use crate::policy::snapshot::ServiceId;
 
 mod bypass;
 mod control;
+mod cut;
 mod direct;
 mod error;
 mod kernel;
@@ -28,6 +29,7 @@ mod system;
 
 pub use bypass::Bypass;
 pub use control::KernelSettings;
+pub use cut::Target as DirectTarget;
 pub use direct::{
     DirectBalance, DirectKeepalive, DirectOutcome, DirectPlan, DirectReport, DirectReports,
     DirectSlot,

@@ -12,6 +12,7 @@ mod cgroups;
 mod connect;
 mod direct;
 pub mod drain;
+mod drains;
 mod dynamic_names;
 mod error;
 mod feed;

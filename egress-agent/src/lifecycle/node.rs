@@ -16,6 +16,7 @@ use super::bridges::Derived;
 use super::feed::Feed;
 use crate::capture::keys::{AddressBook, Changed, Planner, ScopeNames, Scopes};
 use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundControl};
+use crate::dns::names;
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
 use crate::endpoint::resolve::Resolver;
@@ -57,6 +58,12 @@ impl AddressBook for Book<'_> {
     }
 
     fn resolved(&self, service: &Service) -> Arc<[IpAddr]> {
+        // Where connections do not say whose they are, an address that other
+        // names may share is not enough to tell.
+        let wildcard = service.key.host.exact().is_none();
+        if wildcard && names::claims(service) && service.protocol.client_speaks_first() {
+            return self.names.real().under(&service.key.host).into();
+        }
         self.feed.addresses_of(service)
     }
 }

@@ -18,6 +18,7 @@ use super::bridges::{Callers, Names, Resolvers};
 use super::connect::Connector;
 use super::direct::Direct;
 use super::drain::Drain;
+use super::drains::Drains;
 use super::dynamic_names;
 use super::following::{
     follow, follow_cgroups, follow_locality, follow_pods, follow_policy, look_around,
@@ -41,6 +42,7 @@ use crate::account::{AccessLog, Account, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
 use crate::connect::EndpointProber;
+use crate::dns;
 use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
@@ -72,6 +74,7 @@ pub(super) struct Agent {
     pub(super) policy: Option<Keeper>,
     workers: Vec<WorkerChannels>,
     dns: Option<DnsShared>,
+    dns_counters: Arc<dns::server::Counters>,
     namespaces: Option<Namespaces>,
     /// The Kubernetes API server, where the settings ask for it.
     cluster: Option<Cluster>,
@@ -135,6 +138,9 @@ impl Agent {
         secrets.register(registry);
         let cluster_metrics = ClusterMetrics::default();
         cluster_metrics.register(registry);
+        let dns_counters = Arc::default();
+        let dns_metrics = dns::metrics::Metrics::new(Arc::clone(&dns_counters));
+        registry.register_collector(Box::new(dns_metrics));
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -160,6 +166,7 @@ impl Agent {
             cluster_metrics,
             workers: Vec::new(),
             dns: None,
+            dns_counters,
             namespaces: None,
             listeners: None,
             admitted,
@@ -287,7 +294,7 @@ impl Agent {
                 default: Arc::clone(&settings.namespace.0),
             }),
             callers,
-            counters: Arc::default(),
+            counters: Arc::clone(&self.dns_counters),
             sockets: self.sockets.clone(),
         });
         self.dns.clone_from(&dns);
@@ -353,11 +360,20 @@ impl Agent {
         self.tasks.push(beat.abort_handle());
         let reports = namespaces::reports(&self.kernel)?;
         vitals.spawn("network namespaces", namespaces.clone().run(reports));
-        self.namespaces = Some(namespaces);
+        self.namespaces = Some(namespaces.clone());
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
-        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        let real = Arc::clone(node.names.real());
+        let names = dynamic_names::follow(
+            node.resolver.clone(),
+            Arc::clone(&real),
+            node.sets.subscribe(),
+        );
         vitals.spawn("dynamic names", names);
+        let changed = Arc::clone(&node.feed.changed);
+        vitals.spawn("real addresses", async move {
+            real.keep(|| changed.notify_one()).await;
+        });
         let secrets = Arc::clone(&node.secrets);
         let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
@@ -387,6 +403,7 @@ impl Agent {
                 Callers(node.directory.clone()),
                 account,
                 &settings.namespace.0,
+                Drains::new(namespaces.clone()),
             );
             vitals.spawn(
                 "direct",
