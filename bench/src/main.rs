@@ -3,6 +3,7 @@
 
 mod account;
 mod arena;
+mod dns;
 mod extra;
 mod limits;
 mod load;
@@ -41,6 +42,9 @@ enum Command {
     /// The load generator, for the bench itself.
     #[command(hide = true)]
     Load { description: String },
+    /// DNS queries one at a time, for the bench itself.
+    #[command(hide = true)]
+    DnsLatency { description: String },
     /// The services, for the bench itself.
     #[command(hide = true)]
     Serve { description: String },
@@ -84,6 +88,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run(&arguments),
         Command::Load { description } => load::run(&description).map(|()| ExitCode::SUCCESS),
+        Command::DnsLatency { description } => {
+            dns::run_latency(&description).map(|()| ExitCode::SUCCESS)
+        }
         Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
     };
     match result {
@@ -100,24 +107,31 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         for workload in workloads::ALL {
             println!("{:<16} {}", workload.name, workload.title);
         }
+        for (name, title) in dns::WORKLOADS {
+            println!("{name:<16} {title}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     limits::raise_open_files()?;
+    let wanted = |name: &str, quick: bool| {
+        if arguments.workloads.is_empty() {
+            quick || !arguments.quick
+        } else {
+            let mut names = arguments.workloads.iter();
+            names.any(|wanted| name.starts_with(wanted.as_str()))
+        }
+    };
     let chosen: Vec<_> = workloads::ALL
         .iter()
-        .filter(|workload| {
-            if arguments.workloads.is_empty() {
-                workload.quick || !arguments.quick
-            } else {
-                arguments
-                    .workloads
-                    .iter()
-                    .any(|name| workload.name.starts_with(name.as_str()))
-            }
-        })
+        .filter(|workload| wanted(workload.name, workload.quick))
+        .collect();
+    let chosen_dns: Vec<&str> = dns::WORKLOADS
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| wanted(name, true))
         .collect();
     ensure!(
-        !chosen.is_empty(),
+        !chosen.is_empty() || !chosen_dns.is_empty(),
         "no workload has such a name; see --list"
     );
     let rounds = arguments
@@ -130,16 +144,20 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let arena = Arena::new()?;
     let mut peers = Vec::new();
     for name in Name::ALL {
-        if !arguments.without.contains(&name) {
+        // The DNS workloads have peers of their own.
+        let needed = !chosen.is_empty() || name == Name::Egress;
+        if needed && !arguments.without.contains(&name) {
             eprintln!("starting {}", name.title());
             peers.push(peer::start(&arena, name, &services::ALL)?);
         }
     }
-    let mut progress = Progress::new(chosen.len() * rounds * peers.len());
+    let mut progress =
+        Progress::new((chosen.len() * peers.len() + chosen_dns.len() * dns::WAYS) * rounds);
     let measured = chosen
         .iter()
         .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))
         .collect();
+    let extra = dns::measure(&arena, &peers, &chosen_dns, rounds, share, &mut progress)?;
     drop(progress);
     drop(peers);
 
@@ -147,7 +165,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         command: command_line(),
         rounds,
         measured,
-        extra: Vec::new(),
+        extra,
     };
     println!("{}", report.write(&arguments.out)?);
     eprintln!(

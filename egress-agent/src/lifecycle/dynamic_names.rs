@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::dns::real::{Guard, RealAddresses};
-use crate::endpoint::resolve::{Answer, Resolver, State};
+use crate::endpoint::resolve::{Answer, Resolver, Resolvers, State};
 use crate::endpoint::resolved::{Destination, ResolvedEndpoint};
 use crate::endpoint::{Changes, EndpointSet};
 use crate::policy::model::{Labels, Locality, Resolution};
@@ -31,7 +31,7 @@ impl Drop for Followed {
 /// Follows the names of all sets, present and future. Never ends; must run in
 /// a `LocalSet`.
 pub(super) async fn follow(
-    resolver: Resolver,
+    resolvers: Resolvers,
     real: Arc<RealAddresses>,
     mut changes: Changes,
 ) {
@@ -47,7 +47,8 @@ pub(super) async fn follow(
                     set: Arc::downgrade(&set),
                     names: HashMap::new(),
                 });
-            reconcile(entry, &set, &resolver, &real);
+            let resolver = resolvers.of(&set.cluster().key.service.namespace);
+            reconcile(entry, &set, resolver, &real);
         }
         // The address of a set stays taken while its weak reference is here.
         followed.retain(|_, followed| followed.set.strong_count() > 0);

@@ -28,6 +28,7 @@ mod kubernetes;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+mod name_servers;
 mod namespaces;
 mod node;
 mod outbound;

@@ -19,7 +19,7 @@ use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundC
 use crate::dns::names;
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
-use crate::endpoint::resolve::Resolver;
+use crate::endpoint::resolve::Resolvers;
 use crate::endpoint::{Live, Options, Registry as Sets, is_at};
 use crate::policy::schema::secret::Secret;
 use crate::policy::snapshot::{Service, Snapshot};
@@ -35,7 +35,7 @@ pub(super) struct Node {
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) secrets: Arc<Secrets>,
     pub(super) directory: Directory,
-    pub(super) resolver: Resolver,
+    pub(super) resolvers: Resolvers,
     pub(super) sets: Sets,
     pub(super) feed: Feed,
     scopes: Arc<Mutex<Scopes>>,
@@ -73,7 +73,7 @@ impl Node {
         kernel: Arc<Kernel>,
         settings: &Settings,
         directory: Directory,
-        resolver: Resolver,
+        resolvers: Resolvers,
         secrets: Arc<Secrets>,
     ) -> Result<Self, StartError> {
         let known = kernel.known(Numbered::Scope).map_err(StartError::Capture)?;
@@ -91,12 +91,12 @@ impl Node {
                 locality: settings.locality.clone().unwrap_or_default(),
                 drain_grace: settings.dns_drain_grace,
             }),
-            feed: Feed::new(resolver.clone()),
+            feed: Feed::new(resolvers.clone()),
             published: BTreeMap::new(),
             kernel,
             secrets,
             directory,
-            resolver,
+            resolvers,
             scopes,
             planner: Mutex::default(),
             derived,

@@ -28,6 +28,7 @@ use super::hands::Hands;
 use super::heartbeat;
 use super::kubernetes::{Cluster, Rooms};
 use super::lock::StateLock;
+use super::name_servers;
 use super::namespaces::{self, Namespaces, WorkerChannels};
 use super::node::Node;
 use super::outbound;
@@ -44,7 +45,6 @@ use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
 use crate::connect::EndpointProber;
 use crate::dns;
 use crate::endpoint;
-use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
 use crate::kubernetes::metrics::Slot as ClusterMetrics;
 use crate::policy::source::keeper::Keeper;
@@ -116,14 +116,7 @@ impl Agent {
         let kernel = Arc::new(kernel);
         let netns = NetNs::current().map_err(failed("a socket"))?;
         let sockets = Sockets::marked(kernel.bypass());
-        let servers = settings.dns_upstream.iter().map(|s| s.0).collect();
-        let upstream = Upstream::new(
-            UpstreamOptions::new(servers),
-            sockets.clone(),
-            netns.clone(),
-        );
-        let routes = SocketRoutes::new(sockets.clone(), netns.clone());
-        let resolver = Resolver::new(upstream, routes);
+        let resolvers = name_servers::resolvers(settings, &sockets, &netns);
         let root = cgroup_root().map_err(StartError::Capture)?;
         let directory =
             Directory::new(Hierarchy::at(root), &settings.workload, &settings.namespace);
@@ -150,7 +143,7 @@ impl Agent {
             .map(|target| AccessLog::open(target, &metrics))
             .transpose()
             .map_err(failed("the access log"))?;
-        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets)?;
+        let node = Node::new(Arc::clone(&kernel), settings, directory, resolvers, secrets)?;
         let live = Arc::clone(&node.live);
         registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
@@ -241,7 +234,7 @@ impl Agent {
             kernel: Arc::clone(&self.kernel),
             live: Arc::clone(&node.live),
             names: Arc::clone(&node.names),
-            resolver: node.resolver.clone(),
+            resolvers: node.resolvers.clone(),
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
@@ -365,7 +358,7 @@ impl Agent {
         vitals.spawn("ejection sweeps", sweeps);
         let real = Arc::clone(node.names.real());
         let names = dynamic_names::follow(
-            node.resolver.clone(),
+            node.resolvers.clone(),
             Arc::clone(&real),
             node.sets.subscribe(),
         );
