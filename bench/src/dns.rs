@@ -180,7 +180,9 @@ fn answers(
         rows.push(row(
             format!("queries a second and CPU, egress to {}", way.title),
             "×",
-            pairs.map(|(egress, other)| other.cpu / egress.cpu).collect(),
+            pairs
+                .map(|(egress, other)| other.cpu / egress.cpu)
+                .collect(),
             target,
         ));
     }
@@ -235,8 +237,18 @@ fn forwards(
     let mut rows = Vec::new();
     for (way, own) in ways.iter().zip(&samples) {
         let of = |read: fn(&Latency) -> f64| own.iter().map(|(l, _)| read(l)).collect();
-        rows.push(row(format!("{}: p50", way.title), "µs", of(|l| l.p50), None));
-        rows.push(row(format!("{}: p99", way.title), "µs", of(|l| l.p99), None));
+        rows.push(row(
+            format!("{}: p50", way.title),
+            "µs",
+            of(|l| l.p50),
+            None,
+        ));
+        rows.push(row(
+            format!("{}: p99", way.title),
+            "µs",
+            of(|l| l.p99),
+            None,
+        ));
         if way.pid.is_some() {
             let added = own.iter().zip(&samples[0]);
             let added = added.map(|((with, _), (without, _))| with.p50 - without.p50);
@@ -262,12 +274,7 @@ fn forwards(
     })
 }
 
-fn row(
-    what: String,
-    unit: &'static str,
-    values: Vec<f64>,
-    target: Option<(f64, bool)>,
-) -> Row {
+fn row(what: String, unit: &'static str, values: Vec<f64>, target: Option<(f64, bool)>) -> Row {
     let value = match Figure::of(values) {
         Some(figure) if figure.is_noisy() => Err("the rounds lie too far apart".to_owned()),
         Some(figure) => Ok(figure.median),
@@ -296,7 +303,9 @@ fn answered(arena: &Arena, way: &Way<'_>) -> Result<f64> {
 
 /// A figure of dnsperf's report.
 fn number(text: &str, label: &str) -> Result<f64> {
-    let line = text.lines().find_map(|line| line.trim().strip_prefix(label));
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(label));
     let word = line.and_then(|rest| rest.split_whitespace().next());
     word.and_then(|word| word.parse().ok())
         .with_context(|| format!("dnsperf did not say {label:?}:\n{text}"))

@@ -228,7 +228,9 @@ mod beside {
         let client = client();
         bencher.bench(|| {
             let live = live.load();
-            let picked = live.sets[0].pick(black_box(&context(&client, None))).unwrap();
+            let picked = live.sets[0]
+                .pick(black_box(&context(&client, None)))
+                .unwrap();
             picked.report(Outcome::Status(200));
             picked
         });

@@ -451,9 +451,11 @@ with socket.create_connection(("10.0.0.1", 80), 5) as s:
 #[test]
 fn real_addresses_of_names_under_a_wildcard_are_known() -> Result<()> {
     let lab = Lab::new()?;
-    let records = "10.0.0.1 a.wild.example.com other.example.net\n";
+    let records = "10.0.0.1 a.wild.example.com other.example.net
+10.0.0.2 b.wild.example.com full.wild.example.com
+";
     let _dns = NameServer::start(&lab, RESOLVER, records)?;
-    let _backends = backends(&lab, 1, 80, Speaks::Http)?;
+    let _backends = backends(&lab, 2, 80, Speaks::Http)?;
     let document = "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata:
@@ -465,13 +467,26 @@ spec:
     - number: 80
       name: http
       protocol: HTTP
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: full
+spec:
+  hosts: [full.wild.example.com]
+  resolution: DNS
+  ports:
+    - number: 80
+      name: http
+      protocol: HTTP
 ";
     let agent = lab.agent().policy("wild", document)?.start()?;
-    let fetch = |name: &str| {
-        let resolve = format!("{name}:80:10.0.0.1");
+    let fetch_at = |name: &str, last: u8| {
+        let resolve = format!("{name}:80:10.0.0.{last}");
         let url = format!("http://{name}/");
         lab.curl(&["--fail", "--resolve", &resolve, &url]).text()
     };
+    let fetch = |name: &str| fetch_at(name, 1);
     let carried = || {
         let records = agent.records()?;
         let ours = |record: &&lab::record::Record| record.service() == "*.wild.example.com";
@@ -497,6 +512,26 @@ spec:
     };
     ensure!(passed()?, "the other name was not passed on");
     ensure!(carried()? == before, "the other name was taken for ours");
+    // A full name goes before the wildcard host, also where both are known.
+    lab.python("import socket; print(socket.getaddrinfo('b.wild.example.com', 80))")
+        .text()?;
+    wait_for(
+        "the full name to be told apart",
+        Duration::from_secs(10),
+        || {
+            fetch_at("full.wild.example.com", 2)?;
+            fetch_at("b.wild.example.com", 2)?;
+            let records = agent.records()?;
+            let full = records
+                .iter()
+                .any(|r| r.service() == "full.wild.example.com");
+            Ok((full && carried()? > before).then_some(()))
+        },
+    )?;
+    let wrong = agent.records()?.into_iter().find(|record| {
+        record.service() == "*.wild.example.com" && record.field("authority").contains("full")
+    });
+    ensure!(wrong.is_none(), "{wrong:?}");
     agent.stop()
 }
 

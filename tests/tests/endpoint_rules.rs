@@ -48,7 +48,14 @@ fn records(servers: &[u8]) -> String {
 
 fn backends(lab: &Lab, count: u8) -> Result<Vec<Backend>> {
     (1..=count)
-        .map(|n| Backend::start(lab, &format!("b{n}"), &format!("10.0.0.{n}:80"), Speaks::Http))
+        .map(|n| {
+            Backend::start(
+                lab,
+                &format!("b{n}"),
+                &format!("10.0.0.{n}:80"),
+                Speaks::Http,
+            )
+        })
         .collect()
 }
 
@@ -193,7 +200,9 @@ spec:
     known(&agent, &lab, 1.0)?;
     servers[0].answer(503);
     let tries = load::burst(&lab, LOAD, (Mode::Http, HOST, 80), 64)?.finish(PATIENCE)?;
-    let answered = tries.iter().filter(|one| matches!(one.outcome, Ok((503, _))));
+    let answered = tries
+        .iter()
+        .filter(|one| matches!(one.outcome, Ok((503, _))));
     ensure!(answered.count() == 64, "{tries:?}");
     let served = servers[0].served();
     ensure!((66..128).contains(&served), "{served} tries");

@@ -45,16 +45,30 @@ fn a_namespace_has_name_servers_of_its_own() -> Result<()> {
     let lab = Lab::new()?;
     let common = "10.0.0.1 db.corp.example.net db.inside.example.net\n";
     let _dns = NameServer::start(&lab, RESOLVER, common)?;
-    let _backends = [1, 2]
-        .map(|n| Backend::start(&lab, &format!("b{n}"), &format!("10.0.0.{n}:7000"), Speaks::Name));
+    let _backends = [1, 2].map(|n| {
+        Backend::start(
+            &lab,
+            &format!("b{n}"),
+            &format!("10.0.0.{n}:7000"),
+            Speaks::Name,
+        )
+    });
     // It listens on the loopback of a namespace: nobody else can ask it.
     let pod = lab.pod(1)?;
     let hosts = lab.write("inside", "10.0.0.2 db.inside.example.net\n")?;
     let _inside = lab
         .spawn_in(&pod, &lab.cgroup("inside")?, "dnsmasq")
-        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root"])
+        .args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--user=root",
+        ])
         .args(["--pid-file=", "--no-resolv", "--no-hosts", "--local=/#/"])
-        .args(["--bind-interfaces", "--listen-address=127.0.0.1", "--port=5353"])
+        .args([
+            "--bind-interfaces",
+            "--listen-address=127.0.0.1",
+            "--port=5353",
+        ])
         .arg(format!("--addn-hosts={}", hosts.display()))
         .start()?;
     let document = [
@@ -84,12 +98,18 @@ fn a_namespace_has_name_servers_of_its_own() -> Result<()> {
     let names = lab
         .egressctl(&["proxy-config", "dns", "db.inside.example.net", "-o", "json"])?
         .text()?;
-    ensure!(names.contains("10.0.0.1") && names.contains("10.0.0.2"), "{names}");
+    ensure!(
+        names.contains("10.0.0.1") && names.contains("10.0.0.2"),
+        "{names}"
+    );
     ensure!(names.contains("payments"), "{names}");
     // While the namespace is gone the last answer stands, and the reason is told.
     drop(_inside);
     pod.delete()?;
-    ensure!(connect(&lab, "own")?.trim() == "b2", "the last answer is lost");
+    ensure!(
+        connect(&lab, "own")?.trim() == "b2",
+        "the last answer is lost"
+    );
     wait_for("the reason to be told", Duration::from_secs(20), || {
         let names = lab
             .egressctl(&["proxy-config", "dns", "db.inside.example.net", "-o", "json"])?

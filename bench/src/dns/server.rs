@@ -23,7 +23,10 @@ pub(super) struct Server {
 pub(super) fn start_all(arena: &Arena) -> Result<Vec<Server>> {
     let mut servers = vec![dnsmasq(arena)?];
     let installed = ["/usr/sbin/unbound", "/usr/bin/unbound"];
-    if installed.iter().any(|path| std::path::Path::new(path).exists()) {
+    if installed
+        .iter()
+        .any(|path| std::path::Path::new(path).exists())
+    {
         servers.push(unbound(arena)?);
     }
     for server in &mut servers {
@@ -58,9 +61,22 @@ fn dnsmasq(arena: &Arena) -> Result<Server> {
     let port = 5353;
     let process = arena
         .proxy("dnsmasq", "dnsmasq".as_ref())?
-        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root"])
-        .args(["--pid-file=", "--no-resolv", "--no-hosts", "--bind-interfaces"])
-        .args(["--local-ttl=30", "--cache-size=0", "--dns-forward-max=10000"])
+        .args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--user=root",
+        ])
+        .args([
+            "--pid-file=",
+            "--no-resolv",
+            "--no-hosts",
+            "--bind-interfaces",
+        ])
+        .args([
+            "--local-ttl=30",
+            "--cache-size=0",
+            "--dns-forward-max=10000",
+        ])
         .args(["--listen-address=127.0.0.1", "--except-interface=eth0"])
         .arg(format!("--port={port}"))
         .arg(format!("--server={RESOLVER}"))
@@ -95,7 +111,10 @@ fn unbound(arena: &Arena) -> Result<Server> {
             let _ = writeln!(text, "    local-data: \"{host}. 30 IN {kind} {address}\"");
         }
     }
-    let _ = write!(text, "forward-zone:\n    name: \".\"\n    forward-addr: {RESOLVER}\n");
+    let _ = write!(
+        text,
+        "forward-zone:\n    name: \".\"\n    forward-addr: {RESOLVER}\n"
+    );
     let file = arena.lab.write("unbound.conf", &text)?;
     let process = arena
         .proxy("unbound", "unbound".as_ref())?

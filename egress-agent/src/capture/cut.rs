@@ -116,7 +116,12 @@ fn cut_in(netlink: &OwnedFd, map: BorrowedFd<'_>, targets: &[Target]) -> io::Res
 }
 
 fn send(netlink: &OwnedFd, request: &[u8]) -> io::Result<()> {
-    sendto(netlink, request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    sendto(
+        netlink,
+        request,
+        SendFlags::empty(),
+        &SocketAddrNetlink::new(0, 0),
+    )?;
     Ok(())
 }
 
@@ -152,7 +157,11 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
     let kind = u16::from_ne_bytes([*bytes.get(4)?, *bytes.get(5)?]);
     let body = bytes.get(HEADER..length)?;
-    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        kind,
+        body,
+        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 /// The attributes in `bytes`.
@@ -166,7 +175,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn attribute<'a>(bytes: &'a [u8], wanted: u16) -> Option<&'a [u8]> {
+fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut all = attributes(bytes);
     all.find_map(|(kind, body)| (kind == wanted).then_some(body))
 }
@@ -239,7 +248,10 @@ mod tests {
     use super::*;
 
     fn nested(kind: u16, body: &[u8]) -> Vec<u8> {
-        let mut bytes = u16::try_from(4 + body.len()).unwrap().to_ne_bytes().to_vec();
+        let mut bytes = u16::try_from(4 + body.len())
+            .unwrap()
+            .to_ne_bytes()
+            .to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(body);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
@@ -268,8 +280,14 @@ mod tests {
         let target = |text: &str| (text.parse().unwrap(), 7);
         let targets = [target("10.0.0.1:80"), target("[2001:db8::1]:80")];
         let v4 = [10, 0, 0, 1];
-        let mapped: [u8; 16] = "::ffff:10.0.0.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
-        let v6: [u8; 16] = "2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        let mapped: [u8; 16] = "::ffff:10.0.0.1"
+            .parse::<std::net::Ipv6Addr>()
+            .unwrap()
+            .octets();
+        let v6: [u8; 16] = "2001:db8::1"
+            .parse::<std::net::Ipv6Addr>()
+            .unwrap()
+            .octets();
         let is = |body: &[u8]| listed(body, &targets).is_some();
         assert!(is(&socket(AF_INET, &v4, 80, STAGE_ESTABLISHED, 7)));
         assert!(is(&socket(AF_INET6, &mapped, 80, STAGE_ESTABLISHED, 7)));
@@ -277,7 +295,9 @@ mod tests {
         assert!(!is(&socket(AF_INET, &v4, 81, STAGE_ESTABLISHED, 7)));
         assert!(!is(&socket(AF_INET, &v4, 80, 2, 7)));
         assert!(!is(&socket(AF_INET, &v4, 80, STAGE_ESTABLISHED, 8)));
-        assert!(!is(&socket(AF_INET, &v4, 80, STAGE_ESTABLISHED, 7)[..MESSAGE]));
+        assert!(!is(
+            &socket(AF_INET, &v4, 80, STAGE_ESTABLISHED, 7)[..MESSAGE]
+        ));
     }
 
     proptest! {

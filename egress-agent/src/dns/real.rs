@@ -114,7 +114,11 @@ impl RealAddresses {
     /// Forgets what ran out, and calls `tell` after every change, for ever.
     pub async fn keep(&self, tell: impl Fn()) {
         loop {
-            let next = self.lock().values().filter_map(|k| Some(k.told.as_ref()?.1)).min();
+            let next = self
+                .lock()
+                .values()
+                .filter_map(|k| Some(k.told.as_ref()?.1))
+                .min();
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = wait(next) => {

@@ -30,11 +30,7 @@ impl Drop for Followed {
 
 /// Follows the names of all sets, present and future. Never ends; must run in
 /// a `LocalSet`.
-pub(super) async fn follow(
-    resolvers: Resolvers,
-    real: Arc<RealAddresses>,
-    mut changes: Changes,
-) {
+pub(super) async fn follow(resolvers: Resolvers, real: Arc<RealAddresses>, mut changes: Changes) {
     let mut followed: HashMap<usize, Followed> = HashMap::new();
     loop {
         for set in changes.next().await {

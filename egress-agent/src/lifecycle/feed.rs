@@ -71,12 +71,7 @@ impl Feed {
         }
     }
 
-    fn follow(
-        &self,
-        namespace: &str,
-        set: &Arc<EndpointSet>,
-        specs: &[EndpointSpec],
-    ) -> Followed {
+    fn follow(&self, namespace: &str, set: &Arc<EndpointSet>, specs: &[EndpointSpec]) -> Followed {
         let mut endpoints = self.resolvers.of(namespace).endpoints(specs);
         let set = Arc::clone(set);
         let changed = Arc::clone(&self.changed);

@@ -1,13 +1,12 @@
 //! Whom the agent asks for the addresses of endpoints, as the settings say.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::endpoint::resolve::{Resolver, Resolvers, SocketRoutes, Upstream, UpstreamOptions};
 use crate::settings::Settings;
+use crate::settings::value::NamespaceServer;
 
 /// One resolver for all, and one for each namespace that has name servers of
 /// its own.
@@ -35,31 +34,29 @@ fn search<'a>(domains: impl Iterator<Item = &'a String>) -> Vec<String> {
 
 /// Whom each namespace asks that has servers of its own.
 fn own(settings: &Settings) -> BTreeMap<Arc<str>, UpstreamOptions> {
-    let mut own: BTreeMap<Arc<str>, (Vec<SocketAddr>, HashMap<SocketAddr, PathBuf>)> =
-        BTreeMap::new();
+    let mut servers: BTreeMap<Arc<str>, Vec<&NamespaceServer>> = BTreeMap::new();
     for one in &settings.dns_upstream_in {
-        let (servers, netns) = own.entry(Arc::clone(&one.namespace.0)).or_default();
-        servers.push(one.server.0);
-        if let Some(path) = &one.netns {
-            netns.insert(one.server.0, path.clone());
-        }
+        let list = servers.entry(Arc::clone(&one.namespace.0)).or_default();
+        list.push(one);
     }
     for one in &settings.dns_search_in {
-        if !own.contains_key(&one.namespace.0) {
+        if !servers.contains_key(&one.namespace.0) {
             tracing::warn!(
                 namespace = &*one.namespace.0,
                 "dns-search-in has no effect: dns-upstream-in names no server for this namespace"
             );
         }
     }
-    own.into_iter()
-        .map(|(namespace, (servers, netns))| {
-            let mut options = UpstreamOptions::new(servers);
-            options.netns = Arc::new(netns);
-            let domains = settings.dns_search_in.iter();
-            let domains = domains.filter(|one| one.namespace.0 == namespace);
-            options.search = search(domains.map(|one| &one.domain.0));
-            (namespace, options)
-        })
-        .collect()
+    let own = servers.into_iter().map(|(namespace, servers)| {
+        let addresses = servers.iter().map(|one| one.server.0);
+        let mut options = UpstreamOptions::new(addresses.collect());
+        let inside = servers.iter();
+        let inside = inside.filter_map(|one| Some((one.server.0, one.netns.clone()?)));
+        options.netns = Arc::new(inside.collect());
+        let domains = settings.dns_search_in.iter();
+        let domains = domains.filter(|one| one.namespace.0 == namespace);
+        options.search = search(domains.map(|one| &one.domain.0));
+        (namespace, options)
+    });
+    own.collect()
 }

@@ -131,7 +131,9 @@ impl Namespaces {
     pub(super) fn all(&self) -> Vec<NetNs> {
         let open = self.0.open.borrow();
         let others = open.values().map(|entry| entry.netns.clone());
-        std::iter::once(self.0.home_netns.clone()).chain(others).collect()
+        std::iter::once(self.0.home_netns.clone())
+            .chain(others)
+            .collect()
     }
 
     /// Opens listeners in the namespaces of all processes that are captured

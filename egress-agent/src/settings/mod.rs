@@ -29,7 +29,8 @@ use table::settings;
 use value::{
     AccessLog, AdminSocket, AllowedDestination, ClusterDomain, ConnectionLimit, LogFilter,
     LogFormat, MetricsListener, NameServer, NamespaceName, NamespaceOutbound, NamespaceSearch,
-    NamespaceServer, NodeName, Outbound, RefusalErrno, SearchDomain, Switch, UnknownFields, Workers,
+    NamespaceServer, NodeName, Outbound, RefusalErrno, SearchDomain, Switch, UnknownFields,
+    Workers,
 };
 
 settings! {

@@ -375,13 +375,21 @@ mod tests {
             assert_eq!(&buffer[..length], expected);
             assert_eq!(source, SocketAddr::from((from, port)));
         }
-        send(&server, b"one", meant[1], match client.local_addr().unwrap() {
-            SocketAddr::V4(address) => address,
-            SocketAddr::V6(_) => return,
-        })
+        send(
+            &server,
+            b"one",
+            meant[1],
+            match client.local_addr().unwrap() {
+                SocketAddr::V4(address) => address,
+                SocketAddr::V6(_) => return,
+            },
+        )
         .unwrap();
         let (length, source) = client.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..length], source.ip()), (&b"one"[..], meant[1].into()));
+        assert_eq!(
+            (&buffer[..length], source.ip()),
+            (&b"one"[..], meant[1].into())
+        );
     }
 
     #[test]

@@ -89,14 +89,12 @@ struct Meant(Vec<(u32, Option<Asked>)>);
 
 impl Meant {
     fn get(&mut self, slot: u32, ask: impl FnOnce(u32) -> Option<Asked>) -> Option<&Asked> {
-        let place = match self.0.iter().position(|(known, _)| *known == slot) {
-            Some(place) => place,
-            None => {
-                let asked = ask(slot).filter(|asked| !is_ours(asked.resolver));
-                self.0.push((slot, asked));
-                self.0.len() - 1
-            }
-        };
+        let known = self.0.iter().position(|(known, _)| *known == slot);
+        let place = known.unwrap_or_else(|| {
+            let asked = ask(slot).filter(|asked| !is_ours(asked.resolver));
+            self.0.push((slot, asked));
+            self.0.len() - 1
+        });
         self.0.get(place)?.1.as_ref()
     }
 }
@@ -193,7 +191,11 @@ impl Listener {
             Counters::count(&server.counters.dropped);
             return;
         };
-        let from = if self.slot.is_some() { None } else { destination };
+        let from = if self.slot.is_some() {
+            None
+        } else {
+            destination
+        };
         if answers.add(from, source, |out| {
             server.answer_quickly(query, &asked.namespace, Transport::Udp, out)
         }) {
@@ -208,29 +210,36 @@ impl Listener {
         match server.decide(query, &asked.namespace, Transport::Udp) {
             Verdict::Answer(bytes) => whole(answers, &bytes),
             Verdict::Drop => {}
-            verdict @ (Verdict::Forward | Verdict::Allocate { .. }) => match server.queries.take() {
-                Ok(permit) => {
-                    let (server, reply) = (Arc::clone(server), self.reply(from, source));
-                    let (query, asked): (Box<[u8]>, Asked) = (query.into(), asked.clone());
-                    tasks.spawn(async move {
-                        let Asked {
-                            resolver,
-                            namespace,
-                        } = asked;
-                        let finish =
-                            server.finish(&query, verdict, resolver, &namespace, Transport::Udp);
-                        if let Some(bytes) = finish.await {
-                            reply.send(&bytes).await;
+            verdict @ (Verdict::Forward | Verdict::Allocate { .. }) => {
+                match server.queries.take() {
+                    Ok(permit) => {
+                        let (server, reply) = (Arc::clone(server), self.reply(from, source));
+                        let (query, asked): (Box<[u8]>, Asked) = (query.into(), asked.clone());
+                        tasks.spawn(async move {
+                            let Asked {
+                                resolver,
+                                namespace,
+                            } = asked;
+                            let finish = server.finish(
+                                &query,
+                                verdict,
+                                resolver,
+                                &namespace,
+                                Transport::Udp,
+                            );
+                            if let Some(bytes) = finish.await {
+                                reply.send(&bytes).await;
+                            }
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => {
+                        if let Some(bytes) = server.refuse(query, &error) {
+                            whole(answers, &bytes);
                         }
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    if let Some(bytes) = server.refuse(query, &error) {
-                        whole(answers, &bytes);
                     }
                 }
-            },
+            }
         }
     }
 }

@@ -76,7 +76,10 @@ mod tests {
             assert_eq!(*answer.unwrap().addresses, [expected], "{namespace}");
         }
         let status = resolvers.status();
-        let told: Vec<_> = status.iter().map(|(namespace, _)| namespace.as_deref()).collect();
+        let told: Vec<_> = status
+            .iter()
+            .map(|(namespace, _)| namespace.as_deref())
+            .collect();
         assert_eq!(told, [None, Some("payments")]);
     }
 }

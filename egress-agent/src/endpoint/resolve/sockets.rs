@@ -52,7 +52,10 @@ impl Provider {
         };
         let opened = File::open(path).and_then(|file| NetNs::open(file.into()));
         opened.map_err(|error| {
-            let text = format!("cannot enter the network namespace {}: {error}", path.display());
+            let text = format!(
+                "cannot enter the network namespace {}: {error}",
+                path.display()
+            );
             io::Error::new(error.kind(), text)
         })
     }

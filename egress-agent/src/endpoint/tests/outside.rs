@@ -108,7 +108,8 @@ async fn metrics_tell_the_same() {
     let failed = failed.find(|line| line.contains("10.0.0.1")).unwrap();
     assert!(!failed.ends_with(" 0"), "{failed}");
     // One that left DNS drains, and says so.
-    let drains = "address=\"10.0.0.0:443\",name=\"\",locality=\"\",state=\"draining\",reason=\"dns\"} 1";
+    let drains =
+        "address=\"10.0.0.0:443\",name=\"\",locality=\"\",state=\"draining\",reason=\"dns\"} 1";
     let _open = pick_at(&set, 0).endpoint.open_connection();
     set.update(vec![many(2).swap_remove(1)]);
     let gone = text();
