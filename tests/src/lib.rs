@@ -43,7 +43,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-pub use anyhow::{Context, Error, Result, bail, ensure};
+pub use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
 use crate::cgroup::Cgroup;
 use crate::netns::Namespace;

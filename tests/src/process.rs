@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::netns::Namespace;
-use crate::{Context, Result, bail};
+use crate::{Context, Result, anyhow, bail};
 
 /// How long a process may take unless said otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -263,18 +263,27 @@ impl Process {
         let (found, result) = std::sync::mpsc::channel();
         thread::spawn(move || {
             let mut reader = BufReader::new(stdout);
+            let mut others = String::new();
             let mut line = String::new();
             while reader.read_line(&mut line).is_ok_and(|count| count > 0) {
                 if line.trim_end() == wanted {
-                    let _ = found.send(reader.into_inner());
+                    let _ = found.send(Ok(reader.into_inner()));
                     return;
                 }
+                others.push_str(&line);
                 line.clear();
             }
+            let _ = found.send(Err(others));
         });
         let stdout = result
             .recv_timeout(DEADLINE)
-            .with_context(|| format!("{} never printed {expected:?}", self.name))?;
+            .with_context(|| format!("{} did not print {expected:?} in time", self.name))?
+            .map_err(|others| {
+                anyhow!(
+                    "{} ended without {expected:?}, it printed:\n{others}",
+                    self.name
+                )
+            })?;
         self.child.stdout = Some(stdout);
         Ok(())
     }
