@@ -99,7 +99,13 @@ fn cut_in(netlink: &OwnedFd, map: BorrowedFd<'_>, targets: &[Target]) -> io::Res
         // IPv4-mapped addresses are IPv6 sockets.
         for family in [AF_INET, AF_INET6] {
             send(netlink, &dump(family, port, map))?;
-            receive(netlink, |bytes| found.extend(listed(bytes, targets)))?;
+            receive(netlink, |bytes| found.extend(listed(bytes, targets))).map_err(|error| {
+                match error.kind() {
+                    // No `tcp_diag` in this kernel, nor a module of it.
+                    io::ErrorKind::NotFound => io::ErrorKind::Unsupported.into(),
+                    _ => error,
+                }
+            })?;
         }
     }
     let mut cut = 0;
