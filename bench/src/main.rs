@@ -3,6 +3,7 @@
 
 mod account;
 mod arena;
+mod bare;
 mod extra;
 mod limits;
 mod load;
@@ -27,6 +28,9 @@ use crate::peer::Name;
 use crate::progress::Progress;
 use crate::report::Report;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
@@ -44,6 +48,9 @@ enum Command {
     /// The services, for the bench itself.
     #[command(hide = true)]
     Serve { description: String },
+    /// A proxy that only passes on, for the bench itself.
+    #[command(hide = true)]
+    Bare { description: String },
 }
 
 #[derive(Args)]
@@ -59,6 +66,9 @@ struct Arguments {
     /// Leave these paths out.
     #[arg(long, value_parser = path, value_delimiter = ',')]
     without: Vec<Name>,
+    /// Measure a proxy that only passes HTTP/1.1 on, too: the floor.
+    #[arg(long)]
+    bare: bool,
     /// Part of the usual work of each round.
     #[arg(long)]
     share: Option<f64>,
@@ -77,7 +87,7 @@ fn path(name: &str) -> Result<Name, String> {
     Name::ALL
         .into_iter()
         .find(|path| path.title().eq_ignore_ascii_case(name))
-        .ok_or_else(|| "one of direct, egress, Envoy, HAProxy, nginx".to_owned())
+        .ok_or_else(|| "one of direct, egress, Envoy, HAProxy, nginx, bare".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -85,6 +95,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run(&arguments),
         Command::Load { description } => load::run(&description).map(|()| ExitCode::SUCCESS),
         Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
+        Command::Bare { description } => bare::run(&description).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,
@@ -130,7 +141,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let arena = Arena::new()?;
     let mut peers = Vec::new();
     for name in Name::ALL {
-        if !arguments.without.contains(&name) {
+        if !arguments.without.contains(&name) && (name != Name::Bare || arguments.bare) {
             eprintln!("starting {}", name.title());
             peers.push(peer::start(&arena, name, &services::ALL)?);
         }
