@@ -103,8 +103,10 @@ impl Account {
         loop {
             tokio::select! {
                 _ = clock.tick() => self.flush(),
-                () = lines.gathered() => lines.hand_over(),
+                () = lines.gathered() => {}
             }
+            // Also when the clock has cut a wait short.
+            lines.hand_over();
         }
     }
 
