@@ -23,11 +23,11 @@ mod series;
 mod tests;
 
 pub use direct::{DirectConnection, DirectEnd};
+use lines::Lines;
 pub use log::{AccessLog, LogTarget};
 pub use metrics::Metrics;
 pub use record::{ConnectionRecord, Origin};
 pub use request::{RequestDetails, RequestEnd};
-use lines::Lines;
 use series::SeriesCache;
 
 use crate::relay::Traffic;

@@ -110,8 +110,7 @@ pub struct Vitals {
 
 impl Vitals {
     /// Runs a task on the calling thread, which must be in a local runtime or
-    /// a `LocalSet`: if it
-    /// panics, the process ends.
+    /// a `LocalSet`: if it panics, the process ends.
     pub fn spawn(
         &self,
         name: &'static str,

@@ -12,7 +12,10 @@ const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count
 const HTTP1: [HeaderName; 5] = [HOST, TRANSFER_ENCODING, EXPECT, CONNECTION, UPGRADE];
 
 fn is_of_http1(name: &HeaderName) -> bool {
-    matches!(*name, HOST | TRANSFER_ENCODING | EXPECT | CONNECTION | UPGRADE)
+    matches!(
+        *name,
+        HOST | TRANSFER_ENCODING | EXPECT | CONNECTION | UPGRADE
+    )
 }
 
 /// A field: its name in lower case, and its value, which must be one.

@@ -208,10 +208,19 @@ mod tests {
             assert_eq!([id[8], id[13], id[18], id[23]], ['-'; 4]);
             assert_eq!(id[14], '4');
             assert!(matches!(id[19], '8' | '9' | 'a' | 'b'));
-            assert_eq!(id.iter().filter(|digit| digit.is_ascii_hexdigit()).count(), 32);
+            assert_eq!(
+                id.iter().filter(|digit| digit.is_ascii_hexdigit()).count(),
+                32
+            );
             let trace = traceparent(0).map(char::from);
             assert_eq!([trace[2], trace[35], trace[52]], ['-'; 3]);
-            assert_eq!(trace.iter().filter(|digit| digit.is_ascii_hexdigit()).count(), 52);
+            assert_eq!(
+                trace
+                    .iter()
+                    .filter(|digit| digit.is_ascii_hexdigit())
+                    .count(),
+                52
+            );
         }
     }
 }
