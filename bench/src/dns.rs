@@ -13,23 +13,11 @@ use server::Server;
 
 use crate::account;
 use crate::arena::Arena;
-use crate::extra::{Extra, Row};
-use crate::peer::{Name, Peer};
+use crate::extra::{Amount, Row};
+use crate::peer::Peer;
 use crate::progress::Progress;
 use crate::services;
 use crate::statistics::Figure;
-
-/// Names of what is measured here, and what it is.
-pub(crate) const WORKLOADS: [(&str, &str); 2] = [
-    (
-        "dns-answer",
-        "DNS, A and AAAA of registered hosts, as fast as it goes (dnsperf)",
-    ),
-    (
-        "dns-forward",
-        "DNS, names that are not registered, one query at a time",
-    ),
-];
 
 /// A zone whose every name the resolver of the world knows.
 pub(crate) const ZONE: &str = "unregistered.example";
@@ -54,20 +42,14 @@ struct Way<'a> {
     agent: Option<&'a dyn Peer>,
 }
 
-/// Measures those of [`WORKLOADS`] that are `chosen`.
+/// Measures `dns-answer` or `dns-forward`.
 pub(crate) fn measure(
     arena: &Arena,
-    peers: &[Box<dyn Peer>],
-    chosen: &[&str],
-    rounds: usize,
-    share: f64,
+    agent: &dyn Peer,
+    name: &str,
+    amount: Amount,
     progress: &mut Progress,
-) -> Result<Vec<Extra>> {
-    if chosen.is_empty() {
-        return Ok(Vec::new());
-    }
-    let agent = peers.iter().find(|peer| peer.name() == Name::Egress);
-    let agent = agent.context("the DNS workloads need egress")?;
+) -> Result<Vec<Row>> {
     let servers = server::start_all(arena)?;
     let mut ways = vec![Way {
         title: "egress",
@@ -75,7 +57,7 @@ pub(crate) fn measure(
         address: RESOLVER,
         port: 53,
         pid: agent.pid(),
-        agent: Some(&**agent),
+        agent: Some(agent),
     }];
     ways.extend(servers.iter().map(|server| Way {
         title: server.title,
@@ -85,25 +67,21 @@ pub(crate) fn measure(
         pid: Some(server.id()),
         agent: None,
     }));
-    let mut extra = Vec::new();
-    if chosen.contains(&"dns-answer") {
-        extra.push(answers(arena, &ways, rounds, share, progress)?);
+    if name == "dns-answer" {
+        return answers(arena, &ways, amount, progress);
     }
-    if chosen.contains(&"dns-forward") {
-        ways.insert(
-            0,
-            Way {
-                title: "direct",
-                group: Group::Outside,
-                address: RESOLVER,
-                port: 53,
-                pid: None,
-                agent: None,
-            },
-        );
-        extra.push(forwards(arena, &ways, rounds, share, progress)?);
-    }
-    Ok(extra)
+    ways.insert(
+        0,
+        Way {
+            title: "direct",
+            group: Group::Outside,
+            address: RESOLVER,
+            port: 53,
+            pid: None,
+            agent: None,
+        },
+    );
+    forwards(arena, &ways, amount, progress)
 }
 
 /// One round of a way: CPU microseconds for each query, queries a second.
@@ -116,10 +94,9 @@ struct Sample {
 fn answers(
     arena: &Arena,
     ways: &[Way<'_>],
-    rounds: usize,
-    share: f64,
+    Amount { rounds, share }: Amount,
     progress: &mut Progress,
-) -> Result<Extra> {
+) -> Result<Vec<Row>> {
     let lines: String = services::ALL
         .iter()
         .flat_map(|service| ["A", "AAAA"].map(|kind| format!("{} {kind}\n", service.host())))
@@ -186,20 +163,15 @@ fn answers(
             target,
         ));
     }
-    Ok(Extra {
-        name: WORKLOADS[0].0,
-        title: WORKLOADS[0].1,
-        rows,
-    })
+    Ok(rows)
 }
 
 fn forwards(
     arena: &Arena,
     ways: &[Way<'_>],
-    rounds: usize,
-    share: f64,
+    Amount { rounds, share }: Amount,
     progress: &mut Progress,
-) -> Result<Extra> {
+) -> Result<Vec<Row>> {
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -267,11 +239,7 @@ fn forwards(
             ));
         }
     }
-    Ok(Extra {
-        name: WORKLOADS[1].0,
-        title: WORKLOADS[1].1,
-        rows,
-    })
+    Ok(rows)
 }
 
 fn row(what: String, unit: &'static str, values: Vec<f64>, target: Option<(f64, bool)>) -> Row {

@@ -1,5 +1,6 @@
 //! What is measured: no proxy at all, `egress`, and its peers.
 
+mod bare;
 mod egress;
 mod envoy;
 mod haproxy;
@@ -25,15 +26,18 @@ pub(crate) enum Name {
     Envoy,
     Haproxy,
     Nginx,
+    /// No peer, but the least that a proxy can cost.
+    Bare,
 }
 
 impl Name {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Direct,
         Self::Egress,
         Self::Envoy,
         Self::Haproxy,
         Self::Nginx,
+        Self::Bare,
     ];
 
     pub(crate) const fn title(self) -> &'static str {
@@ -43,6 +47,7 @@ impl Name {
             Self::Envoy => "Envoy",
             Self::Haproxy => "HAProxy",
             Self::Nginx => "nginx",
+            Self::Bare => "bare",
         }
     }
 }
@@ -83,6 +88,7 @@ pub(crate) fn start(arena: &Arena, name: Name, services: &[Service]) -> Result<B
         Name::Envoy => Box::new(envoy::Envoy::start(arena, services)?),
         Name::Haproxy => Box::new(haproxy::Haproxy::start(arena, services)?),
         Name::Nginx => Box::new(nginx::Nginx::start(arena, services)?),
+        Name::Bare => Box::new(bare::Bare::start(arena)?),
     })
 }
 

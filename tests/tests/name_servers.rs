@@ -56,7 +56,7 @@ fn a_namespace_has_name_servers_of_its_own() -> Result<()> {
     // It listens on the loopback of a namespace: nobody else can ask it.
     let pod = lab.pod(1)?;
     let hosts = lab.write("inside", "10.0.0.2 db.inside.example.net\n")?;
-    let _inside = lab
+    let inside = lab
         .spawn_in(&pod, &lab.cgroup("inside")?, "dnsmasq")
         .args([
             "--keep-in-foreground",
@@ -104,7 +104,7 @@ fn a_namespace_has_name_servers_of_its_own() -> Result<()> {
     );
     ensure!(names.contains("payments"), "{names}");
     // While the namespace is gone the last answer stands, and the reason is told.
-    drop(_inside);
+    drop(inside);
     pod.delete()?;
     ensure!(
         connect(&lab, "own")?.trim() == "b2",

@@ -77,7 +77,7 @@ fn exchange(socket: &UdpSocket, name: &str, id: u32) -> Result<()> {
     let mut answer = [0; 1500];
     let length = socket.recv(&mut answer)?;
     ensure!(
-        length > 12 && answer[..2] == [high, low] && answer[3] & 0x0f == 0 && answer[7] > 0,
+        length > 12 && answer[..2] == [high, low] && answer[3] % 16 == 0 && answer[7] > 0,
         "not an answer with an address: {:?}",
         &answer[..length]
     );

@@ -22,7 +22,6 @@ impl Egress {
             .agent()
             .policy("services", &policies(arena, services))?
             .setting("--workers", THREADS.to_string())
-            .setting("--access-log", "off")
             .log_filter("warn")
             .start()?;
         Ok(Self { agent })

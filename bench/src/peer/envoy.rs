@@ -1,8 +1,10 @@
 //! Envoy, configured as an Istio sidecar configures itself for such services:
 //! one listener for what nftables redirects, which hands each connection to a
-//! listener by the port that the program dialled.
+//! listener by the port that the program dialled. Its access log is JSON with
+//! the fields of Istio's default format, on a file.
 
-use std::path::PathBuf;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lab::Group;
@@ -29,9 +31,11 @@ impl Envoy {
         let program = program()?;
         // It runs as a user that may not read the lab's folder of root's.
         let authority = std::fs::read_to_string(&arena.authority)?;
+        let log = arena.lab.write("envoy-access.log", "")?;
+        chown(&log, Some(PROXY_USER), Some(PROXY_USER))?;
         let file = arena.lab.write(
             "envoy.json",
-            &serde_json::to_string_pretty(&bootstrap(services, &authority))?,
+            &serde_json::to_string_pretty(&bootstrap(services, &authority, &log))?,
         )?;
         let mut process = arena
             .proxy("envoy", "setpriv".as_ref())?
@@ -117,14 +121,14 @@ impl Peer for Envoy {
     }
 }
 
-fn bootstrap(services: &[Service], authority: &str) -> Value {
+fn bootstrap(services: &[Service], authority: &str, log: &Path) -> Value {
     let mut listeners = vec![json!({
         "name": "virtualOutbound",
         "address": socket("0.0.0.0", CAPTURE),
         "use_original_dst": true,
-        "filter_chains": [{ "filters": [tcp_proxy("unknown", "blackhole")] }],
+        "filter_chains": [{ "filters": [tcp_proxy("unknown", "blackhole", log)] }],
     })];
-    listeners.extend(services.iter().map(listener));
+    listeners.extend(services.iter().map(|service| listener(service, log)));
     let mut clusters = vec![json!({ "name": "blackhole", "type": "STATIC" })];
     clusters.extend(services.iter().map(|service| cluster(service, authority)));
     json!({
@@ -137,10 +141,12 @@ fn socket(address: &str, port: u16) -> Value {
     json!({ "socket_address": { "address": address, "port_value": port } })
 }
 
-fn listener(service: &Service) -> Value {
+fn listener(service: &Service, log: &Path) -> Value {
     let filter = match service.speaks {
-        Speaks::Http1 | Speaks::Http2 => http_manager(service),
-        Speaks::Echo | Speaks::Bulk => tcp_proxy(&format!("bench-{}", service.name), service.name),
+        Speaks::Http1 | Speaks::Http2 => http_manager(service, log),
+        Speaks::Echo | Speaks::Bulk => {
+            tcp_proxy(&format!("bench-{}", service.name), service.name, log)
+        }
     };
     json!({
         "name": format!("0.0.0.0_{}", service.port),
@@ -150,26 +156,79 @@ fn listener(service: &Service) -> Value {
     })
 }
 
-fn tcp_proxy(prefix: &str, cluster: &str) -> Value {
+fn tcp_proxy(prefix: &str, cluster: &str, log: &Path) -> Value {
     json!({
         "name": "envoy.filters.network.tcp_proxy",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
             "stat_prefix": prefix,
             "cluster": cluster,
+            "access_log": access_log(log),
         },
     })
 }
 
-fn http_manager(service: &Service) -> Value {
+/// Istio's fields, as JSON.
+fn access_log(file: &Path) -> Value {
+    let fields = [
+        ("start_time", "%START_TIME%"),
+        ("method", "%REQ(:METHOD)%"),
+        ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+        ("protocol", "%PROTOCOL%"),
+        ("response_code", "%RESPONSE_CODE%"),
+        ("response_flags", "%RESPONSE_FLAGS%"),
+        ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+        (
+            "connection_termination_details",
+            "%CONNECTION_TERMINATION_DETAILS%",
+        ),
+        (
+            "upstream_transport_failure_reason",
+            "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+        ),
+        ("bytes_received", "%BYTES_RECEIVED%"),
+        ("bytes_sent", "%BYTES_SENT%"),
+        ("duration", "%DURATION%"),
+        (
+            "upstream_service_time",
+            "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%",
+        ),
+        ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
+        ("user_agent", "%REQ(USER-AGENT)%"),
+        ("request_id", "%REQ(X-REQUEST-ID)%"),
+        ("authority", "%REQ(:AUTHORITY)%"),
+        ("upstream_host", "%UPSTREAM_HOST%"),
+        ("upstream_cluster", "%UPSTREAM_CLUSTER%"),
+        ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
+        ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+        ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+        ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
+        ("route_name", "%ROUTE_NAME%"),
+    ];
+    let format: serde_json::Map<String, Value> = fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .collect();
+    json!([{
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": file,
+            "log_format": { "json_format": format },
+        },
+    }])
+}
+
+fn http_manager(service: &Service, log: &Path) -> Value {
     json!({
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": format!("bench-{}", service.name),
             "codec_type": "AUTO",
-            // Istio turns this off for what leaves the mesh.
-            "generate_request_id": false,
+            // As Istio has it, and as egress does.
+            "generate_request_id": true,
+            "access_log": access_log(log),
             "route_config": {
                 "virtual_hosts": [{
                     "name": service.name,

@@ -39,8 +39,10 @@ fn configuration(arena: &Arena, services: &[Service]) -> String {
         "global
     maxconn 9000
     nbthread {THREADS}
+    log stdout format raw local0
     tune.ssl.default-dh-param 2048
 defaults
+    log global
     timeout connect 10s
     timeout client 1h
     timeout server 1h
@@ -54,9 +56,9 @@ frontend statistics
 "
     );
     for service in services {
-        let mode = match service.speaks {
-            Speaks::Http1 | Speaks::Http2 => "http",
-            Speaks::Echo | Speaks::Bulk => "tcp",
+        let (mode, log) = match service.speaks {
+            Speaks::Http1 | Speaks::Http2 => ("http", "httplog"),
+            Speaks::Echo | Speaks::Bulk => ("tcp", "tcplog"),
         };
         let http2 = if service.speaks == Speaks::Http2 {
             " proto h2"
@@ -76,6 +78,7 @@ frontend statistics
             text,
             "listen {}
     mode {mode}
+    option {log}
     bind 127.0.0.1:{}{http2}
     server one {}:{}{http2}{tls}
 ",

@@ -59,7 +59,7 @@ pid nginx.pid;
 error_log error.log error;
 events {{ worker_connections 12000; }}
 http {{
-    access_log off;
+    access_log access.log combined buffer=64k flush=1s;
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
     client_body_temp_path body;
@@ -74,7 +74,8 @@ http {{
     server {{ listen 127.0.0.1:{STATUS}; location / {{ stub_status; }} }}
 {http}}}
 stream {{
-    access_log off;
+    log_format tcp '$remote_addr $time_iso8601 $status $bytes_sent $bytes_received $session_time $upstream_addr';
+    access_log stream.log tcp buffer=64k flush=1s;
     proxy_timeout 1h;
 {stream}}}
 "

@@ -101,5 +101,6 @@ const fn colour(path: Name) -> &'static str {
         Name::Envoy => "#c2185b",
         Name::Haproxy => "#f9a825",
         Name::Nginx => "#2e7d32",
+        Name::Bare => "#5f6368",
     }
 }

@@ -1,6 +1,6 @@
 //! The access log: one JSON object a line, written by a thread of its own.
 //!
-//! The data path hands values over through a bounded queue and never waits. A
+//! The data path hands lines over through a bounded queue and never waits. A
 //! disk that is full or too slow costs lines, which are counted, and nothing
 //! else.
 
@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,14 +17,12 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::counter::Counter;
 
 use super::metrics::Metrics;
-use super::record::ConnectionLine;
-use super::request::RequestLine;
 
-mod json;
+pub(super) mod json;
 
-pub(super) use json::write_connection;
-
-/// Lines waiting for the thread.
+/// Bytes of lines waiting for the thread.
+const WAITING: usize = 8 << 20;
+/// Messages waiting for the thread.
 const QUEUE: usize = 8_192;
 /// Bytes written at once.
 const BATCH: usize = 64 * 1024;
@@ -57,11 +55,10 @@ fn open_file(path: &PathBuf) -> io::Result<File> {
         .open(path)
 }
 
-/// A line, not yet text.
 #[derive(Debug)]
-pub(super) enum Line {
-    Connection(Box<ConnectionLine>),
-    Request(Box<RequestLine>),
+enum Message {
+    /// Whole lines, and how many.
+    Lines(Vec<u8>, u64),
     /// Answer when everything before this is written.
     Flush(SyncSender<()>),
 }
@@ -69,7 +66,9 @@ pub(super) enum Line {
 /// The access log of the process.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
-    queue: SyncSender<Line>,
+    queue: SyncSender<Message>,
+    /// Bytes in the queue.
+    waiting: Arc<AtomicUsize>,
     reopen: Arc<AtomicBool>,
     dropped: Arc<Counter>,
 }
@@ -85,12 +84,14 @@ impl AccessLog {
         let (queue, lines) = sync_channel(QUEUE);
         let log = Self {
             queue,
+            waiting: Arc::default(),
             reopen: Arc::default(),
             dropped: metrics.log_dropped(),
         };
         let writer = Writer {
             target,
             output,
+            waiting: log.waiting.clone(),
             reopen: log.reopen.clone(),
             dropped: log.dropped.clone(),
             torn: false,
@@ -112,7 +113,7 @@ impl AccessLog {
     pub fn flush(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let (answer, done) = sync_channel(1);
-        let mut message = Line::Flush(answer);
+        let mut message = Message::Flush(answer);
         loop {
             match self.queue.try_send(message) {
                 Ok(()) => break,
@@ -125,10 +126,14 @@ impl AccessLog {
         done.recv_timeout(left).is_ok()
     }
 
-    /// Hands a line over, or counts it as lost.
-    pub(super) fn write(&self, line: Line) {
-        if self.queue.try_send(line).is_err() {
-            self.dropped.inc();
+    /// Hands `count` whole lines over, or counts them as lost.
+    pub(super) fn write(&self, text: Vec<u8>, count: u64) {
+        let bytes = text.len();
+        let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        let lines = Message::Lines(text, count);
+        if waiting > WAITING || self.queue.try_send(lines).is_err() {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+            self.dropped.inc_by(count);
         }
     }
 }
@@ -136,6 +141,7 @@ impl AccessLog {
 struct Writer {
     target: LogTarget,
     output: Box<dyn Write + Send>,
+    waiting: Arc<AtomicUsize>,
     reopen: Arc<AtomicBool>,
     dropped: Arc<Counter>,
     /// The last write failed in the middle of a line.
@@ -144,36 +150,36 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, lines: &Receiver<Line>) {
+    fn run(mut self, messages: &Receiver<Message>) {
         let mut text = Vec::with_capacity(BATCH);
         let mut count = 0;
         loop {
-            // The first line of a batch is waited for, the others taken as
+            // The first lines of a batch are waited for, the others taken as
             // they are there.
-            let line = if count == 0 {
-                match lines.recv() {
-                    Ok(line) => line,
+            let message = if count == 0 {
+                match messages.recv() {
+                    Ok(message) => message,
                     Err(_) => return,
                 }
-            } else if let Ok(line) = lines.try_recv() {
-                line
+            } else if let Ok(message) = messages.try_recv() {
+                message
             } else {
                 self.write(&mut text, &mut count);
                 continue;
             };
-            if let Line::Flush(answer) = line {
-                self.write(&mut text, &mut count);
-                let _ = answer.send(());
-                continue;
-            }
-            count += 1;
-            if let Err(error) = json::write(&mut text, &line) {
-                // Only on a value that is no JSON, which these types rule out.
-                self.lost(1, &io::Error::other(error));
-                count -= 1;
-            }
-            if text.len() >= BATCH {
-                self.write(&mut text, &mut count);
+            match message {
+                Message::Lines(lines, number) => {
+                    self.waiting.fetch_sub(lines.len(), Ordering::Relaxed);
+                    count += number;
+                    text.extend_from_slice(&lines);
+                    if text.len() >= BATCH {
+                        self.write(&mut text, &mut count);
+                    }
+                }
+                Message::Flush(answer) => {
+                    self.write(&mut text, &mut count);
+                    let _ = answer.send(());
+                }
             }
         }
     }

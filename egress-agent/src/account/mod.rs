@@ -2,9 +2,8 @@
 //!
 //! A [`ConnectionRecord`] is begun when a connection is accepted and filled in
 //! on its way. When it is dropped, however that comes about, it writes its
-//! line and its metrics: exactly once. Nothing on that path formats text,
-//! takes a lock or waits: handles to metrics are kept for each series, and a
-//! line goes to the log's own thread as a value.
+//! line and its metrics: exactly once. Nothing on that path takes a lock or waits: handles to metrics are kept for each series, and lines
+//! go to the log's own thread many at a time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,6 +13,7 @@ use std::time::Duration;
 
 mod direct;
 mod histogram;
+mod lines;
 mod log;
 mod metrics;
 mod record;
@@ -23,10 +23,11 @@ mod series;
 mod tests;
 
 pub use direct::{DirectConnection, DirectEnd};
+use lines::Lines;
 pub use log::{AccessLog, LogTarget};
 pub use metrics::Metrics;
 pub use record::{ConnectionRecord, Origin};
-pub use request::{RequestLine, RequestRecord, RequestTraffic};
+pub use request::{RequestDetails, RequestEnd};
 use series::SeriesCache;
 
 use crate::relay::Traffic;
@@ -42,7 +43,7 @@ pub struct Account(Rc<Inner>);
 #[derive(Debug)]
 struct Inner {
     metrics: Arc<Metrics>,
-    log: Option<AccessLog>,
+    log: Option<Lines>,
     series: RefCell<SeriesCache>,
     /// Relayed connections that are open, to report their bytes while they
     /// run.
@@ -76,7 +77,7 @@ impl Account {
     pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Self {
         Self(Rc::new(Inner {
             metrics,
-            log,
+            log: log.map(Lines::new),
             series: RefCell::default(),
             open: RefCell::default(),
             next: Cell::new(0),
@@ -88,12 +89,24 @@ impl Account {
         &self.0.metrics
     }
 
-    /// Reports the bytes of open connections, for ever.
+    /// Reports the bytes of open connections, and hands lines to the log while
+    /// they are fresh, for ever. Without this every line goes at once.
     pub async fn keep_flushing(&self) {
         let mut clock = tokio::time::interval(FLUSH_INTERVAL);
+        let Some(lines) = &self.0.log else {
+            loop {
+                clock.tick().await;
+                self.flush();
+            }
+        };
+        let _gathering = lines.gather();
         loop {
-            clock.tick().await;
-            self.flush();
+            tokio::select! {
+                _ = clock.tick() => self.flush(),
+                () = lines.gathered() => {}
+            }
+            // Also when the clock has cut a wait short.
+            lines.hand_over();
         }
     }
 

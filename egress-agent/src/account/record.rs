@@ -1,5 +1,6 @@
 //! The record of one connection.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,10 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::log::Line;
-use super::request::RequestRecord;
+use super::log::json;
 use super::series::{FlagSet, TcpSeries};
-use super::{Account, OpenTraffic};
+use super::{Account, Inner, OpenTraffic};
 use crate::accept::Accepted;
 use crate::capture::Captured;
 use crate::connect::{Connected, TlsFacts};
@@ -71,6 +71,8 @@ pub struct ConnectionRecord {
     http: bool,
     /// Somebody said how it ended.
     ended: bool,
+    /// Made for the first request that is logged.
+    origin_text: OnceCell<Box<[u8]>>,
 }
 
 impl Account {
@@ -128,6 +130,7 @@ impl ConnectionRecord {
             http: false,
             ended: false,
             line: Some(Box::new(line)),
+            origin_text: OnceCell::new(),
         }
     }
 
@@ -252,15 +255,12 @@ impl ConnectionRecord {
     }
 
     /// The access log's line as it would be written now.
-    ///
-    /// # Errors
-    /// When a value is no JSON, which these types rule out.
-    pub fn json(&self) -> serde_json::Result<Vec<u8>> {
+    pub fn json(&self) -> Vec<u8> {
         let mut text = Vec::new();
         if let Some(line) = &self.line {
-            super::log::write_connection(&mut text, line)?;
+            json::connection(&mut text, line);
         }
-        Ok(text)
+        text
     }
 
     /// Whether there is a log, so that what only the log shows is worth keeping.
@@ -268,17 +268,20 @@ impl ConnectionRecord {
         self.account.0.log.is_some()
     }
 
-    /// Begins the record of a request on this connection, whose head was
-    /// complete at `started`.
-    pub fn request(&self, started: Instant) -> Option<RequestRecord> {
-        let line = self.line.as_ref()?;
-        let service = line.service.as_ref()?;
-        Some(RequestRecord::new(
-            &self.account,
-            line.origin.clone(),
-            service.clone(),
-            started,
-        ))
+    /// Its account and line, as long as it is not written.
+    pub(super) fn open_line(&self) -> Option<(&Inner, &ConnectionLine)> {
+        Some((&self.account.0, self.line.as_deref()?))
+    }
+
+    /// What the lines of all its requests say of it, as JSON.
+    pub(super) fn origin_text(&self) -> &[u8] {
+        self.origin_text.get_or_init(|| {
+            let mut text = Vec::new();
+            if let Some(line) = &self.line {
+                json::origin(&mut text, &line.origin, line.service.as_deref());
+            }
+            text.into()
+        })
     }
 }
 
@@ -322,7 +325,7 @@ impl Drop for ConnectionRecord {
             series.closed(line.flags);
         }
         if let Some(log) = &account.log {
-            log.write(Line::Connection(line));
+            log.line(|text| json::connection(text, &line));
         }
     }
 }

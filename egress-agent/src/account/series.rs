@@ -197,18 +197,21 @@ impl SeriesCache {
             .clone()
     }
 
-    pub(super) fn request(
+    /// Counts a request.
+    pub(super) fn ended(
         &mut self,
         metrics: &Metrics,
         service: &Service,
         workload: &Workload,
         security: &'static str,
         end: RequestEnd,
-    ) -> Rc<RequestSeries> {
+        duration: Duration,
+    ) {
         if let Some((key, series)) = &self.last
             && key.is_for(service, workload, security, end)
         {
-            return Rc::clone(series);
+            series.ended(duration);
+            return;
         }
         if self.requests.len() >= CACHE_LIMIT {
             self.requests.clear();
@@ -239,8 +242,8 @@ impl SeriesCache {
                 })
             })
             .clone();
-        self.last = Some((key, Rc::clone(&series)));
-        series
+        series.ended(duration);
+        self.last = Some((key, series));
     }
 }
 

@@ -281,21 +281,37 @@ async fn http_is_told_by_request_and_its_connection_only_when_it_fails() {
         record
     };
     let quiet = begin().await;
-    let mut request = quiet.request(Instant::now()).unwrap();
-    request.edit(|line| {
-        line.method = http::Method::POST;
-        line.path = Some("/pay?x=1".parse().unwrap());
-        line.response_code = 503;
-        line.attempts = 3;
+    let path = "/pay?x=1".parse().unwrap();
+    let end = RequestEnd {
+        duration: Duration::from_micros(2_500),
+        received: 0,
+        sent: 9,
+        flags: &[
+            Flag::UpstreamRetryLimitExceeded,
+            Flag::UpstreamConnectionFailure,
+            Flag::UpstreamRetryLimitExceeded,
+        ],
+        status: 503,
+        grpc: None,
+        security: "none",
+        attempts: 3,
+    };
+    quiet.request(&end, || RequestDetails {
+        method: &http::Method::POST,
+        path: Some(&path),
+        protocol: http::Version::HTTP_11,
+        authority: None,
+        user_agent: None,
+        request_id: None,
+        forwarded_for: None,
+        answer: None,
+        cause: Some("192.0.2.1:443: connection refused"),
+        route: None,
+        cluster: None,
+        endpoint: None,
+        upstream_local: None,
+        service_time: None,
     });
-    request.flag(Flag::UpstreamRetryLimitExceeded);
-    request.failed(
-        Flag::UpstreamConnectionFailure,
-        "192.0.2.1:443: connection refused".to_owned(),
-    );
-    request.flag(Flag::UpstreamRetryLimitExceeded);
-    request.traffic().sent.set(9);
-    drop(request);
     drop(quiet);
     let mut broken = begin().await;
     broken.failed(Flag::DownstreamProtocolError, "no HTTP".to_owned());
@@ -308,6 +324,9 @@ async fn http_is_told_by_request_and_its_connection_only_when_it_fails() {
     assert_eq!(lines[0]["response_code"], 503);
     assert_eq!(lines[0]["response_flags"], "UF,URX");
     assert_eq!(lines[0]["bytes_sent"], 9);
+    assert_eq!(lines[0]["duration_ms"], 2.5);
+    assert_eq!(lines[0]["service"], "pay.example:443");
+    assert_eq!(lines[0]["authority"], Value::Null);
     assert_eq!(lines[0]["pid"], 23);
     assert_eq!(lines[1]["response_flags"], "DPE");
     let requests = rig.metric(

@@ -144,7 +144,7 @@ mod tests {
         let told = seen.learn(&reply("A.example.", &[[192, 0, 2, 1], [192, 0, 2, 2]]));
         let told = told.unwrap();
         assert_eq!((&*told.name, told.addresses.len()), ("a.example", 2));
-        assert_eq!(told.ttl, Duration::from_secs(60));
+        assert_eq!(told.ttl, Duration::from_mins(1));
         assert_eq!(seen.learn(&reply("none.example.", &[])), None);
         seen.learn(&reply("b.example.", &[[192, 0, 2, 2]]));
         assert_eq!(names(&seen, [192, 0, 2, 1]), ["a.example"]);

@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::uri::Authority;
 use tokio::task::spawn_local;
 
 use super::complaints::Complaints;
 use super::context::Context;
-use crate::account::ConnectionRecord;
+use crate::account::{ConnectionRecord, RequestDetails, RequestEnd};
 use crate::capture;
 use crate::flag::Flag;
 use crate::identify::Identified;
@@ -91,6 +90,9 @@ impl Complaint {
     /// Tells what an operator has to look at: that the service was not
     /// reached. What it answers, and what clients do, stays in the records.
     fn tell(&self, record: &Record) {
+        if record.details.is_empty() {
+            return;
+        }
         let unreached = record.flags.iter().any(|flag| {
             matches!(
                 flag,
@@ -102,7 +104,7 @@ impl Complaint {
                     | Flag::UpstreamProtocolError
             )
         });
-        if unreached && !record.details.is_empty() {
+        if unreached {
             let Self {
                 complaints,
                 service,
@@ -119,43 +121,33 @@ impl Log for Requests {
         self.connection.is_logged()
     }
 
-    fn request(&self, record: &mut Record) {
+    fn request(&self, record: &Record) {
         self.complaint.tell(record);
-        let Some(mut written) = self.connection.request(record.started) else {
-            return;
+        let end = RequestEnd {
+            duration: record.duration,
+            received: record.received,
+            sent: record.sent,
+            flags: &record.flags,
+            status: record.status.map_or(0, |status| status.as_u16()),
+            grpc: record.grpc_status,
+            security: record.security.name(),
+            attempts: record.attempts,
         };
-        let traffic = written.traffic();
-        traffic.received.set(record.received);
-        traffic.sent.set(record.sent);
-        for flag in &record.flags {
-            written.flag(*flag);
-        }
-        let logged = written.is_logged();
-        written.edit(|line| {
-            line.response_code = record.status.map_or(0, |status| status.as_u16());
-            line.grpc_status = record.grpc_status;
-            line.security = record.security.name();
-            line.attempts = record.attempts;
-            if !logged {
-                return;
-            }
-            line.method = std::mem::take(&mut record.method);
-            line.path = record.path.take();
-            line.protocol = record.version;
-            line.authority = record
-                .authority
-                .take()
-                .and_then(|authority| Authority::try_from(authority.as_bytes()).ok());
-            line.user_agent = record.user_agent.take();
-            line.request_id = record.request_id.take();
-            line.forwarded_for = record.forwarded_for.take();
-            line.details = record.answer;
-            line.cause = (!record.details.is_empty()).then(|| record.details.to_string());
-            line.route_name = record.route.take();
-            line.cluster = record.cluster.take();
-            line.endpoint = record.upstream.take();
-            line.upstream_local = record.upstream_local;
-            line.upstream_service_time = record.service_time;
+        self.connection.request(&end, || RequestDetails {
+            method: &record.method,
+            path: record.path.as_ref(),
+            protocol: record.version,
+            authority: record.authority.as_ref(),
+            user_agent: record.user_agent.as_ref(),
+            request_id: record.request_id.as_ref(),
+            forwarded_for: record.forwarded_for.as_ref(),
+            answer: record.answer,
+            cause: (!record.details.is_empty()).then_some(&*record.details),
+            route: record.route.as_deref(),
+            cluster: record.cluster.as_deref(),
+            endpoint: record.upstream.as_ref(),
+            upstream_local: record.upstream_local,
+            service_time: record.service_time,
         });
     }
 }

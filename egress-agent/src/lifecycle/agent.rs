@@ -21,6 +21,7 @@ use super::supervise::{Exit, Supervised, supervise};
 use super::worker;
 use super::{StartError, panics, process, serving, systemd};
 use crate::accept::Inherited;
+use crate::account::AccessLog;
 use crate::admin::AdminApi;
 use crate::admin::metrics::MetricsListener;
 use crate::admin::socket::AdminListener;
@@ -32,6 +33,8 @@ use crate::settings::{Loaded, Settings, Sources};
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for the workers to let go of what was cut.
 const END_DEADLINE: Duration = Duration::from_secs(2);
+/// Time for the access log to be written to its end.
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Runs the agent to its end.
 pub fn run(sources: &Sources, loaded: &Loaded) -> ExitCode {
@@ -60,7 +63,13 @@ pub fn run(sources: &Sources, loaded: &Loaded) -> ExitCode {
             LocalSet::new().block_on(&runtime, control(sources, loaded, log, admitted))
         });
     match ended {
-        Ok(exit) => exit.code(),
+        Ok((exit, access_log)) => {
+            // The accounts have handed over their last lines by now.
+            if access_log.is_some_and(|log| !log.flush(LOG_DEADLINE)) {
+                tracing::warn!("the last lines of the access log are not written");
+            }
+            exit.code()
+        }
         Err(error) => {
             tracing::error!("cannot start: {error}");
             systemd::status(&format!("cannot start: {error}"));
@@ -108,7 +117,7 @@ async fn control(
     loaded: &Loaded,
     log: LogControl,
     admitted: u32,
-) -> Result<Exit, StartError> {
+) -> Result<(Exit, Option<AccessLog>), StartError> {
     let settings = &loaded.settings;
     let (mut orders, order) = Orders::listen().map_err(|error| StartError::Process {
         what: "signal handlers",
@@ -161,7 +170,7 @@ async fn control(
         () = told_to_stop(&mut orders) => {
             drain.cut();
             tracing::info!("stopped before it was ready");
-            return Ok(Exit::Drained);
+            return Ok((Exit::Drained, None));
         }
     }
     agent.begin(settings, &workers.control_vitals()).await?;
@@ -191,7 +200,7 @@ async fn control(
         "the kernel programs stay in force for the next agent, and refuse what only an agent can \
          carry until then; `egress-agent --cleanup` removes them"
     );
-    Ok(exit)
+    Ok((exit, parts.agent.access_log()))
 }
 
 /// Takes the kernel programs back if the start ends before it is proven that

@@ -73,6 +73,11 @@ pub(super) struct Agent {
 }
 
 impl Agent {
+    /// The access log, if there is one.
+    pub(super) fn access_log(&self) -> Option<AccessLog> {
+        self.log.clone()
+    }
+
     /// Loads and attaches the kernel programs, which let everything pass until
     /// [`begin`](Self::begin).
     ///

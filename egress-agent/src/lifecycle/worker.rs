@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
 
 use super::drain::Drain;
 
@@ -109,8 +109,8 @@ pub struct Vitals {
 }
 
 impl Vitals {
-    /// Runs a task on the calling thread, which must be in a `LocalSet`: if it
-    /// panics, the process ends.
+    /// Runs a task on the calling thread, which must be in a local runtime or
+    /// a `LocalSet`: if it panics, the process ends.
     pub fn spawn(
         &self,
         name: &'static str,
@@ -161,8 +161,8 @@ const PULSE: Duration = Duration::from_millis(500);
 /// Starts `count` workers, each of which runs `body` to its end.
 ///
 /// # Errors
-/// When a thread or runtime cannot be made. Workers that were started by then
-/// see `drain` end.
+/// When a thread cannot be made. Workers that were started by then see `drain`
+/// end.
 pub fn spawn<Body, Run, Fault>(count: usize, drain: &Drain, body: Body) -> io::Result<Workers>
 where
     Body: Fn(WorkerContext) -> Run + Clone + Send + 'static,
@@ -192,29 +192,19 @@ where
         };
         let body = body.clone();
         let pulses = Arc::clone(&workers.pulses);
-        let started = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .and_then(|runtime| {
-                thread::Builder::new()
-                    .name(format!("egress-worker-{index}"))
-                    .spawn(move || {
-                        let events = context.events.clone();
-                        let run = || {
-                            LocalSet::new().block_on(&runtime, async {
-                                tokio::task::spawn_local(pulse(pulses, index, epoch));
-                                body(context).await
-                            })
-                        };
-                        // The runtime is dropped after a panic, never used.
-                        let how = match catch_unwind(AssertUnwindSafe(run)) {
-                            Ok(Ok(())) => HowEnded::Returned,
-                            Ok(Err(error)) => HowEnded::Failed(error.to_string()),
-                            Err(payload) => HowEnded::Panicked(panic_text(payload.as_ref())),
-                        };
-                        let thread = Thread::Worker(index);
-                        let _ = events.send(Event::End(WorkerEnd { thread, how }));
-                    })
+        let started = thread::Builder::new()
+            .name(format!("egress-worker-{index}"))
+            .spawn(move || {
+                let events = context.events.clone();
+                // The runtime is dropped after a panic, never used.
+                let run = || run(context, pulses, epoch, body);
+                let how = match catch_unwind(AssertUnwindSafe(run)) {
+                    Ok(Ok(())) => HowEnded::Returned,
+                    Ok(Err(error)) => HowEnded::Failed(error),
+                    Err(payload) => HowEnded::Panicked(panic_text(payload.as_ref())),
+                };
+                let thread = Thread::Worker(index);
+                let _ = events.send(Event::End(WorkerEnd { thread, how }));
             });
         match started {
             // Not joined: it says itself when it ends.
@@ -226,6 +216,32 @@ where
         }
     }
     Ok(workers)
+}
+
+/// A worker on its own thread. The runtime is a local one: its tasks wake each
+/// other through a plain queue, where a `LocalSet` would have queues of its own
+/// inside the runtime's.
+fn run<Body, Run, Fault>(
+    context: WorkerContext,
+    pulses: Arc<[AtomicU64]>,
+    epoch: Instant,
+    body: Body,
+) -> Result<(), String>
+where
+    Body: Fn(WorkerContext) -> Run,
+    Run: Future<Output = Result<(), Fault>>,
+    Fault: fmt::Display,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .map_err(|error| format!("its runtime cannot be made: {error}"))?;
+    runtime
+        .block_on(async {
+            tokio::task::spawn_local(pulse(pulses, context.index, epoch));
+            body(context).await
+        })
+        .map_err(|error| error.to_string())
 }
 
 /// Runs as long as the worker's runtime turns.
@@ -351,6 +367,8 @@ mod tests {
         clippy::panic,
         reason = "tests"
     )]
+    use tokio::task::LocalSet;
+
     use super::*;
 
     #[tokio::test]

@@ -8,6 +8,16 @@ use super::error::{SendError, SendFailure};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
+/// Headers that HTTP/2 has in another form, or not at all.
+const HTTP1: [HeaderName; 5] = [HOST, TRANSFER_ENCODING, EXPECT, CONNECTION, UPGRADE];
+
+fn is_of_http1(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        HOST | TRANSFER_ENCODING | EXPECT | CONNECTION | UPGRADE
+    )
+}
+
 /// A field: its name in lower case, and its value, which must be one.
 pub type Field<'a> = (HeaderName, &'a [u8]);
 
@@ -52,8 +62,12 @@ impl RequestHead<'_> {
         parts.path_and_query = Some(self.path.clone());
         let uri = Uri::from_parts(parts).map_err(|error| unfit(error.into()))?;
         let mut headers = self.headers.clone();
-        for name in [HOST, TRANSFER_ENCODING, EXPECT, CONNECTION, UPGRADE] {
-            headers.remove(name);
+        // Looking is cheaper than removing, and a client that speaks HTTP/2
+        // has none of them.
+        if headers.keys().any(is_of_http1) {
+            for name in HTTP1 {
+                headers.remove(name);
+            }
         }
         for (name, value) in self.extra.iter().flatten() {
             if let Ok(value) = HeaderValue::from_bytes(value) {

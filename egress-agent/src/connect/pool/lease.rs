@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, response};
+use http::{HeaderMap, Request, response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -169,6 +169,14 @@ impl<B: Payload, S: Io> Lease<B, S> {
             }
             // Given back; nobody has it any more.
             None => std::future::pending().await,
+        }
+    }
+
+    /// Takes the headers of the request, once its response is here: their map
+    /// serves the connection again.
+    pub fn recycle(&mut self, headers: HeaderMap) {
+        if let Some(Held::Http1(http1)) = &mut self.held {
+            http1.connection.recycle(headers);
         }
     }
 

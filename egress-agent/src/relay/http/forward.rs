@@ -252,15 +252,17 @@ fn respond<S: ServiceStream>(
         saved,
         affinity,
         extended,
+        outgoing,
         ..
     } = *sending;
     let Answer {
         mut head,
-        lease,
+        mut lease,
         picked,
         grpc,
         retry_permit,
     } = answer;
+    lease.recycle(outgoing.headers);
     let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = changes
         .then(|| head.headers.get(UPGRADE).cloned())

@@ -116,5 +116,5 @@ pub trait Log {
     fn wants_details(&self) -> bool;
 
     /// A request has ended; called exactly once for each.
-    fn request(&self, record: &mut Record);
+    fn request(&self, record: &Record);
 }

@@ -131,13 +131,15 @@ impl Added {
 
 /// A random UUID (RFC 9562 version 4).
 fn request_id() -> [u8; 36] {
-    let mut random = fastrand::u128(..).to_be_bytes();
-    random[6] = random[6] & 0x0f | 0x40;
-    random[8] = random[8] & 0x3f | 0x80;
+    let (high, low) = (fastrand::u64(..), fastrand::u64(..));
+    let high = hex(high & !0xf000 | 0x4000);
+    let low = hex(low & !(3 << 62) | 1 << 63);
     let mut id = [b'-'; 36];
-    for (bytes, at) in [(0..4, 0), (4..6, 9), (6..8, 14), (8..10, 19), (10..16, 24)] {
-        write_hex(&random[bytes], &mut id[at..]);
-    }
+    id[..8].copy_from_slice(&high[..8]);
+    id[9..13].copy_from_slice(&high[8..12]);
+    id[14..18].copy_from_slice(&high[12..]);
+    id[19..23].copy_from_slice(&low[..4]);
+    id[24..].copy_from_slice(&low[4..]);
     id
 }
 
@@ -146,30 +148,35 @@ fn request_id() -> [u8; 36] {
 fn traceparent(sampling: u32) -> [u8; 55] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     // All zeroes would be invalid.
-    write_hex(&fastrand::u128(1..).to_be_bytes(), &mut text[3..]);
-    write_hex(&fastrand::u64(1..).to_be_bytes(), &mut text[36..]);
+    text[3..19].copy_from_slice(&hex(fastrand::u64(..)));
+    text[19..35].copy_from_slice(&hex(fastrand::u64(..) | 1));
+    text[36..52].copy_from_slice(&hex(fastrand::u64(..) | 1));
     if crate::route::http::hit(sampling) {
         text[54] = b'1';
     }
     text
 }
 
-/// Both digits of every byte.
-const HEX: [[u8; 2]; 256] = {
-    let digits = b"0123456789abcdef";
-    let mut table = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = [digits[byte >> 4], digits[byte & 15]];
-        byte += 1;
-    }
-    table
-};
-
-fn write_hex(bytes: &[u8], out: &mut [u8]) {
-    for (byte, digits) in bytes.iter().zip(out.chunks_exact_mut(2)) {
-        digits.copy_from_slice(&HEX[usize::from(*byte)]);
-    }
+/// Sixteen digits, lower case. All of them at once: every byte of a word is
+/// one half of a byte of the number.
+fn hex(number: u64) -> [u8; 16] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let digits = |half: u32| -> [u8; 8] {
+        // Spread eight halves of a byte over eight bytes.
+        let mut spread = u64::from(half);
+        spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+        spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+        spread = (spread | spread << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+        // 1 in each byte of ten and more, which carries into its high half.
+        let letters = ((spread + ONES * 6) >> 4) & ONES;
+        (spread + ONES * u64::from(b'0') + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
+    };
+    let mut text = [0; 16];
+    #[expect(clippy::cast_possible_truncation, reason = "both halves are taken")]
+    let (high, low) = ((number >> 32) as u32, number as u32);
+    text[..8].copy_from_slice(&digits(high));
+    text[8..].copy_from_slice(&digits(low));
+    text
 }
 
 /// The host of an authority with `-shadow` behind it, as Envoy marks mirrored
@@ -179,4 +186,41 @@ pub(super) fn shadow_authority(authority: &str) -> Option<HeaderValue> {
     let mut shadow = String::with_capacity(authority.len() + 7);
     let _ = write!(shadow, "{host}-shadow{}", &authority[host.len()..]);
     HeaderValue::try_from(shadow).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn digits_are_those_of_the_standard_library(number: u64) {
+            prop_assert_eq!(hex(number).to_vec(), format!("{number:016x}").into_bytes());
+        }
+    }
+
+    #[test]
+    fn identifiers_have_their_form() {
+        for _ in 0..100 {
+            let id = request_id().map(char::from);
+            assert_eq!([id[8], id[13], id[18], id[23]], ['-'; 4]);
+            assert_eq!(id[14], '4');
+            assert!(matches!(id[19], '8' | '9' | 'a' | 'b'));
+            assert_eq!(
+                id.iter().filter(|digit| digit.is_ascii_hexdigit()).count(),
+                32
+            );
+            let trace = traceparent(0).map(char::from);
+            assert_eq!([trace[2], trace[35], trace[52]], ['-'; 3]);
+            assert_eq!(
+                trace
+                    .iter()
+                    .filter(|digit| digit.is_ascii_hexdigit())
+                    .count(),
+                52
+            );
+        }
+    }
 }

@@ -65,7 +65,12 @@ pub(super) struct Head {
 
 /// Takes a head off the front of `buffer`; `None` when it is not complete.
 /// `method` is that of the request, since it decides whether a body follows.
-pub(super) fn head(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, Malformed> {
+/// `spare` may be an empty map with room.
+pub(super) fn head(
+    buffer: &mut BytesMut,
+    method: &Method,
+    spare: &mut HeaderMap,
+) -> Result<Option<Head>, Malformed> {
     // Places in the buffer, since the slices cannot outlive the split below.
     let mut places = [(0u16, 0u16, 0u16, 0u16); LINES_LIMIT];
     let (length, count, status, version) = {
@@ -106,7 +111,8 @@ pub(super) fn head(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head
     let status = status
         .and_then(|code| StatusCode::from_u16(code).ok())
         .ok_or(Malformed::Header)?;
-    let mut headers = HeaderMap::with_capacity(count + 4);
+    let mut headers = std::mem::take(spare);
+    headers.reserve(count + 4);
     let mut told = Told::default();
     for &(name_from, name_to, from, to) in &places[..count] {
         let name = HeaderName::from_bytes(&bytes[name_from.into()..name_to.into()])

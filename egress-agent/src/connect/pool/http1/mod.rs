@@ -5,13 +5,14 @@
 //! channels, and it is known exactly whether a byte of the request has gone
 //! out. Heads are parsed by httparse.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{Method, StatusCode, response};
+use http::{HeaderMap, Method, StatusCode, response};
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncReadExt, ReadBuf};
 
@@ -26,10 +27,19 @@ mod tests;
 
 use decode::{Framing, Piece};
 
-/// Room for one read to begin with.
-const ROOM: usize = 8 * 1024;
+/// Most bytes of a read that is copied out of the worker's own buffer: most
+/// responses, head and body, are smaller, and a copy that is as large as what
+/// came is cheaper than a buffer as large as what may come.
+const SCRATCH: usize = 16 * 1024;
 /// Most room for one read, reached while a body fills what there is.
 const MOST_ROOM: usize = 64 * 1024;
+/// Header fields for which a spare map may have room.
+const SPARE_FIELDS: usize = 32;
+
+thread_local! {
+    /// One buffer for the first read of every response of the worker.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+}
 /// Data up to this size is copied next to its chunk header rather than sent
 /// from where it is.
 const SMALL: usize = 1024;
@@ -38,8 +48,10 @@ const SMALL: usize = 1024;
 pub(super) struct Connection<B, S> {
     io: S,
     read: BytesMut,
-    /// Room for the next read.
-    room: usize,
+    /// Room for the next read, if the last one filled what it had.
+    room: Option<usize>,
+    /// An empty map for the next response's headers.
+    spare: HeaderMap,
     sending: Sending<B>,
     /// What is still to come of a response's body; `None`: nothing.
     receiving: Option<Framing>,
@@ -81,7 +93,8 @@ impl<B: Payload, S: Io> Connection<B, S> {
         Self {
             io,
             read: BytesMut::new(),
-            room: ROOM,
+            room: None,
+            spare: HeaderMap::new(),
             sending: Sending {
                 out: Vec::new(),
                 written: 0,
@@ -129,7 +142,7 @@ impl<B: Payload, S: Io> Connection<B, S> {
         }
         loop {
             if !self.read.is_empty() {
-                match decode::head(&mut self.read, method) {
+                match decode::head(&mut self.read, method, &mut self.spare) {
                     // 100 and 103 precede the response; 101 is one.
                     Ok(Some(head))
                         if head.parts.status.is_informational()
@@ -284,16 +297,43 @@ impl<B: Payload, S: Io> Connection<B, S> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read.capacity() - self.read.len() < self.room {
-            self.read.reserve(self.room);
-        }
-        let read = ready!(pin!(self.io.read_buf(&mut self.read)).poll(cx))?;
-        self.room = if read >= self.room {
-            (self.room * 2).min(MOST_ROOM)
+        let (read, room) = if let Some(room) = self.room {
+            if self.read.capacity() - self.read.len() < room {
+                self.read.reserve(room);
+            }
+            let read = ready!(pin!(self.io.read_buf(&mut self.read)).poll(cx))?;
+            (read, room)
         } else {
-            ROOM
+            let read = ready!(self.poll_copy(cx))?;
+            (read, SCRATCH)
         };
+        self.room = (read >= room).then_some((room * 2).min(MOST_ROOM));
         Poll::Ready(Ok(read))
+    }
+
+    fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Self { io, read, .. } = self;
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut some = ReadBuf::new(buffer);
+            ready!(Pin::new(io).poll_read(cx, &mut some))?;
+            let some = some.filled();
+            if read.is_empty() {
+                // What came before may still be in use somewhere.
+                *read = BytesMut::from(some);
+            } else {
+                read.extend_from_slice(some);
+            }
+            Poll::Ready(Ok(some.len()))
+        })
+    }
+
+    /// Takes a map that is not needed any more, for the headers of the next
+    /// response.
+    pub(super) fn recycle(&mut self, mut headers: HeaderMap) {
+        headers.clear();
+        if headers.capacity() <= SPARE_FIELDS {
+            self.spare = headers;
+        }
     }
 }
 
@@ -353,7 +393,7 @@ impl<B: Payload> Sending<B> {
     }
 
     /// The body has ended.
-    fn end(&mut self, trailers: Option<&http::HeaderMap>) -> io::Result<()> {
+    fn end(&mut self, trailers: Option<&HeaderMap>) -> io::Result<()> {
         self.body = None;
         match self.framing {
             encode::Framing::Length(0) => Ok(()),

@@ -296,7 +296,7 @@ impl Log for Kept {
         true
     }
 
-    fn request(&self, record: &mut Record) {
+    fn request(&self, record: &Record) {
         self.0.borrow_mut().push(Brief {
             status: record.status.map(|status| status.as_u16()),
             flags: record.flags.iter().map(|flag| flag.code()).collect(),
