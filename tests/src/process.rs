@@ -258,6 +258,18 @@ impl Process {
     /// # Errors
     /// When it ends first, or at [`DEADLINE`].
     pub fn expect_line(&mut self, expected: &str) -> Result<()> {
+        self.expect(expected, |line, wanted| line == wanted)
+    }
+
+    /// The same, for a line that begins so.
+    ///
+    /// # Errors
+    /// As [`Self::expect_line`].
+    pub fn expect_line_beginning(&mut self, expected: &str) -> Result<()> {
+        self.expect(expected, |line, wanted| line.starts_with(wanted))
+    }
+
+    fn expect(&mut self, expected: &str, is_it: fn(&str, &str) -> bool) -> Result<()> {
         let stdout = self.child.stdout.take().context("not interactive")?;
         let wanted = expected.to_owned();
         let (found, result) = std::sync::mpsc::channel();
@@ -266,7 +278,7 @@ impl Process {
             let mut others = String::new();
             let mut line = String::new();
             while reader.read_line(&mut line).is_ok_and(|count| count > 0) {
-                if line.trim_end() == wanted {
+                if is_it(line.trim_end(), &wanted) {
                     let _ = found.send(Ok(reader.into_inner()));
                     return;
                 }
@@ -286,6 +298,21 @@ impl Process {
             })?;
         self.child.stdout = Some(stdout);
         Ok(())
+    }
+
+    /// Reads one line of its standard output. It must be one that answers at
+    /// once.
+    pub fn read_line(&mut self) -> Result<String> {
+        let stdout = self.child.stdout.as_mut().context("not interactive")?;
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while stdout.read(&mut byte)? > 0 {
+            if byte[0] == b'\n' {
+                return Ok(String::from_utf8_lossy(&line).into_owned());
+            }
+            line.push(byte[0]);
+        }
+        bail!("{} ended", self.name)
     }
 
     /// Sends it a signal.

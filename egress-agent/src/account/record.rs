@@ -188,8 +188,11 @@ impl ConnectionRecord {
 
     /// Connected: from here on it counts as open.
     pub fn connected(&mut self, connected: &Connected) {
+        let logged = self.is_logged();
         self.edit(|line| {
-            line.local = connected.local;
+            if logged {
+                line.local = connected.local();
+            }
             line.tls.clone_from(&connected.tls);
             line.connect_time = Some(connected.tcp_time);
             line.tls_time = connected.tls.as_ref().map(|_| connected.tls_time);

@@ -7,12 +7,14 @@
 
 pub mod agent;
 pub mod api;
+mod beginning;
 mod bridges;
 mod capture_metrics;
 mod cgroups;
 mod connect;
 mod direct;
 pub mod drain;
+mod drains;
 mod dynamic_names;
 mod error;
 mod feed;
@@ -25,9 +27,11 @@ mod kubernetes;
 #[cfg(not(feature = "kubernetes"))]
 #[path = "kubernetes_off.rs"]
 mod kubernetes;
+mod leaving;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+mod name_servers;
 mod namespaces;
 mod node;
 mod outbound;
