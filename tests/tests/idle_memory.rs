@@ -42,7 +42,11 @@ fn memory(agent: &Agent) -> Result<u64> {
 /// futures; the figure itself is printed.
 #[test]
 fn an_idle_connection_holds_no_buffer() -> Result<()> {
-    let (warm, count) = if lab::long() { (500, 5_000) } else { (100, 600) };
+    let (warm, count) = if lab::long() {
+        (500, 5_000)
+    } else {
+        (100, 600)
+    };
     let lab = Lab::new()?;
     let _dns = NameServer::start(&lab, RESOLVER, &format!("203.0.113.20 {HOST}\n"))?;
     let _server = Server::start(&lab, "203.0.113.20:7000", Behaviour::Echo)?;
