@@ -25,6 +25,7 @@ use crate::admin::AdminApi;
 use crate::admin::metrics::MetricsListener;
 use crate::admin::socket::AdminListener;
 use crate::capture::Kernel;
+use crate::memory;
 use crate::settings::value::{ConnectionLimit, MetricsListener as MetricsSetting};
 use crate::settings::{Loaded, Settings, Sources};
 
@@ -110,6 +111,7 @@ async fn control(
     admitted: u32,
 ) -> Result<Exit, StartError> {
     let settings = &loaded.settings;
+    let start = memory::Start::new();
     let (mut orders, order) = Orders::listen().map_err(|error| StartError::Process {
         what: "signal handlers",
         error,
@@ -176,6 +178,7 @@ async fn control(
         .spawn("watchdog", systemd::watchdog(pulses));
     agent.store();
     say_ready(&process);
+    drop(start);
 
     let mut parts = Parts {
         sources,
