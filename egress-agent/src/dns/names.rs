@@ -241,10 +241,15 @@ pub(super) mod tests {
     }
 
     pub(crate) fn snapshot(services: Vec<Service>) -> Arc<Snapshot> {
+        snapshot_of(services.into_iter().map(Arc::new).collect())
+    }
+
+    /// In order, as the compiler would make it.
+    pub(crate) fn snapshot_of(mut services: Vec<Arc<Service>>) -> Arc<Snapshot> {
+        services.sort_by(|a, b| a.key.cmp(&b.key));
         let mut snapshot = Snapshot::default();
         let mut wildcards: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
         for service in services {
-            let service = Arc::new(service);
             match &service.key.host {
                 HostPattern::Exact(host) => snapshot
                     .by_host
