@@ -45,14 +45,8 @@ fn a_namespace_has_name_servers_of_its_own() -> Result<()> {
     let lab = Lab::new()?;
     let common = "10.0.0.1 db.corp.example.net db.inside.example.net\n";
     let _dns = NameServer::start(&lab, RESOLVER, common)?;
-    let _backends = [1, 2].map(|n| {
-        Backend::start(
-            &lab,
-            &format!("b{n}"),
-            &format!("10.0.0.{n}:7000"),
-            Speaks::Name,
-        )
-    });
+    let _first = Backend::start(&lab, "b1", "10.0.0.1:7000", Speaks::Name)?;
+    let _second = Backend::start(&lab, "b2", "10.0.0.2:7000", Speaks::Name)?;
     // It listens on the loopback of a namespace: nobody else can ask it.
     let pod = lab.pod(1)?;
     let hosts = lab.write("inside", "10.0.0.2 db.inside.example.net\n")?;
