@@ -12,6 +12,7 @@ mod measure;
 mod peer;
 mod progress;
 mod report;
+mod scale;
 mod serve;
 mod services;
 mod statistics;
@@ -24,9 +25,11 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::arena::Arena;
+use crate::measure::Measured;
 use crate::peer::Name;
 use crate::progress::Progress;
 use crate::report::Report;
+use crate::workloads::Workload;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -111,6 +114,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         for workload in workloads::ALL {
             println!("{:<16} {}", workload.name, workload.title);
         }
+        for (name, title) in scale::ALL {
+            println!("{name:<16} {title}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     limits::raise_open_files()?;
@@ -127,8 +133,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             }
         })
         .collect();
+    let extras = scale::chosen(&arguments.workloads, arguments.quick);
     ensure!(
-        !chosen.is_empty(),
+        !chosen.is_empty() || !extras.is_empty(),
         "no workload has such a name; see --list"
     );
     let rounds = arguments
@@ -138,27 +145,17 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         .share
         .unwrap_or(if arguments.quick { 0.3 } else { 1.0 });
 
-    let arena = Arena::new()?;
-    let mut peers = Vec::new();
-    for name in Name::ALL {
-        if !arguments.without.contains(&name) && (name != Name::Bare || arguments.bare) {
-            eprintln!("starting {}", name.title());
-            peers.push(peer::start(&arena, name, &services::ALL)?);
-        }
-    }
-    let mut progress = Progress::new(chosen.len() * rounds * peers.len());
-    let measured = chosen
-        .iter()
-        .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))
-        .collect();
-    drop(progress);
-    drop(peers);
+    let measured = if chosen.is_empty() {
+        Vec::new()
+    } else {
+        measure_beside_peers(arguments, &chosen, rounds, share)?
+    };
 
     let report = Report {
         command: command_line(),
         rounds,
         measured,
-        extra: Vec::new(),
+        extra: scale::run(&extras),
     };
     println!("{}", report.write(&arguments.out)?);
     eprintln!(
@@ -177,6 +174,27 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn measure_beside_peers(
+    arguments: &Arguments,
+    chosen: &[&Workload],
+    rounds: usize,
+    share: f64,
+) -> Result<Vec<Measured>> {
+    let arena = Arena::new()?;
+    let mut peers = Vec::new();
+    for name in Name::ALL {
+        if !arguments.without.contains(&name) && (name != Name::Bare || arguments.bare) {
+            eprintln!("starting {}", name.title());
+            peers.push(peer::start(&arena, name, &services::ALL)?);
+        }
+    }
+    let mut progress = Progress::new(chosen.len() * rounds * peers.len());
+    Ok(chosen
+        .iter()
+        .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))
+        .collect())
 }
 
 /// As the user would type it.

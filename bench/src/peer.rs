@@ -7,6 +7,9 @@ mod haproxy;
 mod nginx;
 mod redirect;
 
+pub(crate) use egress::policies;
+pub(crate) use nginx::STREAM as NGINX_STREAM;
+
 use anyhow::Result;
 use lab::Group;
 use serde::{Deserialize, Serialize};

@@ -83,13 +83,14 @@ fn set(algorithm: Algorithm, endpoints: Vec<ResolvedEndpoint>) -> Arc<EndpointSe
             https_port: true,
         }),
         policy: Arc::new(policy),
-        endpoints: vec![EndpointSpec {
+        endpoints: [EndpointSpec {
             address: EndpointAddress::Name("api.example.com".into()),
             port: 443,
             weight: 1,
             locality: Locality::default(),
             labels: Labels::default(),
-        }],
+        }]
+        .into(),
     };
     let options = Options {
         locality: Locality::parse("us/a"),

@@ -9,7 +9,7 @@
 
 mod kernel_lab;
 
-#[path = "kernel_tests/direct.rs"]
+#[path = "kernel_tests/direct/mod.rs"]
 mod direct;
 #[path = "kernel_tests/dns.rs"]
 mod dns;

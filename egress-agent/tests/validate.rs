@@ -70,6 +70,22 @@ fn good_documents_are_valid() {
 }
 
 #[test]
+fn files_may_be_named_as_for_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (entry, rule) = (write("a.yaml", GOOD), write("b.yaml", &rule("tls")));
+    let out = validate(&["-f", &entry, "--filename", &rule]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).ends_with("2 documents, 0 errors, 0 warnings\n"));
+    let out = validate(&[&entry, "-f", &rule]);
+    assert!(text(&out.stdout).ends_with("2 documents, 0 errors, 0 warnings\n"));
+}
+
+#[test]
 fn a_mistyped_field_is_shown_in_its_place_with_the_right_name() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("rule.yaml");

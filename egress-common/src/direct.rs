@@ -93,8 +93,8 @@ pub struct DirectSocket {
     pub address: Address,
     /// Port that was picked, host order.
     pub port: u16,
-    /// Always zero.
-    pub reserved: u16,
+    /// 1 once the last descriptor of the socket is closed.
+    pub released: u16,
     /// The application's own `TCP_USER_TIMEOUT`, to be put back.
     pub user_timeout_ms: u32,
 }
@@ -142,8 +142,10 @@ pub struct DirectEvent {
     /// TCP state (`enum` in `net/tcp_states.h`) that the connection was closed
     /// from: `TCP_ESTABLISHED` (1) and `TCP_CLOSE_WAIT` (8) mean a reset.
     pub old_state: u8,
+    /// 1 when the application had closed the socket before.
+    pub released: u8,
     /// Always zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 /// The handshake succeeded.

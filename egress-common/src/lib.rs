@@ -14,7 +14,7 @@ pub mod caller;
 pub mod direct;
 
 /// Version of the layouts below and of the maps that hold them.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Scope of entries that are exported to every namespace.
 pub const SCOPE_ALL: u32 = 0;
@@ -304,6 +304,9 @@ pub const SOCKET_PUBLISHED: u8 = 3;
 pub const SOCKET_DNS: u8 = 4;
 /// The kernel picked its endpoint.
 pub const SOCKET_DIRECT: u8 = 5;
+/// Only in a record of `ORIGINS`: the client has closed its side of the
+/// connection, which may still wait to be accepted, with what was sent on it.
+pub const SOCKET_GONE: u8 = 6;
 
 /// Key of `ORIGINS`: what `accept` can see of a redirected connection.
 #[repr(C)]

@@ -86,8 +86,9 @@ fn capture_dns(
         flags: 0,
         kind,
     };
-    // A DNS socket that cannot go through loopback goes where it wanted to.
-    if !address.leave_device() {
+    // A DNS socket that cannot go through loopback goes where it wanted to, and
+    // so does one whose query nobody would answer.
+    if !address.listens(transport, to, to_port) || !address.leave_device() {
         return unregistered(address, config, scope, transport, ip, port);
     }
     if remember(address, &record, netns, ip, port) {
@@ -134,7 +135,12 @@ fn registered(
             flags: found.flags,
             kind: SOCKET_REDIRECTED,
         };
-        if to_port != 0 && address.leave_device() && remember(address, &record, netns, ip, port) {
+        // An agent that has just died has left its heartbeat, but no listener.
+        if to_port != 0
+            && address.listens(Transport::Tcp, to, to_port)
+            && address.leave_device()
+            && remember(address, &record, netns, ip, port)
+        {
             address.set(to, to_port);
             count(counter::PROXIED);
             if config.log != 0 {

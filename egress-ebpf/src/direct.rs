@@ -87,6 +87,7 @@ pub fn connect(address: &SockAddr<'_>, found: ServiceValue, ip: Ip, port: u16) -
         (*direct).established_ns = 0;
         (*direct).address = slot.address;
         (*direct).port = slot.port;
+        (*direct).released = 0;
         (*direct).user_timeout_ms = user_timeout;
         (&raw mut (*direct).stage).write_volatile(STAGE_TAKEN);
     }
@@ -124,6 +125,10 @@ pub fn released(socket: &Released<'_>) {
         report(EVENT_FAILED, state, Some(direct), 0, 0, 0);
         return;
     }
+    // What ends the connection from now on is the application's doing: unread
+    // data or SO_LINGER make the coming close a reset.
+    // SAFETY: nobody else holds the socket.
+    unsafe { (*direct).released = 1 };
     // Closed already, and its state change was kept from us by another
     // program on the same hook that took its flag away.
     if socket.tcp_state() == BPF_TCP_CLOSE
@@ -368,13 +373,15 @@ fn report(
         (*event).original_port = state.port;
         (*event).kind = kind;
         (*event).old_state = old as u8;
-        (*event).reserved = [0; 6];
+        (*event).reserved = [0; 5];
         if let Some(direct) = direct {
+            (*event).released = (*direct).released as u8;
             (*event).address = (*direct).address;
             (*event).port = (*direct).port;
             (*event).endpoint = (*direct).endpoint;
             (*event).established_ns = (*direct).established_ns;
         } else {
+            (*event).released = 0;
             (*event).address = [0; 16];
             (*event).port = 0;
             (*event).endpoint = 0;

@@ -4,10 +4,11 @@
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2, BPF_TCP_SYN_SENT,
+    BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_SYN_SENT,
 };
 use egress_common::{
-    OriginKey, SOCKET_DIRECT, SOCKET_PUBLISHED, SOCKET_REDIRECTED, SocketState, counter,
+    OriginKey, SOCKET_DIRECT, SOCKET_GONE, SOCKET_PUBLISHED, SOCKET_REDIRECTED, SocketState,
+    counter,
 };
 
 use crate::direct;
@@ -37,18 +38,17 @@ pub fn socket_event(socket: &SockOps<'_>) {
             if new == BPF_TCP_FIN_WAIT2 {
                 direct::half_closed(socket);
             }
-            if new != BPF_TCP_CLOSE {
+            if new != BPF_TCP_CLOSE && new != BPF_TCP_FIN_WAIT1 {
                 return;
             }
             let Some(state) = socket.state() else { return };
             if state.kind == SOCKET_DIRECT {
-                direct::closed(socket, state, old);
-            } else if state.kind == SOCKET_PUBLISHED && old == BPF_TCP_SYN_SENT {
-                // Only a connection that never was can be taken back: one that
-                // was established may wait in the agent's accept queue, even
-                // when its client has gone.
+                if new == BPF_TCP_CLOSE {
+                    direct::closed(socket, state, old);
+                }
+            } else if state.kind == SOCKET_PUBLISHED {
                 state.kind = SOCKET_REDIRECTED;
-                let _ = ORIGINS.remove(key(socket, state));
+                taken_back(socket, state, old);
             }
         }
         _ => {}
@@ -64,6 +64,21 @@ fn publish(socket: &SockOps<'_>, state: &mut SocketState) {
         return;
     }
     socket.watch_state();
+}
+
+/// The client has closed its side of a redirected connection. Only one that never was
+/// can be taken back: one that was established may wait in the agent's accept
+/// queue, with what was sent on it. Its record is marked, so that the agent
+/// knows which it need not keep for long.
+#[inline(always)]
+fn taken_back(socket: &SockOps<'_>, state: &SocketState, old: u32) {
+    let key = key(socket, state);
+    if old == BPF_TCP_SYN_SENT {
+        let _ = ORIGINS.remove(key);
+    } else if let Some(origin) = ORIGINS.get_ptr_mut(key) {
+        // SAFETY: a byte of a map value, which nobody else writes.
+        unsafe { (*origin).kind = SOCKET_GONE };
+    }
 }
 
 #[inline(always)]

@@ -27,7 +27,10 @@ pub fn send(address: &SockAddr<'_>) -> i32 {
     let scope = lookup::scope(config);
     if port == dns::PORT && config.dns != 0 {
         if let Some(listeners) = lookup::listeners(config, address.netns()) {
-            if let Some((to, to_port)) = dns::listener(listeners, scope, ip, port) {
+            let found = dns::listener(listeners, scope, ip, port);
+            if let Some((to, to_port)) =
+                found.filter(|(to, to_port)| address.listens(Transport::Udp, *to, *to_port))
+            {
                 // `udp_sendmsg` has read the device by now, so this datagram
                 // would leave by it to an address of loopback: the next one
                 // goes well.

@@ -73,6 +73,24 @@ pub fn entries(map: u64) -> Result<usize> {
     Ok(list(&bpftool(&["map", "dump", "id", &map.to_string()])?).len())
 }
 
+/// The first eight bytes of each value of a hash map, as a number.
+pub fn values(map: u64) -> Result<Vec<u64>> {
+    let dump = bpftool(&["map", "dump", "id", &map.to_string()])?;
+    list(&dump)
+        .iter()
+        .map(|entry| {
+            let bytes = list(&entry["value"]).iter().take(8).rev();
+            let mut value = 0;
+            for byte in bytes {
+                let text = byte.as_str().context("a byte")?;
+                let text = text.trim_start_matches("0x");
+                value = value << 8 | u64::from_str_radix(text, 16)?;
+            }
+            Ok(value)
+        })
+        .collect()
+}
+
 /// Number of open descriptors of a process.
 pub fn descriptors(pid: u32) -> Result<usize> {
     let folder = format!("/proc/{pid}/fd");

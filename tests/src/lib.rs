@@ -21,13 +21,16 @@ pub mod apiserver;
 pub mod backend;
 pub mod certificates;
 mod cgroup;
+pub mod churn;
 pub mod clients;
+pub mod control_plane;
 pub mod dns;
 pub mod http;
 pub mod kernel;
 pub mod kubernetes;
 pub mod load;
 pub mod mariadb;
+pub mod memory;
 pub mod netns;
 pub mod nginx;
 pub mod offices;
@@ -37,13 +40,14 @@ pub mod process;
 mod reaper;
 pub mod record;
 pub mod scene;
+pub mod systemd;
 pub mod tcp;
 
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-pub use anyhow::{Context, Error, Result, bail, ensure};
+pub use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
 use crate::cgroup::Cgroup;
 use crate::netns::Namespace;

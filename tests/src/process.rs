@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::netns::Namespace;
-use crate::{Context, Result, bail};
+use crate::{Context, Result, anyhow, bail};
 
 /// How long a process may take unless said otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -258,25 +258,61 @@ impl Process {
     /// # Errors
     /// When it ends first, or at [`DEADLINE`].
     pub fn expect_line(&mut self, expected: &str) -> Result<()> {
+        self.expect(expected, |line, wanted| line == wanted)
+    }
+
+    /// The same, for a line that begins so.
+    ///
+    /// # Errors
+    /// As [`Self::expect_line`].
+    pub fn expect_line_beginning(&mut self, expected: &str) -> Result<()> {
+        self.expect(expected, |line, wanted| line.starts_with(wanted))
+    }
+
+    fn expect(&mut self, expected: &str, is_it: fn(&str, &str) -> bool) -> Result<()> {
         let stdout = self.child.stdout.take().context("not interactive")?;
         let wanted = expected.to_owned();
         let (found, result) = std::sync::mpsc::channel();
         thread::spawn(move || {
             let mut reader = BufReader::new(stdout);
+            let mut others = String::new();
             let mut line = String::new();
             while reader.read_line(&mut line).is_ok_and(|count| count > 0) {
-                if line.trim_end() == wanted {
-                    let _ = found.send(reader.into_inner());
+                if is_it(line.trim_end(), &wanted) {
+                    let _ = found.send(Ok(reader.into_inner()));
                     return;
                 }
+                others.push_str(&line);
                 line.clear();
             }
+            let _ = found.send(Err(others));
         });
         let stdout = result
             .recv_timeout(DEADLINE)
-            .with_context(|| format!("{} never printed {expected:?}", self.name))?;
+            .with_context(|| format!("{} did not print {expected:?} in time", self.name))?
+            .map_err(|others| {
+                anyhow!(
+                    "{} ended without {expected:?}, it printed:\n{others}",
+                    self.name
+                )
+            })?;
         self.child.stdout = Some(stdout);
         Ok(())
+    }
+
+    /// Reads one line of its standard output. It must be one that answers at
+    /// once.
+    pub fn read_line(&mut self) -> Result<String> {
+        let stdout = self.child.stdout.as_mut().context("not interactive")?;
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while stdout.read(&mut byte)? > 0 {
+            if byte[0] == b'\n' {
+                return Ok(String::from_utf8_lossy(&line).into_owned());
+            }
+            line.push(byte[0]);
+        }
+        bail!("{} ended", self.name)
     }
 
     /// Sends it a signal.

@@ -184,6 +184,9 @@ fn other_programs_on_the_same_cgroup_stay() -> Result<()> {
     let status: serde_json::Value = serde_json::from_str(&status)?;
     let others = status["capture"]["others"].as_array().map_or(0, Vec::len);
     assert!(others >= 2, "{status}");
+    let order = status["capture"]["others"].to_string();
+    assert!(order.contains("runs before egress"), "{order}");
+    assert!(order.contains("runs after egress"), "{order}");
     agent.stop()?;
     lab.clean_up()?;
     let left = kernel::attached(&cgroup)?;

@@ -1,12 +1,13 @@
 //! `cargo xtask setup`: the toolchain of the kernel programs (DESIGN section
 //! 8), and the servers and clients that the tests use.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, ValueEnum};
 
 use crate::Outcome;
-use crate::cargo::{cargo, target_directory};
+use crate::cargo::{cargo, target_directory, workspace_root};
 use crate::failure::Failure;
 use crate::host;
 use crate::packages;
@@ -54,11 +55,12 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; nginx, PostgreSQL and the mail and directory servers come with
 /// services, which are kept from starting.
-const TEST_PACKAGES: [&str; 23] = [
+const TEST_PACKAGES: [&str; 26] = [
     "bpftool",
     "curl",
     "dnsmasq-base",
     "dovecot-imapd",
+    "iperf3",
     "iproute2",
     "ldap-utils",
     "mariadb-client-core",
@@ -66,6 +68,7 @@ const TEST_PACKAGES: [&str; 23] = [
     "nghttp2-client",
     "nginx-light",
     "nodejs",
+    "npm",
     "postfix",
     "postgresql",
     "postgresql-client",
@@ -77,33 +80,37 @@ const TEST_PACKAGES: [&str; 23] = [
     "python3-pymysql",
     "python3-venv",
     "slapd",
+    "systemd",
     "util-linux",
 ];
 
 const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), MariaDB \
      (server and client), Postfix, Dovecot, OpenLDAP (server and tools), dnsmasq, curl, python3 \
-     with psycopg, psycopg2, pymysql and cryptography, iproute2, bpftool and util-linux by your system's means, then run this again";
+     with psycopg, psycopg2, pymysql and cryptography, Node.js with npm, iperf3, iproute2, bpftool and util-linux by your system's means, then run this again";
 
 /// Programs that the lab calls; where all of them are there, no package is
 /// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 18] = [
+const TEST_PROGRAMS: [&str; 21] = [
     "bpftool",
     "curl",
     "dnsmasq",
     "dovecot",
     "h2load",
     "ip",
+    "iperf3",
     "ldapwhoami",
     "mariadb",
     "mariadbd",
     "nginx",
     "node",
+    "npm",
     "nsenter",
     "postfix",
     "psql",
     "python3",
     "setpriv",
     "slapd",
+    "ss",
     "unshare",
 ];
 
@@ -156,7 +163,8 @@ pub(crate) fn test() -> Result<(), Failure> {
     if !all_there {
         packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)?;
     }
-    python_clients()
+    python_clients()?;
+    node_clients()
 }
 
 /// Makes the virtual environment, unless it holds what is wanted already.
@@ -181,6 +189,41 @@ fn python_clients() -> Result<(), Failure> {
     )?;
     std::fs::write(&mark, wanted)
         .map_err(|error| Failure::io(format!("cannot write {}", mark.display()), &error))
+}
+
+/// Installs what `tests/node/package-lock.json` pins into `target/node`, unless
+/// that was done already.
+fn node_clients() -> Result<(), Failure> {
+    let source = workspace_root().join("tests/node");
+    let folder = target_directory().join("node");
+    let mark = folder.join("egress-clients");
+    let lock = source.join("package-lock.json");
+    let read = |path: &Path| {
+        std::fs::read_to_string(path)
+            .map_err(|error| Failure::io(format!("cannot read {}", path.display()), &error))
+    };
+    let wanted = read(&lock)?;
+    if std::fs::read_to_string(&mark).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    let write = |path: &Path, text: &str| {
+        std::fs::write(path, text)
+            .map_err(|error| Failure::io(format!("cannot write {}", path.display()), &error))
+    };
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| Failure::io(format!("cannot make {}", folder.display()), &error))?;
+    write(
+        &folder.join("package.json"),
+        &read(&source.join("package.json"))?,
+    )?;
+    write(&folder.join("package-lock.json"), &wanted)?;
+    step::run(
+        "installing Node.js clients from npm",
+        Command::new("npm")
+            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .current_dir(&folder),
+    )?;
+    write(&mark, &wanted)
 }
 
 fn python_modules() -> bool {

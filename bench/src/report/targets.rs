@@ -79,27 +79,7 @@ const fn latency(
     }
 }
 
-const TARGETS: [Target; 15] = [
-    rate(
-        "direct path: throughput to direct",
-        "direct-bulk",
-        Name::Direct,
-        0.98,
-    ),
-    latency(
-        "direct path: latency to direct",
-        "direct-echo",
-        Metric::P50,
-        Name::Direct,
-        1.02,
-    ),
-    latency(
-        "direct path: connect to direct",
-        "direct-connect",
-        Metric::P50,
-        Name::Direct,
-        1.05,
-    ),
+const TARGETS: [Target; 12] = [
     cpu("opaque TCP, 4 streams: CPU/GB to Envoy", "tcp-bulk-4", 0.5),
     cpu("opaque TCP, 1 stream: CPU/GB to Envoy", "tcp-bulk-1", 0.9),
     cpu(

@@ -30,6 +30,11 @@ impl Inherited {
         }))
     }
 
+    /// Names of those that were not taken.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

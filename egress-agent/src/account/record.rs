@@ -191,8 +191,11 @@ impl ConnectionRecord {
 
     /// Connected: from here on it counts as open.
     pub fn connected(&mut self, connected: &Connected) {
+        let logged = self.is_logged();
         self.edit(|line| {
-            line.local = connected.local;
+            if logged {
+                line.local = connected.local();
+            }
             line.tls.clone_from(&connected.tls);
             line.connect_time = Some(connected.tcp_time);
             line.tls_time = connected.tls.as_ref().map(|_| connected.tls_time);
@@ -251,9 +254,13 @@ impl ConnectionRecord {
         self.ended = true;
     }
 
-    /// Whether there is a log, so that what only the log shows is worth keeping.
-    pub fn is_logged(&self) -> bool {
-        self.account.0.log.is_some()
+    /// The access log's line as it would be written now.
+    pub fn json(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Some(line) = &self.line {
+            json::connection(&mut text, line);
+        }
+        text
     }
 
     /// Its account and line, as long as it is not written.

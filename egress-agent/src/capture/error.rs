@@ -137,7 +137,11 @@ impl fmt::Display for CaptureError {
                  CAP_SYS_ADMIN"
             ),
             Self::Kernel { release } => {
-                write!(f, "Linux {release} is too old: 5.15 or newer is needed")
+                write!(
+                    f,
+                    "Linux {release} is too old: 5.15 or newer is needed, since the kernel \
+                     programs use atomic operations that came with 5.12"
+                )
             }
             Self::Btf => f.write_str(
                 "the kernel cannot load BTF: one built with CONFIG_BPF_SYSCALL and \

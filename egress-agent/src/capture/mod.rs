@@ -10,6 +10,7 @@ use crate::policy::snapshot::ServiceId;
 mod bypass;
 mod control;
 mod direct;
+mod direct_reports;
 mod error;
 mod kernel;
 pub mod keys;
@@ -28,10 +29,8 @@ mod system;
 
 pub use bypass::Bypass;
 pub use control::KernelSettings;
-pub use direct::{
-    DirectBalance, DirectKeepalive, DirectOutcome, DirectPlan, DirectReport, DirectReports,
-    DirectSlot,
-};
+pub use direct::{DirectBalance, DirectKeepalive, DirectPlan, DirectSlot};
+pub use direct_reports::{DirectOutcome, DirectReport, DirectReports, ResetBy};
 pub use error::CaptureError;
 pub use kernel::{Kernel, Options};
 pub use numbering::Numbered;

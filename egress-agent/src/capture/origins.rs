@@ -1,11 +1,12 @@
 //! The map `ORIGINS`: what a redirected connection really dialled.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use egress_common::{Address, ENTRY_NAME_DECIDES, Origin, OriginKey};
+use egress_common::{Address, ENTRY_NAME_DECIDES, Origin, OriginKey, SOCKET_GONE};
 
 use super::sys::Table;
 use super::{Caller, Captured, Comm};
@@ -16,12 +17,15 @@ use crate::policy::snapshot::ServiceId;
 #[derive(Clone, Debug)]
 pub struct Origins {
     table: Arc<Table<OriginKey, Origin>>,
+    /// Records whose clients had gone when they were last looked through.
+    gone: Arc<Mutex<HashSet<OriginKey>>>,
 }
 
 impl Origins {
     pub(super) fn new(table: Table<OriginKey, Origin>) -> Self {
         Self {
             table: Arc::new(table),
+            gone: Arc::default(),
         }
     }
 
@@ -51,24 +55,36 @@ impl Origins {
             .map(|origin| captured(unmap(peer), &origin)))
     }
 
-    /// Deletes the records that are older than `age`, and returns how many:
-    /// those of connections that no agent accepted, because it was killed.
+    /// Deletes the records of connections that nobody will accept any more, and
+    /// returns how many: those that are older than `age`, because an agent was
+    /// killed or an accept queue overflowed; and those whose clients had gone
+    /// by the time of the call before, since what waits in an accept queue is
+    /// accepted sooner than that.
     ///
     /// # Errors
     /// When the kernel map cannot be read.
     pub fn sweep(&self, age: Duration) -> io::Result<usize> {
         let limit = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
         let now = super::monotonic_ns();
+        let mut before = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = HashSet::new();
         let mut swept = 0;
         for key in self.table.keys()? {
-            let old = self
-                .table
-                .get(&key)?
-                .is_some_and(|origin| now.saturating_sub(origin.connected_ns) > limit);
-            if old && self.table.remove(&key)? {
+            let Some(origin) = self.table.get(&key)? else {
+                continue;
+            };
+            let left = origin.kind == SOCKET_GONE;
+            let over =
+                left && before.contains(&key) || now.saturating_sub(origin.connected_ns) > limit;
+            if !over {
+                if left {
+                    gone.insert(key);
+                }
+            } else if self.table.remove(&key)? {
                 swept += 1;
             }
         }
+        *before = gone;
         Ok(swept)
     }
 

@@ -43,10 +43,19 @@ pub(super) enum ClientError {
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotRunning(socket) => write!(
-                f,
-                "the agent is not running at {socket}: start it with `systemctl start egress-agent` or `egress-agent --policy DIR`, or name its socket with --admin"
-            ),
+            Self::NotRunning(socket) => {
+                write!(
+                    f,
+                    "the agent is not running at {socket}: start it with `systemctl start egress-agent` or `egress-agent --policy DIR`, or name its socket with --admin"
+                )?;
+                if !pins_are_left() {
+                    return Ok(());
+                }
+                write!(
+                    f,
+                    "\nThe kernel programs of the last agent are in force: services that only an agent can carry are refused, or open, as their policy says. `egress-agent --cleanup` removes them"
+                )
+            }
             Self::Denied(socket) => write!(
                 f,
                 "{socket} may be used by root and the agent's own user only; try `sudo egressctl …`"
@@ -66,6 +75,12 @@ impl fmt::Display for ClientError {
 }
 
 impl std::error::Error for ClientError {}
+
+/// Whether an agent has left its programs where they are by default.
+fn pins_are_left() -> bool {
+    let entries = std::fs::read_dir("/sys/fs/bpf/egress");
+    entries.is_ok_and(|entries| entries.flatten().any(|entry| entry.path().is_dir()))
+}
 
 /// One agent.
 #[derive(Debug)]

@@ -76,7 +76,7 @@ pub(super) fn words(status: &view::Status) -> String {
             ),
         );
         if !capture.others.is_empty() {
-            row("Beside", capture.others.join(" "));
+            row("Beside", capture.others.join("; "));
         }
         let counted: Vec<String> = capture
             .counters

@@ -25,8 +25,21 @@ pub(super) const USAGE: u8 = 2;
 pub struct ValidateArgs {
     /// Files, and directories of *.yaml, *.yml and *.json files; - is standard
     /// input
-    #[arg(required = true, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
+    #[arg(
+        required_unless_present = "files",
+        value_name = "FILE|DIR",
+        value_hint = ValueHint::AnyPath
+    )]
     pub paths: Vec<PathBuf>,
+
+    /// The same, as `apply` takes it; may be given several times
+    #[arg(
+        short,
+        long = "filename",
+        value_name = "FILE|DIR",
+        value_hint = ValueHint::AnyPath
+    )]
+    pub files: Vec<PathBuf>,
 
     /// Form of the output
     #[arg(short, long, value_enum, value_name = "FORM", default_value_t = Form::Text)]
@@ -127,9 +140,10 @@ impl Report {
 /// Checks the documents, alone and together.
 pub fn check(args: &ValidateArgs) -> Report {
     let options = args.reading.options();
-    let mut loaded = load_paths(&args.paths, &options);
-    let empty = empty_directories(&args.paths, &loaded);
-    let standard_input = args.paths.iter().any(|path| path.as_os_str() == "-");
+    let paths = [args.paths.as_slice(), &args.files].concat();
+    let mut loaded = load_paths(&paths, &options);
+    let empty = empty_directories(&paths, &loaded);
+    let standard_input = paths.iter().any(|path| path.as_os_str() == "-");
     let nothing = loaded.files.is_empty() && !standard_input;
     loaded.diagnostics.extend(empty);
     let (_, across) = compile(&mut Ids::default(), &loaded.documents, &options);

@@ -1,5 +1,6 @@
 //! What a policy claims of the name space, for a client in one namespace.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -95,11 +96,30 @@ impl Names {
         self.under_wildcards(name).next().is_some()
     }
 
-    /// Whether this policy gives `name` a virtual address for some client.
-    pub fn keeps(&self, name: &str) -> bool {
+    /// Whether `name` is a full name that holds a virtual address under this
+    /// policy.
+    pub fn claims_exactly(&self, name: &str) -> bool {
         let exact = self.snapshot.by_host.get(name);
         exact.is_some_and(|services| services.iter().any(|service| claims(service)))
-            || self.covers(name)
+    }
+
+    /// Whether this policy gives `name` a virtual address for some client.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.claims_exactly(name) || self.covers(name)
+    }
+
+    /// The full names to which the policy may not give what the one `before`
+    /// gave. `None`: any name, since wildcard hosts came or went, or there was
+    /// none before.
+    pub fn since(&self, before: &Self) -> Option<Vec<Arc<str>>> {
+        if before.snapshot.services.is_empty() {
+            return None;
+        }
+        let difference = self.snapshot.since(&before.snapshot);
+        let changed = difference.gone.into_iter().chain(difference.new);
+        let names: Option<HashSet<&Arc<str>>> =
+            changed.map(|service| service.key.host.exact()).collect();
+        Some(names?.into_iter().cloned().collect())
     }
 
     fn under_wildcards<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Service>> {
@@ -184,13 +204,13 @@ pub(super) mod tests {
                 host: pattern,
                 port,
             },
-            entry: DocumentRef {
+            entry: Arc::new(DocumentRef {
                 kind: "ServiceEntry",
                 namespace: "default".into(),
                 name: host.into(),
                 source: "test.yaml".into(),
                 line: 1,
-            },
+            }),
             port_name: "port".into(),
             protocol: Protocol::Tcp,
             resolution: if host.starts_with('*') {
@@ -201,7 +221,7 @@ pub(super) mod tests {
             target_port: port,
             addresses: Vec::new(),
             virtual_address: true,
-            endpoints: Vec::new(),
+            endpoints: [].into(),
             visibility: Visibility::All,
             path: Path::Proxy("test".into()),
             on_agent_failure: OnAgentFailure::Closed,
@@ -296,13 +316,14 @@ pub(super) mod tests {
     fn wildcards_claim_names_that_are_host_names() {
         let mut fixed = service("*.fixed.example", 443);
         fixed.resolution = Resolution::Static;
-        fixed.endpoints = vec![EndpointSpec {
+        fixed.endpoints = [EndpointSpec {
             address: EndpointAddress::Ip("10.0.0.1".parse().unwrap()),
             port: 443,
             weight: 1,
             locality: Locality::default(),
             labels: Labels::default(),
-        }];
+        }]
+        .into();
         let mut none = service("*.none.example", 443);
         none.resolution = Resolution::None;
         let names = names(vec![service("*.w.example", 443), fixed, none]);

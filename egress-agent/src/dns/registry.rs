@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub trait Publish: Send + Sync + 'static {
 /// The shared half of the DNS room.
 pub struct Registry {
     names: ArcSwap<Names>,
+    /// A name of the policy has no address, as none was left.
+    exhausted: AtomicBool,
     addresses: Arc<VirtualAddresses>,
     publish: Box<dyn Publish>,
     seen: SeenNames,
@@ -77,6 +80,7 @@ impl Registry {
     pub fn new(addresses: Arc<VirtualAddresses>, publish: impl Publish) -> Self {
         Self {
             names: ArcSwap::from_pointee(Names::new(Arc::default())),
+            exhausted: AtomicBool::new(false),
             addresses,
             publish: Box::new(publish),
             seen: SeenNames::default(),
@@ -105,9 +109,20 @@ impl Registry {
     /// ([`VirtualAddresses::save`]), and calls [`install`](Self::install).
     pub fn prepare(&self, snapshot: &Arc<Snapshot>) -> Assignment {
         let names = Names::new(Arc::clone(snapshot));
-        let assignment = self
-            .addresses
-            .assign(names.exact(), |name| names.covers(name));
+        let changed = names.since(&self.names.load());
+        let whole = self.exhausted.load(Ordering::Relaxed);
+        let assignment = match changed.filter(|_| !whole) {
+            Some(changed) => self.addresses.assign_some(
+                changed,
+                |name| names.claims_exactly(name),
+                |name| names.covers(name),
+            ),
+            None => self
+                .addresses
+                .assign(names.exact(), |name| names.covers(name)),
+        };
+        self.exhausted
+            .store(!assignment.refused.is_empty(), Ordering::Relaxed);
         for name in &assignment.refused {
             tracing::error!(
                 name = &**name,
@@ -132,7 +147,12 @@ impl Registry {
         }
         let names = Arc::new(Names::new(snapshot));
         self.names.store(Arc::clone(&names));
-        let released = self.addresses.retire(|name| names.keeps(name));
+        let released = match assignment.changed() {
+            Some(changed) => self
+                .addresses
+                .retire_some(changed, |name| names.keeps(name)),
+            None => self.addresses.retire(|name| names.keeps(name)),
+        };
         for holding in self.addresses.derived_since(assignment) {
             if let Err(error) = self.publish(&holding).await {
                 tracing::warn!("{error}");

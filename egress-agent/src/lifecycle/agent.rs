@@ -183,7 +183,7 @@ async fn control(
     workers
         .control_vitals()
         .spawn("watchdog", systemd::watchdog(pulses));
-    agent.store();
+    agent.store(&sockets);
     say_ready(&process);
 
     let mut parts = Parts {
@@ -195,6 +195,7 @@ async fn control(
     if !workers.all_ended(END_DEADLINE).await {
         tracing::warn!("workers did not end in time");
     }
+    parts.agent.leave();
     tracing::info!(
         "the kernel programs stay in force for the next agent, and refuse what only an agent can \
          carry until then; `egress-agent --cleanup` removes them"
@@ -334,8 +335,13 @@ impl Supervised for Parts<'_> {
     }
 
     fn draining(&mut self, deadline: Duration, live: usize) {
-        systemd::stopping(&format!("draining {live} connections"), deadline);
-        self.agent.stop_accepting(&self.process.settings.borrow());
+        let direct = self.agent.kernel().all_direct_connections().unwrap_or(0);
+        let status =
+            format!("draining {live} connections; {direct} on the direct path go on without it");
+        tracing::info!("{status}");
+        systemd::stopping(&status, deadline);
+        let settings = self.process.settings.borrow();
+        self.agent.stop_accepting(&settings, &self.process.drain);
     }
 }
 

@@ -16,7 +16,7 @@ use super::bridges::Callers;
 use crate::account::{Account, DirectConnection, DirectEnd};
 use crate::capture::{
     Captured, DirectBalance, DirectKeepalive, DirectOutcome, DirectPlan, DirectReport,
-    DirectReports, DirectSlot, Kernel,
+    DirectReports, DirectSlot, Kernel, ResetBy,
 };
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{Changes, Endpoint, EndpointSet, Generation, Live, Outcome};
@@ -308,9 +308,30 @@ fn end(outcome: DirectOutcome, destination: Option<SocketAddr>) -> DirectEnd {
     };
     let to = || destination.map_or_else(String::new, |address| format!(" to {address}"));
     match outcome {
-        // A reset says nothing about who sent it, and it reached the other
-        // side as it was.
-        DirectOutcome::Closed { sent, received, .. } => DirectEnd::Closed {
+        DirectOutcome::Closed {
+            sent,
+            received,
+            reset: None,
+        } => DirectEnd::Closed {
+            received: sent,
+            sent: received,
+        },
+        // It reached the other side as it was.
+        DirectOutcome::Closed {
+            sent,
+            received,
+            reset: Some(by),
+        } => DirectEnd::Failed {
+            flag: match by {
+                ResetBy::Application => Flag::DownstreamConnectionTermination,
+                ResetBy::Endpoint => Flag::UpstreamConnectionTermination,
+            },
+            cause: match by {
+                ResetBy::Application => "the application reset the connection".to_owned(),
+                ResetBy::Endpoint => {
+                    format!("the connection{} was reset, or timed out", to())
+                }
+            },
             received: sent,
             sent: received,
         },

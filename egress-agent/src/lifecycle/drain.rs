@@ -2,7 +2,7 @@
 //! may finish until a deadline, then the rest is cut.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -15,6 +15,9 @@ pub struct Drain(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     live: AtomicUsize,
+    /// Those of them that were opened after the drain had begun.
+    late: AtomicUsize,
+    begun: AtomicBool,
     phase: watch::Sender<Phase>,
     idle: Notify,
 }
@@ -46,6 +49,8 @@ impl Drain {
     pub fn new() -> Self {
         Self(Arc::new(Shared {
             live: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
+            begun: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Serving),
             idle: Notify::new(),
         }))
@@ -55,7 +60,20 @@ impl Drain {
     /// also while draining: what stood in the accept queue is served as well.
     pub fn enter(&self) -> DrainGuard {
         self.0.live.fetch_add(1, Ordering::Relaxed);
-        DrainGuard(Arc::clone(&self.0))
+        let late = self.0.begun.load(Ordering::Relaxed);
+        if late {
+            self.0.late.fetch_add(1, Ordering::Relaxed);
+        }
+        DrainGuard {
+            shared: Arc::clone(&self.0),
+            late,
+        }
+    }
+
+    /// Open connections that were there when the drain began.
+    pub fn from_before(&self) -> usize {
+        self.live()
+            .saturating_sub(self.0.late.load(Ordering::Relaxed))
     }
 
     /// Open connections.
@@ -70,6 +88,7 @@ impl Drain {
 
     /// Begins the drain. A second call can only bring the deadline nearer.
     pub fn begin(&self, deadline: Duration) {
+        self.0.begun.store(true, Ordering::Relaxed);
         let new = Instant::now().checked_add(deadline);
         self.0.phase.send_if_modified(|phase| {
             // A deadline past the end of time is none that anyone will see.
@@ -141,12 +160,18 @@ impl Drain {
 
 /// One open connection.
 #[derive(Debug)]
-pub struct DrainGuard(Arc<Shared>);
+pub struct DrainGuard {
+    shared: Arc<Shared>,
+    late: bool,
+}
 
 impl Drop for DrainGuard {
     fn drop(&mut self) {
-        if self.0.live.fetch_sub(1, Ordering::Release) == 1 {
-            self.0.idle.notify_waiters();
+        if self.late {
+            self.shared.late.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.shared.live.fetch_sub(1, Ordering::Release) == 1 {
+            self.shared.idle.notify_waiters();
         }
     }
 }
@@ -156,6 +181,19 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_open_before_is_told_from_what_came_later() {
+        let drain = Drain::new();
+        let before = drain.enter();
+        drain.begin(30 * SECOND);
+        let late = drain.enter();
+        assert_eq!((drain.live(), drain.from_before()), (2, 1));
+        drop(before);
+        assert_eq!((drain.live(), drain.from_before()), (1, 0));
+        drop(late);
+        assert_eq!((drain.live(), drain.from_before()), (0, 0));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_process_drains_at_once() {

@@ -24,7 +24,7 @@ pub(super) struct Feed {
 }
 
 struct Followed {
-    specs: Vec<EndpointSpec>,
+    specs: Arc<[EndpointSpec]>,
     task: AbortHandle,
 }
 
@@ -70,7 +70,7 @@ impl Feed {
         }
     }
 
-    fn follow(&self, set: &Arc<EndpointSet>, specs: &[EndpointSpec]) -> Followed {
+    fn follow(&self, set: &Arc<EndpointSet>, specs: &Arc<[EndpointSpec]>) -> Followed {
         let mut endpoints = self.resolver.endpoints(specs);
         let set = Arc::clone(set);
         let changed = Arc::clone(&self.changed);
@@ -95,7 +95,7 @@ impl Feed {
             }
         });
         Followed {
-            specs: specs.to_vec(),
+            specs: Arc::clone(specs),
             task: task.abort_handle(),
         }
     }

@@ -7,7 +7,9 @@
 
 pub mod agent;
 pub mod api;
+mod beginning;
 mod bridges;
+mod capture_metrics;
 mod cgroups;
 mod connect;
 mod direct;
@@ -24,6 +26,7 @@ mod kubernetes;
 #[cfg(not(feature = "kubernetes"))]
 #[path = "kubernetes_off.rs"]
 mod kubernetes;
+mod leaving;
 pub mod lock;
 pub mod logging;
 pub mod metrics;

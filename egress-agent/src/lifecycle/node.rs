@@ -21,7 +21,7 @@ use crate::dns::virtual_address::VirtualAddresses;
 use crate::endpoint::resolve::Resolver;
 use crate::endpoint::{Live, Options, Registry as Sets, is_at};
 use crate::policy::schema::secret::Secret;
-use crate::policy::snapshot::{Service, Snapshot};
+use crate::policy::snapshot::{Service, ServiceId, Snapshot};
 use crate::secret::{SecretData, Secrets};
 use crate::settings::Settings;
 use crate::settings::value::Outbound;
@@ -159,29 +159,53 @@ impl Node {
             names: &self.names,
             feed: &self.feed,
         };
-        self.keep_numbers(snapshot)?;
         let mut planner = self.planner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keep_numbers(snapshot, planner.snapshot())?;
+        let first = planner.snapshot().services.is_empty();
+        let known = self.scopes().len();
         let plan = planner.update(snapshot, &mut self.scopes(), &book, changed);
+        let scopes = self.scopes().all();
+        let kept = if scopes.len() == known {
+            Ok(())
+        } else {
+            self.kernel.keep_numbers(Numbered::Scope, &scopes)
+        };
+        let is_service = |number| snapshot.by_id.contains_key(&ServiceId(number));
         let changes = self
             .kernel
-            .sync_services(plan)
+            .change_services(plan, is_service)
             .map_err(StartError::Capture)?;
         tracing::debug!(?changes, "kernel entries");
+        kept.map_err(StartError::Capture)?;
+        // Which cgroups there are does not follow from the policy.
+        if first { self.sync_scopes() } else { Ok(()) }
+    }
+
+    /// As [`sync_kernel`](Self::sync_kernel), after the maps were written by
+    /// another agent.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub(super) fn sync_kernel_anew(&self, snapshot: &Arc<Snapshot>) -> Result<(), StartError> {
+        *self.planner.lock().unwrap_or_else(PoisonError::into_inner) = Planner::default();
+        self.sync_kernel(snapshot, Changed::Addresses)?;
         self.sync_scopes()
     }
 
     /// Writes what the numbers mean, before they are used.
-    fn keep_numbers(&self, snapshot: &Snapshot) -> Result<(), StartError> {
-        let services: Vec<_> = snapshot
-            .services
-            .iter()
-            .map(|service| (service.key.fingerprint(), service.id.0))
-            .collect();
-        let scopes = self.scopes().all();
-        self.kernel
-            .keep_numbers(Numbered::Service, &services)
-            .and_then(|()| self.kernel.keep_numbers(Numbered::Scope, &scopes))
-            .map_err(StartError::Capture)
+    fn keep_numbers(&self, snapshot: &Snapshot, before: &Snapshot) -> Result<(), StartError> {
+        let number = |service: &Arc<Service>| (service.key.fingerprint(), service.id.0);
+        // The first one: what an agent before numbered may be gone.
+        let kept = if before.services.is_empty() {
+            let services: Vec<_> = snapshot.services.iter().map(number).collect();
+            self.kernel.keep_numbers(Numbered::Service, &services)
+        } else {
+            let difference = snapshot.since(before);
+            let new: Vec<_> = difference.new.into_iter().map(number).collect();
+            let gone: Vec<_> = difference.gone.into_iter().map(number).collect();
+            self.kernel.change_numbers(&new, &gone)
+        };
+        kept.map_err(StartError::Capture)
     }
 
     /// Tells the kernel which cgroups belong to which namespace.

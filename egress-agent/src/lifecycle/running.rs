@@ -1,46 +1,31 @@
 //! The data path of the agent: made, begun, reloaded and stopped.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use egress_common::Listeners;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::AbortHandle;
 
 use super::StartError;
-use super::api::Process;
 use super::bridges::{Callers, Names, Resolvers};
+use super::capture_metrics::CaptureMetrics;
 use super::connect::Connector;
-use super::direct::Direct;
 use super::drain::Drain;
-use super::dynamic_names;
-use super::following::{
-    follow, follow_cgroups, follow_locality, follow_pods, follow_policy, look_around,
-};
-use super::handover::Giver;
-use super::hands::Hands;
-use super::heartbeat;
 use super::kubernetes::{Cluster, Rooms};
-use super::lock::StateLock;
-use super::namespaces::{self, Namespaces, WorkerChannels};
+use super::namespaces::{Namespaces, WorkerChannels};
 use super::node::Node;
-use super::outbound;
 use super::policies;
-use super::serving::{self, DnsCommand, DnsShared, Start, Starts};
-use super::signals::Order;
-use super::systemd;
+use super::serving::{self, DnsShared, Start, Starts};
 use super::views::Views;
-use super::worker::Vitals;
 use crate::accept::{Inherited, IntakeStats, Kept};
-use crate::account::{AccessLog, Account, LogTarget, Metrics};
+use crate::account::{AccessLog, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
-use crate::connect::EndpointProber;
 use crate::endpoint;
 use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
@@ -52,43 +37,37 @@ use crate::settings::{Loaded, Settings};
 use crate::workload::directory::Directory;
 use crate::workload::hierarchy::Hierarchy;
 
-/// Time for connections that the kernel handed over to reach `accept`.
-const HANDED_OVER: Duration = Duration::from_millis(100);
-/// How often the log lines of the kernel programs are read.
-const KERNEL_LOG: Duration = Duration::from_millis(200);
-/// Health checks that run at once.
-const CHECKS: usize = 64;
-
 /// The data path.
 pub(super) struct Agent {
-    node: Rc<tokio::sync::Mutex<Node>>,
-    kernel: Arc<Kernel>,
-    netns: NetNs,
-    sockets: Sockets,
-    metrics: Arc<Metrics>,
-    log: Option<AccessLog>,
-    intake: Arc<IntakeStats>,
+    pub(super) node: Rc<tokio::sync::Mutex<Node>>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) netns: NetNs,
+    pub(super) sockets: Sockets,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) capture_metrics: CaptureMetrics,
+    pub(super) log: Option<AccessLog>,
+    pub(super) intake: Arc<IntakeStats>,
     /// Owner of the documents; unset until the policy was read.
     pub(super) policy: Option<Keeper>,
-    workers: Vec<WorkerChannels>,
-    dns: Option<DnsShared>,
-    namespaces: Option<Namespaces>,
+    pub(super) workers: Vec<WorkerChannels>,
+    pub(super) dns: Option<DnsShared>,
+    pub(super) namespaces: Option<Namespaces>,
     /// The Kubernetes API server, where the settings ask for it.
-    cluster: Option<Cluster>,
-    cluster_metrics: ClusterMetrics,
-    listeners: Option<Listeners>,
-    admitted: u32,
+    pub(super) cluster: Option<Cluster>,
+    pub(super) cluster_metrics: ClusterMetrics,
+    pub(super) listeners: Option<Listeners>,
+    pub(super) admitted: u32,
     /// True while another agent, which takes over, does what the control
     /// runtime does.
-    paused: Rc<watch::Sender<bool>>,
+    pub(super) paused: Rc<watch::Sender<bool>>,
     /// Second descriptors of the sockets that another agent could go on with.
-    kept: Rc<RefCell<Kept>>,
+    pub(super) kept: Rc<RefCell<Kept>>,
     /// True once another agent serves in this one's place.
-    over: Rc<Cell<bool>>,
+    pub(super) over: Rc<Cell<bool>>,
     /// What ends when it does: heartbeat, saving of addresses.
-    tasks: Vec<AbortHandle>,
+    pub(super) tasks: Vec<AbortHandle>,
     /// Whether systemd keeps the sockets for the next process of the unit.
-    stored: bool,
+    pub(super) stored: bool,
 }
 
 impl Agent {
@@ -138,6 +117,7 @@ impl Agent {
         let intake = Arc::new(IntakeStats::default());
         metrics.register(registry, Arc::clone(&intake));
         secrets.register(registry);
+        let capture_metrics = CaptureMetrics::new(Arc::clone(&kernel), registry);
         let cluster_metrics = ClusterMetrics::default();
         cluster_metrics.register(registry);
         let target = match &settings.access_log {
@@ -158,6 +138,7 @@ impl Agent {
             netns,
             sockets,
             metrics,
+            capture_metrics,
             log,
             intake,
             policy: None,
@@ -325,180 +306,9 @@ impl Agent {
         Ok(starts.into())
     }
 
-    /// Begins to capture, once the workers serve, and proves that it works.
-    ///
-    /// # Errors
-    /// When the kernel cannot be told, or the proof fails.
-    pub(super) async fn begin(
-        &mut self,
-        settings: &Settings,
-        vitals: &Vitals,
-    ) -> Result<(), StartError> {
-        let node = self.node.lock().await;
-        if let Some(listeners) = &self.listeners {
-            self.kernel
-                .set_listeners(self.netns.cookie, listeners)
-                .map_err(StartError::Capture)?;
-        }
-        let namespaces = Namespaces::new(
-            Arc::clone(&self.kernel),
-            &self.netns,
-            self.dns.clone(),
-            self.workers.clone(),
-        );
-        namespaces.open_present().await;
-        node.configure(settings, settings.dns.is_on())?;
-        // Only now: what an agent before named may be ports of nobody.
-        let beating = Arc::clone(&self.kernel);
-        beating.heartbeat().map_err(StartError::Capture)?;
-        let limit = settings.heartbeat_limit;
-        let beat = vitals.spawn("heartbeat", async move {
-            heartbeat::beat(limit, || beating.heartbeat()).await;
-        });
-        self.tasks.push(beat.abort_handle());
-        let reports = namespaces::reports(&self.kernel)?;
-        vitals.spawn("network namespaces", namespaces.clone().run(reports));
-        self.namespaces = Some(namespaces);
-        let sweeps = node.sets.run_sweeps();
-        vitals.spawn("ejection sweeps", sweeps);
-        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
-        vitals.spawn("dynamic names", names);
-        let secrets = Arc::clone(&node.secrets);
-        let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
-        let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
-        vitals.spawn("health checks", checks);
-        vitals.spawn("secrets", Arc::clone(&node.secrets).watch());
-        let identity = Arc::clone(&node.secrets).follow_workload_api();
-        vitals.spawn("the SPIFFE Workload API", identity);
-        let addresses = Arc::clone(node.names.addresses());
-        let saving = vitals.spawn("virtual addresses", async move {
-            let never = addresses.keep_saved().await;
-            match never {}
-        });
-        self.tasks.push(saving.abort_handle());
-        if let Some(refusals) = self.kernel.take_refusals() {
-            let telling =
-                outbound::tell_refusals(refusals, node.directory.clone(), Arc::clone(&node.names));
-            vitals.spawn("refusals", telling);
-        }
-        let changed = Arc::clone(&node.feed.changed);
-        if let Some(reports) = self.kernel.take_direct_reports() {
-            let account = Account::new(Arc::clone(&self.metrics), self.log.clone());
-            let flushing = account.clone();
-            vitals.spawn("metrics", async move { flushing.keep_flushing().await });
-            let direct = Direct::new(
-                Arc::clone(&self.kernel),
-                Arc::clone(&node.live),
-                Callers(node.directory.clone()),
-                account,
-                &settings.namespace.0,
-            );
-            vitals.spawn(
-                "direct",
-                direct.run(node.sets.subscribe(), reports, self.paused.subscribe()),
-            );
-        }
-        drop(node);
-        vitals.spawn("resolved addresses", follow(Rc::clone(&self.node), changed));
-        let cgroup = self.kernel.cgroup().to_owned();
-        vitals.spawn("cgroups", look_around(Rc::clone(&self.node)));
-        vitals.spawn("new cgroups", follow_cgroups(Rc::clone(&self.node), cgroup));
-        if settings.kernel_log.is_on()
-            && let Some(mut lines) = self.kernel.take_logger()
-        {
-            vitals.spawn("kernel log", async move {
-                let mut ticks = tokio::time::interval(KERNEL_LOG);
-                loop {
-                    ticks.tick().await;
-                    lines.flush();
-                }
-            });
-        }
-        if let Some(policy) = &self.policy {
-            let published = policy.published();
-            vitals.spawn("policy", follow_policy(Rc::clone(&self.node), published));
-            if let Some(cluster) = &self.cluster {
-                let pods = Arc::clone(&cluster.pods);
-                vitals.spawn("pods", follow_pods(Rc::clone(&self.node), pods));
-                if settings.locality.is_none() {
-                    let node = Rc::clone(&self.node);
-                    let locality = cluster.locality.clone();
-                    vitals.spawn("locality", follow_locality(node, policy.clone(), locality));
-                }
-            }
-        }
-
-        let kernel = Arc::clone(&self.kernel);
-        tokio::task::spawn_blocking(move || kernel.prove())
-            .await
-            .map_err(|error| StartError::Process {
-                what: "the proof that capture works",
-                error: std::io::Error::other(error),
-            })?
-            .map_err(StartError::Capture)?;
-        match self.kernel.remove_obsolete() {
-            Ok(0) => {}
-            Ok(sets) => tracing::info!(sets, "kernel programs of an agent before were replaced"),
-            Err(error) => tracing::error!("{error}; both old and new programs are attached"),
-        }
-        Ok(())
-    }
-
     /// What is attached to the kernel.
     pub(super) fn kernel(&self) -> Arc<Kernel> {
         Arc::clone(&self.kernel)
-    }
-
-    /// What another agent can be given; see [`handover`](super::handover).
-    ///
-    /// # Errors
-    /// When no descriptor is left.
-    pub(super) fn giver(
-        &self,
-        process: &Rc<Process>,
-        lock: &StateLock,
-        orders: mpsc::Sender<Order>,
-    ) -> std::io::Result<Giver<Hands>> {
-        Ok(Giver {
-            agent: Hands {
-                node: Rc::clone(&self.node),
-                kernel: Arc::clone(&self.kernel),
-                netns: self.netns.clone(),
-                listeners: self.listeners,
-                paused: Rc::clone(&self.paused),
-                tasks: self.tasks.clone(),
-                process: Rc::clone(process),
-                orders,
-                release: RefCell::default(),
-            },
-            settings: process.settings.borrow().clone(),
-            lock: lock.share()?,
-            pins_lock: self.kernel.pins_lock()?,
-            sockets: Rc::clone(&self.kept),
-            over: Rc::clone(&self.over),
-        })
-    }
-
-    /// Has systemd keep the sockets, where the unit asks for that.
-    pub(super) fn store(&mut self) {
-        if !systemd::keeps_descriptors() {
-            return;
-        }
-        for (name, descriptor) in self.kept.borrow().iter() {
-            if let Err(error) = systemd::keep(name, descriptor.as_fd()) {
-                tracing::warn!("systemd does not keep the sockets: {error}");
-                return;
-            }
-        }
-        self.stored = true;
-    }
-
-    /// Keeps one more socket for another agent.
-    ///
-    /// # Errors
-    /// When no descriptor is left.
-    pub(super) fn keep(&self, name: &str, socket: &impl AsFd) -> std::io::Result<()> {
-        self.kept.borrow_mut().add(name, 0, socket)
     }
 
     /// Puts reloaded settings and policy in force.
@@ -533,45 +343,6 @@ impl Agent {
         if let Some(cluster) = &self.cluster {
             cluster.read_again();
         }
-    }
-
-    /// Takes nothing new: proxied services are refused from now on, and names
-    /// resolve as if the agent were not there. Open connections go on.
-    pub(super) fn stop_accepting(&self, settings: &Settings) {
-        if self.over.get() {
-            // The kernel hands over to the other agent, which has the sockets
-            // of this namespace too and answers from them.
-            for worker in &self.workers {
-                let _ = worker.dns.send(DnsCommand::Forget(self.netns.cookie));
-            }
-        } else if self.stored {
-            // What comes now waits in the sockets that systemd keeps, for as
-            // long as the heartbeat is fresh.
-            tracing::info!("new connections wait for the next agent of this unit");
-        } else {
-            if let Ok(node) = self.node.try_lock()
-                && let Err(error) = node.configure(settings, false)
-            {
-                tracing::error!("{error}");
-            }
-            if let Err(error) = self.kernel.remove_listeners(self.netns.cookie) {
-                tracing::error!("{error}");
-            }
-        }
-        if let Some(namespaces) = &self.namespaces {
-            namespaces.stop();
-        }
-        // What the kernel has handed over by now still waits to be accepted.
-        let workers = self.workers.clone();
-        let kept = Rc::clone(&self.kept);
-        spawn_local(async move {
-            tokio::time::sleep(HANDED_OVER).await;
-            kept.borrow_mut().clear();
-            for worker in &workers {
-                // A worker that is gone accepts nothing either.
-                let _ = worker.flow.send(Command::StopAccepting);
-            }
-        });
     }
 }
 

@@ -39,6 +39,11 @@ pub fn keep(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     )
 }
 
+/// `FDSTOREREMOVE=1`: systemd lets go of all descriptors of this name.
+pub fn forget(name: &str) {
+    send(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+}
+
 /// `STATUS=…`.
 pub fn status(text: &str) {
     send(&[NotifyState::Status(text)]);

@@ -1,7 +1,7 @@
 //! What the rooms of a running agent look like from outside, in the shapes of
 //! the admin API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use super::connect::{Attempt, Connector};
 use super::rows::{self, chosen, health, is_direct, names_same, open_connections, secret_rows};
 use crate::admin::{ApiError, Query, view};
-use crate::capture::{CaptureError, Counters, Kernel, Usage};
+use crate::capture::{AttachedProgram, CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
 use crate::endpoint::Live;
 use crate::endpoint::resolve::Resolver;
@@ -105,6 +105,7 @@ impl Views {
             Vec::new()
         });
         let (ours, others): (Vec<_>, Vec<_>) = programs.into_iter().partition(|p| p.ours);
+        let own: HashMap<&str, usize> = ours.iter().map(|p| (p.hook, p.position)).collect();
         let counters = self.kernel.counters().unwrap_or_else(|error| {
             told(error);
             Counters::default()
@@ -113,28 +114,15 @@ impl Views {
             told(error);
             Usage::default()
         });
-        let counters = [
-            ("proxied", counters.proxied),
-            ("direct", counters.direct),
-            ("passed", counters.passed),
-            ("refused-agent-down", counters.refused_agent_down),
-            ("refused-policy", counters.refused_policy),
-            ("refused-udp", counters.refused_udp),
-            ("refused-unregistered", counters.refused_unregistered),
-            ("dns", counters.dns),
-            ("bypassed", counters.bypassed),
-            ("lost", counters.lost),
-            ("opened-agent-down", counters.opened_agent_down),
-        ];
         view::Capture {
             cgroup: self.kernel.cgroup().display().to_string(),
             programs: ours.into_iter().map(|p| p.hook.to_owned()).collect(),
-            others: others
-                .into_iter()
-                .map(|p| format!("{} {} (id {})", p.hook, p.name, p.id))
-                .collect(),
+            others: others.into_iter().map(|p| beside(&p, &own)).collect(),
             namespaces: usage.namespaces,
-            counters: counters.map(|(name, n)| (name.to_owned(), n)).into(),
+            counters: counters
+                .named()
+                .map(|(name, n)| (name.to_owned(), n))
+                .into(),
         }
     }
 
@@ -360,4 +348,16 @@ impl LiveView for Known<'_> {
     fn registry_only(&self) -> Option<bool> {
         Some(self.registry_only)
     }
+}
+
+/// A program of somebody else, and whether it runs before ours on its hook or
+/// after it. One that refuses has the last word either way.
+fn beside(program: &AttachedProgram, own: &HashMap<&str, usize>) -> String {
+    let AttachedProgram { hook, name, id, .. } = program;
+    let order = match own.get(hook) {
+        Some(own) if program.position < *own => ", runs before egress",
+        Some(_) => ", runs after egress",
+        None => "",
+    };
+    format!("{hook} {name} (id {id}{order})")
 }

@@ -344,12 +344,22 @@ impl Lab {
     }
 }
 
+/// One for each of the first slots, and one for all others, as the agent has.
 fn dns4_sockets() -> Vec<UdpSocket> {
-    let first = UdpSocket::bind((Ipv4Addr::from(resolver_address(0)), 0)).unwrap();
+    let bound = |address: Ipv4Addr, port: u16| -> UdpSocket {
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket
+            .bind(&SocketAddr::from((address, port)).into())
+            .unwrap();
+        socket.into()
+    };
+    let first = bound(Ipv4Addr::from(resolver_address(0)), 0);
     let port = first.local_addr().unwrap().port();
-    let rest =
-        (1..6).map(|slot| UdpSocket::bind((Ipv4Addr::from(resolver_address(slot)), port)).unwrap());
-    [first].into_iter().chain(rest).collect()
+    let rest = (1..6).map(|slot| bound(Ipv4Addr::from(resolver_address(slot)), port));
+    let others = bound(Ipv4Addr::UNSPECIFIED, port);
+    [first].into_iter().chain(rest).chain([others]).collect()
 }
 
 /// Sets an integer option of TCP that no library has a safe function for.

@@ -12,6 +12,7 @@ use egress_common::{
     ENTRY_NAME_DECIDES, FAILURE_OPEN, ServiceValue, VERDICT_PASS, VERDICT_PROXY, VERDICT_REFUSE,
 };
 use rustix::net::{AddressFamily, SendFlags, SocketType};
+use socket2::SockRef;
 
 use crate::kernel_lab::{Lab, SETTINGS, exact, in_lab, set_tcp_option, value};
 
@@ -386,6 +387,71 @@ fn records_of_a_dead_agent_are_swept() {
         let (_server, _, captured) = lab.accept(&lab.tcp4);
         assert!(captured.is_none());
     });
+}
+
+/// An agent that was killed has left a heartbeat that is not stale yet: the
+/// programs see that nobody listens any more.
+#[test]
+fn a_dead_listener_is_seen_before_the_heartbeat_is_stale() {
+    in_lab(
+        "tcp::a_dead_listener_is_seen_before_the_heartbeat_is_stale",
+        || {
+            let lab = Lab::new();
+            let server = TcpListener::bind("127.0.0.78:0").unwrap();
+            let address = server.local_addr().unwrap();
+            let open = ServiceValue {
+                on_failure: FAILURE_OPEN,
+                ..value(2, VERDICT_PROXY)
+            };
+            lab.register(&[
+                (exact(HOST, 80), value(1, VERDICT_PROXY)),
+                (exact(address.ip(), address.port()), open),
+            ]);
+            let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut listeners = lab.listeners();
+            listeners.tcp4 = gone.local_addr().unwrap().port();
+            lab.kernel.set_listeners(lab.netns, &listeners).unwrap();
+            drop(TcpStream::connect((HOST, 80)).unwrap());
+            drop(gone);
+            refused(TcpStream::connect((HOST, 80)));
+            let client = TcpStream::connect(address).unwrap();
+            assert_eq!(client.peer_addr().unwrap(), address);
+            let counters = lab.kernel.counters().unwrap();
+            assert_eq!(
+                (counters.refused_agent_down, counters.opened_agent_down),
+                (1, 1)
+            );
+        },
+    );
+}
+
+/// What an accept queue had no room for is never accepted: its record goes soon
+/// after its client, while that of a client that waits stays.
+#[test]
+fn records_of_an_overflowed_accept_queue_go_soon_after_their_clients() {
+    in_lab(
+        "tcp::records_of_an_overflowed_accept_queue_go_soon_after_their_clients",
+        || {
+            let lab = Lab::new();
+            lab.register(&[(exact(HOST, 80), value(1, VERDICT_PROXY))]);
+            let kept = TcpStream::connect((HOST, 80)).unwrap();
+            drop(TcpStream::connect((HOST, 80)).unwrap());
+            let reset = TcpStream::connect((HOST, 80)).unwrap();
+            SockRef::from(&reset)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+            drop(reset);
+            let hour = Duration::from_hours(1);
+            assert_eq!(lab.kernel.sweep_origins(hour).unwrap(), 0);
+            assert_eq!(lab.kernel.usage().unwrap().origins, 3);
+            // They are seen to have gone for the second time.
+            assert_eq!(lab.kernel.sweep_origins(hour).unwrap(), 2);
+            assert_eq!(lab.kernel.usage().unwrap().origins, 1);
+            let (_server, _, captured) = lab.accept(&lab.tcp4);
+            assert!(captured.is_some());
+            drop(kept);
+        },
+    );
 }
 
 #[test]

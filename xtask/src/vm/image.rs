@@ -20,9 +20,9 @@ pub(crate) struct Suite {
 }
 
 /// Programs of this system that the lab and its tests call.
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 14] = [
     "bash", "bpftool", "curl", "dnsmasq", "ip", "mount", "nginx", "nsenter", "python3", "setpriv",
-    "setsid", "umount", "unshare",
+    "setsid", "ss", "umount", "unshare",
 ];
 
 /// Modules that the kernels do not have built in.
@@ -30,16 +30,21 @@ const MODULES: [&str; 2] = ["drivers/net/veth", "drivers/net/dummy"];
 
 /// Line that ends the test results of the program `NAME`: `VM end NAME STATUS`.
 pub(crate) const END: &str = "VM end ";
+/// Line with what the agent says where there is no test to run: why it does not
+/// start.
+pub(crate) const SAID: &str = "VM said ";
 /// Line that tells that user space has come up: `VM up SECONDS`.
 pub(crate) const UP: &str = "VM up ";
 /// The last line.
 pub(crate) const DONE: &str = "VM done";
 
 /// Writes the image of `suites` for `kernel`, with the agent's programs from
-/// `binaries`, and gives its path.
+/// `binaries` and the `helpers` of the tests in their own places, and gives its
+/// path.
 pub(crate) fn build(
     kernel: &Kernel,
     suites: &[Suite],
+    helpers: &[PathBuf],
     binaries: &Path,
     filter: Option<&str>,
 ) -> Result<PathBuf, Failure> {
@@ -74,6 +79,13 @@ pub(crate) fn build(
     }
     for suite in suites {
         root.program(&suite.program, &format!("tests/{}", suite.name))?;
+    }
+    for helper in helpers {
+        let place = helper.strip_prefix("/").unwrap_or(helper);
+        if let Some(folder) = place.parent() {
+            root.directory(&folder.display().to_string())?;
+        }
+        root.program(helper, &place.display().to_string())?;
     }
     let mut load = String::new();
     for module in MODULES {
@@ -129,12 +141,18 @@ fn init(suites: &[Suite], load: &str, filter: Option<&str>) -> String {
             .map(|f| format!(" '{}'", f.replace('\'', "")))
             .unwrap_or_default();
         script.push_str(&format!(
-            "echo \"VM suite {name}\"\n/tests/{name} --test-threads {threads}{filter}\necho \"{END}{name} $?\"\n"
+            "echo \"VM suite {name}\"\n/tests/{name} --test-threads {threads} --skip slow_{filter}\necho \"{END}{name} $?\"\n"
         ));
         if name == "kernel" {
             // The counts, which a passing test keeps to itself.
             script.push_str("/tests/kernel the_verifier_is_far_from_its_limit --nocapture\n");
         }
+    }
+    if suites.is_empty() {
+        script.push_str(&format!(
+            "mkdir /tmp/policy\necho \"{SAID}$(/tests/bin/egress-agent --policy /tmp/policy \
+             --state-dir /tmp/state --metrics off 2>&1 | tail -n 1)\"\n"
+        ));
     }
     script.push_str(&format!("echo \"{DONE}\"\npoweroff -f\n"));
     script

@@ -14,6 +14,9 @@ use crate::step;
 /// A kernel line that the programs are tested on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Line {
+    /// Linux 5.10, of Debian 11: older than the programs can be loaded on.
+    #[value(name = "5.10")]
+    V5_10,
     /// Linux 6.1, of Debian 12.
     #[value(name = "6.1")]
     V6_1,
@@ -24,11 +27,17 @@ pub(crate) enum Line {
 
 impl Line {
     /// All of them, oldest first.
-    pub(crate) const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+    pub(crate) const ALL: [Self; 3] = [Self::V5_10, Self::V6_1, Self::V6_12];
+
+    /// Whether the agent must refuse to start on it, and say why.
+    pub(crate) fn is_too_old(self) -> bool {
+        self == Self::V5_10
+    }
 
     /// Its number, as `uname` begins.
     pub(crate) fn number(self) -> &'static str {
         match self {
+            Self::V5_10 => "5.10",
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
         }
@@ -38,11 +47,74 @@ impl Line {
     /// that Debian's releases give them.
     fn names(self) -> &'static [&'static str] {
         match self {
+            Self::V5_10 => &["linux-image-cloud-amd64"],
             Self::V6_1 => &["linux-image-cloud-amd64", "linux-image-6.1-cloud-amd64"],
             Self::V6_12 => &["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"],
         }
     }
 }
+
+/// Where apt looks for a kernel: in this system's own lists, or in those of
+/// another release, which are kept beside the build.
+struct Apt {
+    options: Vec<String>,
+}
+
+impl Apt {
+    fn of(line: Line) -> Result<Self, Failure> {
+        if line != Line::V5_10 {
+            packages::refresh()?;
+            return Ok(Self {
+                options: Vec::new(),
+            });
+        }
+        let folder = super::folder().join("bullseye");
+        for part in ["lists/partial", "cache/archives/partial"] {
+            let part = folder.join(part);
+            fs::create_dir_all(&part).map_err(|e| Failure::io(part.display(), &e))?;
+        }
+        let sources = folder.join("debian.sources");
+        fs::write(&sources, BULLSEYE).map_err(|e| Failure::io(sources.display(), &e))?;
+        let folder = folder.display();
+        let apt = Self {
+            options: [
+                format!("Dir::Etc::SourceList={folder}/debian.sources"),
+                "Dir::Etc::SourceParts=-".to_owned(),
+                format!("Dir::State::Lists={folder}/lists"),
+                format!("Dir::Cache={folder}/cache"),
+            ]
+            .into_iter()
+            .flat_map(|option| ["-o".to_owned(), option])
+            .collect(),
+        };
+        step::run(
+            "refreshing the package lists of Debian 11",
+            apt.command("apt-get").args(["-q", "update"]),
+        )?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(&self.options);
+        command
+    }
+}
+
+/// Debian 11, for its kernel.
+const BULLSEYE: &str = "\
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: bullseye
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://deb.debian.org/debian-security
+Suites: bullseye-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+";
 
 /// An unpacked kernel.
 pub(crate) struct Kernel {
@@ -55,11 +127,11 @@ impl Kernel {
     /// Finds the newest kernel of `line`, and fetches and unpacks it unless it
     /// is there. Fails when apt knows none, or the package is not as expected.
     pub(crate) fn prepare(line: Line) -> Result<Self, Failure> {
-        packages::refresh()?;
+        let apt = Apt::of(line)?;
         let package = line
             .names()
             .iter()
-            .find_map(|name| newest(name, line))
+            .find_map(|name| newest(&apt, name, line))
             .ok_or_else(|| {
                 Failure::with_remedy(
                     format!("apt knows no cloud kernel of Linux {}", line.number()),
@@ -70,12 +142,12 @@ impl Kernel {
         let root = super::folder().join(&release);
         let kernel = Self { release, root };
         if !kernel.image().exists() {
-            kernel.fetch(&package)?;
+            kernel.fetch(&apt, &package)?;
         }
         Ok(kernel)
     }
 
-    fn fetch(&self, package: &str) -> Result<(), Failure> {
+    fn fetch(&self, apt: &Apt, package: &str) -> Result<(), Failure> {
         let fetched = self.root.with_extension("package");
         for directory in [&fetched, &self.root] {
             let _ = fs::remove_dir_all(directory);
@@ -83,7 +155,7 @@ impl Kernel {
         fs::create_dir_all(&fetched).map_err(|e| Failure::io(fetched.display(), &e))?;
         step::run(
             &format!("fetching {package}"),
-            Command::new("apt-get")
+            apt.command("apt-get")
                 .args(["-q", "download", package])
                 .current_dir(&fetched),
         )?;
@@ -156,8 +228,9 @@ fn unpack(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// The kernel package of `line` that the package `name` depends on.
-fn newest(name: &str, line: Line) -> Option<String> {
-    let output = Command::new("apt-cache")
+fn newest(apt: &Apt, name: &str, line: Line) -> Option<String> {
+    let output = apt
+        .command("apt-cache")
         .args(["depends", "--important", name])
         .output()
         .ok()?;
