@@ -254,6 +254,11 @@ impl ConnectionRecord {
         self.ended = true;
     }
 
+    /// Whether there is a log, so that what only the log shows is worth keeping.
+    pub fn is_logged(&self) -> bool {
+        self.account.0.log.is_some()
+    }
+
     /// The access log's line as it would be written now.
     pub fn json(&self) -> Vec<u8> {
         let mut text = Vec::new();
