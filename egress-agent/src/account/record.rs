@@ -268,6 +268,15 @@ impl ConnectionRecord {
         self.account.0.log.is_some()
     }
 
+    /// The access log's line as it would be written now.
+    pub fn json(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Some(line) = &self.line {
+            json::connection(&mut text, line);
+        }
+        text
+    }
+
     /// Its account and line, as long as it is not written.
     pub(super) fn open_line(&self) -> Option<(&Inner, &ConnectionLine)> {
         Some((&self.account.0, self.line.as_deref()?))
