@@ -3,16 +3,15 @@
 
 mod account;
 mod arena;
-mod direct;
 mod extra;
 mod limits;
 mod load;
 mod machine;
 mod measure;
 mod peer;
-mod probe;
 mod progress;
 mod report;
+mod scale;
 mod serve;
 mod services;
 mod statistics;
@@ -25,9 +24,11 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::arena::Arena;
+use crate::measure::Measured;
 use crate::peer::Name;
 use crate::progress::Progress;
 use crate::report::Report;
+use crate::workloads::Workload;
 
 #[derive(Parser)]
 #[command(name = "bench")]
@@ -46,9 +47,6 @@ enum Command {
     /// The services, for the bench itself.
     #[command(hide = true)]
     Serve { description: String },
-    /// A client of small measurements, for the bench itself.
-    #[command(hide = true)]
-    Probe,
 }
 
 #[derive(Args)]
@@ -89,7 +87,6 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run(&arguments),
         Command::Load { description } => load::run(&description).map(|()| ExitCode::SUCCESS),
-        Command::Probe => probe::run().map(|()| ExitCode::SUCCESS),
         Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
     };
     match result {
@@ -106,7 +103,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         for workload in workloads::ALL {
             println!("{:<16} {}", workload.name, workload.title);
         }
-        println!("{:<16} {}", direct::NAME, direct::TITLE);
+        for (name, title) in scale::ALL {
+            println!("{name:<16} {title}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     limits::raise_open_files()?;
@@ -123,13 +122,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             }
         })
         .collect();
-    let direct_path = arguments.workloads.is_empty()
-        || arguments
-            .workloads
-            .iter()
-            .any(|name| direct::NAME.starts_with(name.as_str()));
+    let extras = scale::chosen(&arguments.workloads, arguments.quick);
     ensure!(
-        !chosen.is_empty() || direct_path,
+        !chosen.is_empty() || !extras.is_empty(),
         "no workload has such a name; see --list"
     );
     let rounds = arguments
@@ -139,32 +134,17 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         .share
         .unwrap_or(if arguments.quick { 0.3 } else { 1.0 });
 
-    let arena = Arena::new()?;
-    let mut peers = Vec::new();
-    for name in Name::ALL {
-        if !chosen.is_empty() && !arguments.without.contains(&name) {
-            eprintln!("starting {}", name.title());
-            peers.push(peer::start(&arena, name, &services::ALL)?);
-        }
-    }
-    let direct_steps = if direct_path { direct::steps(share) } else { 0 };
-    let mut progress = Progress::new(chosen.len() * rounds * peers.len() + direct_steps);
-    let measured = chosen
-        .iter()
-        .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))
-        .collect();
-    drop(peers);
-    let mut extra = Vec::new();
-    if direct_path {
-        extra.push(direct::measure(share, &mut progress)?);
-    }
-    drop(progress);
+    let measured = if chosen.is_empty() {
+        Vec::new()
+    } else {
+        measure_beside_peers(arguments, &chosen, rounds, share)?
+    };
 
     let report = Report {
         command: command_line(),
         rounds,
         measured,
-        extra,
+        extra: scale::run(&extras),
     };
     println!("{}", report.write(&arguments.out)?);
     eprintln!(
@@ -183,6 +163,27 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn measure_beside_peers(
+    arguments: &Arguments,
+    chosen: &[&Workload],
+    rounds: usize,
+    share: f64,
+) -> Result<Vec<Measured>> {
+    let arena = Arena::new()?;
+    let mut peers = Vec::new();
+    for name in Name::ALL {
+        if !arguments.without.contains(&name) {
+            eprintln!("starting {}", name.title());
+            peers.push(peer::start(&arena, name, &services::ALL)?);
+        }
+    }
+    let mut progress = Progress::new(chosen.len() * rounds * peers.len());
+    Ok(chosen
+        .iter()
+        .map(|workload| measure::workload(&arena, &peers, workload, rounds, share, &mut progress))
+        .collect())
 }
 
 /// As the user would type it.

@@ -6,6 +6,9 @@ mod haproxy;
 mod nginx;
 mod redirect;
 
+pub(crate) use egress::policies;
+pub(crate) use nginx::STREAM as NGINX_STREAM;
+
 use anyhow::Result;
 use lab::Group;
 use serde::{Deserialize, Serialize};
@@ -51,6 +54,8 @@ pub(crate) struct Counters {
     pub(crate) connections: u64,
     /// HTTP requests.
     pub(crate) requests: u64,
+    /// DNS queries that it answered itself.
+    pub(crate) dns: u64,
 }
 
 /// A running proxy.

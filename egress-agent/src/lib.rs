@@ -10,6 +10,7 @@
 
 pub mod flag;
 pub mod flow;
+pub mod memory;
 pub mod numbers;
 pub mod shared_map;
 

@@ -79,13 +79,14 @@ async fn check(
         }),
         key,
         policy: Arc::new(policy),
-        endpoints: vec![EndpointSpec {
+        endpoints: [EndpointSpec {
             address: EndpointAddress::Name(HOST.into()),
             port: 80,
             weight: 1,
             locality: Locality::default(),
             labels: Labels::new(),
-        }],
+        }]
+        .into(),
     });
     let set = EndpointSet::new(cluster, &Options::default());
     set.update(vec![ResolvedEndpoint {

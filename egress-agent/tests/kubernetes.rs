@@ -10,7 +10,7 @@
     reason = "tests"
 )]
 
-#[path = "../../tests/src/apiserver.rs"]
+#[path = "../../tests/src/apiserver/mod.rs"]
 #[allow(
     dead_code,
     missing_docs,

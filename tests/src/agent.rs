@@ -347,6 +347,15 @@ impl Agent {
         Ok(())
     }
 
+    /// Makes it crash (SIGABRT), and tells how the kernel saw it end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn crash(mut self) -> Result<std::process::ExitStatus> {
+        self.process.signal(Signal::ABORT)?;
+        self.process.wait(DEADLINE)
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.process.kill();

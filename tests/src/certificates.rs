@@ -111,6 +111,28 @@ impl Authority {
         self.issue_until(names, 2021)
     }
 
+    /// One that nobody but itself vouches for.
+    pub fn self_signed(lab: &Lab, names: &[&str]) -> Result<Certificate> {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let first = names.first().context("a certificate needs a name")?;
+        let stem = format!("self-signed.{first}");
+        let mut params = CertificateParams::new(names.clone())?;
+        params.distinguished_name.push(DnType::CommonName, first);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        params.serial_number = Some(SerialNumber::from(serial));
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2100, 1, 1);
+        let key = KeyPair::generate()?;
+        let files = Certificate {
+            certificate: lab.directory().join(format!("{stem}.pem")),
+            key: lab.directory().join(format!("{stem}.key")),
+            serial: format!("{serial:X}"),
+        };
+        write(&files.certificate, &params.self_signed(&key)?.pem())?;
+        write(&files.key, &key.serialize_pem())?;
+        Ok(files)
+    }
+
     fn issue_until(&self, names: &[&str], year: i32) -> Result<Certificate> {
         let params =
             CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>())?;

@@ -71,21 +71,41 @@ impl Lab {
         self.spawn(group, "node").args(["-e", script])
     }
 
+    /// Node.js with the packages that `cargo xtask setup` installs (pg), as a
+    /// client whose connections are captured.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub fn node_clients(&self, script: &str) -> Result<Spawn> {
+        let modules = beside_the_build("node/node_modules", "EGRESS_NODE_MODULES")
+            .context("no Node.js clients of the tests; run `cargo xtask setup`")?;
+        Ok(self
+            .node_in(Group::Clients, script)
+            .env("NODE_PATH", modules.display().to_string())
+            .deadline(Duration::from_mins(1)))
+    }
+
     /// Python as a client whose connections are captured.
     pub fn python(&self, script: &str) -> Spawn {
         self.python_in(Group::Clients, script)
     }
 }
 
-/// Python of the virtual environment: `EGRESS_PYTHON`, or the one beside the
-/// folder that the tests were built to.
+/// Python of the virtual environment.
 fn venv() -> Result<PathBuf> {
-    if let Some(python) = env::var_os("EGRESS_PYTHON") {
-        return Ok(python.into());
-    }
-    env::current_exe()?
-        .ancestors()
-        .map(|folder| folder.join("python/bin/python3"))
-        .find(|python| python.exists())
+    beside_the_build("python/bin/python3", "EGRESS_PYTHON")
         .context("no Python with the clients of the tests; run `cargo xtask setup`")
+}
+
+/// What the environment names, or what lies beside the folder that the tests
+/// were built to.
+fn beside_the_build(path: &str, variable: &str) -> Option<PathBuf> {
+    if let Some(named) = env::var_os(variable) {
+        return Some(named.into());
+    }
+    env::current_exe()
+        .ok()?
+        .ancestors()
+        .map(|folder| folder.join(path))
+        .find(|found| found.exists())
 }

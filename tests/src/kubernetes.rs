@@ -99,27 +99,7 @@ impl Kubernetes {
             .and_then(|pod| pod["metadata"]["uid"].as_str())
             .unwrap_or_default()
             .to_owned();
-        let container = "4f8d1c0a9be2433da2b6a0c5ab7b3e5d9a1f60cf2f0b6a7c8d9e0f1a2b3c4d5e";
-        let below = match driver {
-            Driver::Systemd => format!(
-                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice",
-                uid.replace('-', "_")
-            ),
-            Driver::Cgroupfs => format!("kubepods/besteffort/pod{uid}"),
-        };
-        let cgroup = lab.client_cgroup().join(below);
-        let container = cgroup.join(match driver {
-            Driver::Systemd => format!("cri-containerd-{container}.scope"),
-            Driver::Cgroupfs => container.to_owned(),
-        });
-        fs::create_dir_all(&container)?;
-        Ok(Pod {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid,
-            cgroup,
-            container,
-        })
+        Pod::lay_out(lab, driver, namespace, name, uid)
     }
 
     /// Applies documents as an operator would with kubectl.
@@ -138,6 +118,37 @@ impl Kubernetes {
 }
 
 impl Pod {
+    /// Makes the cgroups of a pod that the API server knows, as kubelet does.
+    pub fn lay_out(
+        lab: &Lab,
+        driver: Driver,
+        namespace: &str,
+        name: &str,
+        uid: String,
+    ) -> Result<Self> {
+        let container = "4f8d1c0a9be2433da2b6a0c5ab7b3e5d9a1f60cf2f0b6a7c8d9e0f1a2b3c4d5e";
+        let below = match driver {
+            Driver::Systemd => format!(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice",
+                uid.replace('-', "_")
+            ),
+            Driver::Cgroupfs => format!("kubepods/besteffort/pod{uid}"),
+        };
+        let cgroup = lab.client_cgroup().join(below);
+        let container = cgroup.join(match driver {
+            Driver::Systemd => format!("cri-containerd-{container}.scope"),
+            Driver::Cgroupfs => container.to_owned(),
+        });
+        fs::create_dir_all(&container)?;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid,
+            cgroup,
+            container,
+        })
+    }
+
     /// A process of the pod's container.
     pub fn spawn(&self, lab: &Lab, program: impl AsRef<Path>) -> Spawn {
         Spawn::new(

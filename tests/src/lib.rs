@@ -23,6 +23,7 @@ pub mod certificates;
 mod cgroup;
 pub mod churn;
 pub mod clients;
+pub mod control_plane;
 pub mod dns;
 pub mod http;
 pub mod kernel;

@@ -250,8 +250,8 @@ fn pods_have_their_own_policy_and_source_address() -> Result<()> {
     agent.stop()
 }
 
-/// `sourceLabels`, `sourceNamespace` and `workloadSelector` go by the labels
-/// that a rule gives to a cgroup.
+/// `sourceLabels` and `sourceNamespace` of routes go by the namespace and
+/// labels that a rule gives to a cgroup.
 #[test]
 fn labels_of_the_caller_decide_routes_and_rules() -> Result<()> {
     let scene = Scene::new()?;
@@ -301,6 +301,104 @@ spec:
             format!("{endpoint}:{PORT}"),
             "{cgroup}: {records:?}"
         );
+    }
+    agent.stop()
+}
+
+/// Opens three connections and keeps them; prints how many were served.
+const THREE: &str = r#"
+import socket
+address = socket.getaddrinfo("db.example.com", 7000, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+kept, served = [], 0
+for _ in range(3):
+    s = socket.socket()
+    s.settimeout(10)
+    kept.append(s)
+    try:
+        s.connect(address)
+        served += bool(s.recv(1))
+    except (ConnectionRefusedError, ConnectionResetError):
+        pass
+print(served)
+"#;
+
+/// `workloadSelector`, `exportTo` of rules and of routes, and `sourceLabels`
+/// choose limits and endpoints for each caller of one service.
+#[test]
+fn rules_and_routes_are_for_the_callers_that_they_name() -> Result<()> {
+    let scene = Scene::new()?;
+    let rule = |name: &str, namespace: &str, host: &str, more: &str, connections: u32| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  host: {host}
+{more}  trafficPolicy:
+    connectionPool: {{tcp: {{maxConnections: {connections}, idleTimeout: 60s}}}}
+"
+        )
+    };
+    let canary = "  workloadSelector: {matchLabels: {tier: canary}}\n";
+    let own = "  exportTo: [\".\"]\n";
+    let routes = |namespace: &str, more: &str, matches: &str, host: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: db, namespace: {namespace}}}
+spec:
+  hosts: [{HOST}]
+{more}  tcp:
+  - match: [{matches}]
+    route: [{{destination: {{host: {host}, port: {{number: {PORT}}}}}}}]
+  - route: [{{destination: {{host: {HOST}, port: {{number: {PORT}}}}}}}]
+"
+        )
+    };
+    let other = "other.example.com";
+    let documents = [
+        policy::tcp_static(HOST, PORT, &[REAL]),
+        policy::tcp_static(other, PORT, &[OF_A]),
+        // One of the workloads named, two of the others, one of a namespace
+        // with a rule of its own.
+        rule("canary", "default", HOST, canary, 1),
+        rule("all", "default", HOST, "", 2),
+        rule("own", "b", HOST, own, 1),
+        rule("other", "default", other, "", 1),
+        // Where callers of namespace `a` with a label go is another service.
+        routes(
+            "a",
+            own,
+            &format!("{{port: {PORT}, sourceLabels: {{tier: batch}}}}"),
+            other,
+        ),
+    ];
+    let callers = [
+        ("canary.slice", "default,tier=canary", 1, REAL),
+        ("plain.slice", "default,tier=stable", 2, REAL),
+        ("b.slice", "b,tier=stable", 1, REAL),
+        ("batch.slice", "a,tier=batch", 1, OF_A),
+        ("a.slice", "a,tier=canary", 2, REAL),
+    ];
+    let texts: Vec<&str> = documents.iter().map(String::as_str).collect();
+    let mut builder = scene.lab.agent().policy("db", &policy::join(&texts))?;
+    for (cgroup, caller, ..) in callers {
+        scene.lab.cgroup(cgroup)?;
+        builder = builder.setting("--workload", format!("{cgroup}={caller}"));
+    }
+    let agent = builder.start()?;
+    let mut count = 0;
+    for (cgroup, _, served, endpoint) in callers {
+        let text = scene.client(cgroup, THREE)?.text()?;
+        assert_eq!(text.trim(), served.to_string(), "{cgroup}");
+        count += 3;
+        let records = agent.wait_records(count)?;
+        let last = &records[count - 3..];
+        let over = last.iter().filter(|record| record.has_flag("UO")).count();
+        assert_eq!(over, 3 - served, "{cgroup}: {last:?}");
+        for record in last.iter().filter(|record| !record.has_flag("UO")) {
+            assert_eq!(record.endpoint(), format!("{endpoint}:{PORT}"), "{cgroup}");
+        }
     }
     agent.stop()
 }

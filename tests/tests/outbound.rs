@@ -144,6 +144,26 @@ print(tried)
     )?;
     let tried: u64 = text.trim().parse()?;
     assert_eq!(scene.refusals()?, tried);
+    // The same by workload, but for the three sockets that could not be made.
+    wait_for("the metric", Duration::from_secs(10), || {
+        let metrics = agent.metrics(&scene.lab)?;
+        let of = |transport: &str| -> u64 {
+            let label = format!("transport=\"{transport}\"");
+            metrics
+                .lines()
+                .filter(|line| line.starts_with("egress_refused_unregistered_total{"))
+                .filter(|line| line.contains(&label))
+                .filter(|line| line.contains("source_workload_namespace=\"default\""))
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .sum()
+        };
+        let (tcp, udp) = (of("tcp"), of("udp"));
+        Ok((tcp + udp == tried - 3 && udp == 3 * 6).then_some(()))
+    })?;
+    let metrics = agent.metrics(&scene.lab)?;
+    let all =
+        format!("egress_capture_decisions_total{{decision=\"refused-unregistered\"}} {tried}\n");
+    assert!(metrics.contains(&all), "{metrics}");
     // What is registered works, by its virtual and its real address; loopback
     // too.
     scene.run(

@@ -152,6 +152,63 @@ print("done")
     agent.stop()
 }
 
+/// Node's driver, which shares no code with libpq: its own protocol, its own
+/// SCRAM, its own cancel request.
+#[test]
+fn nodes_driver_queries_cancels_and_comes_in_crowds() -> Result<()> {
+    let world = World::new()?;
+    let agent = world.lab.agent().policy("db", &world.policy())?.start()?;
+    let script = format!(
+        r#"
+const {{Client, Pool}} = require('pg');
+const config = {{host: '{HOST}', user: 'postgres', password: '{PASSWORD}', ssl: false}};
+const seen = 'SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()';
+const expect = (truth, what) => {{ if (!truth) throw new Error(what); }};
+(async () => {{
+  const client = new Client(config);
+  await client.connect();
+  const row = (await client.query(seen)).rows[0];
+  expect(row.ssl && row.version == 'TLSv1.3', 'the server sees ' + JSON.stringify(row));
+  // Prepared, with parameters, and an answer of many messages.
+  const many = await client.query({{
+    name: 'many', text: "SELECT n, repeat('x', $1) AS x FROM generate_series(1, 2000) n",
+    values: [1000],
+  }});
+  expect(many.rows.length == 2000 && many.rows.every(r => r.x.length == 1000), 'rows are missing');
+  // An error leaves the connection usable.
+  let refused;
+  await client.query('SELECT 1/0').catch(error => {{ refused = error; }});
+  expect(refused?.code == '22012', 'not refused: ' + refused);
+  // A cancel request goes over a connection of its own.
+  const canceller = new Client(config);
+  const running = client.query('SELECT pg_sleep(60)').then(() => 'ended', error => error.code);
+  setTimeout(() => canceller.cancel(client, client.activeQuery), 500);
+  expect(await running == '57014', 'the query was not cancelled');
+  expect((await client.query('SELECT 7 AS n')).rows[0].n == 7, 'no query after the cancel');
+  await client.end();
+  const pool = new Pool({{...config, max: 200}});
+  const answers = await Promise.all([...Array(200).keys()].map(n =>
+    pool.query('SELECT $1::int + 1 AS n, pg_sleep(0.05)', [n])));
+  expect(answers.every((a, n) => a.rows[0].n == n + 1), 'answers are mixed up');
+  await pool.end();
+  // What insists on TLS of its own is told that there is none.
+  const insisting = new Client({{...config, ssl: {{rejectUnauthorized: false}}}});
+  let error;
+  await insisting.connect().catch(e => {{ error = e; }});
+  expect(/does not support SSL/.test(error?.message), 'not refused: ' + error);
+  console.log('done');
+}})().catch(error => {{ console.error(error); process.exit(1); }});
+"#
+    );
+    assert_eq!(world.lab.node_clients(&script)?.text()?, "done\n");
+    agent.record("the record of the client that insists", |record| {
+        record
+            .detail()
+            .contains("sslmode=disable or sslmode=prefer")
+    })?;
+    agent.stop()
+}
+
 #[test]
 fn a_failure_of_tls_is_told_in_postgresqls_own_words() -> Result<()> {
     let world = World::new()?;

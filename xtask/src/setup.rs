@@ -1,12 +1,13 @@
 //! `cargo xtask setup`: the toolchain of the kernel programs (DESIGN section
 //! 8), and the servers and clients that the tests use.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, ValueEnum};
 
 use crate::Outcome;
-use crate::cargo::{cargo, target_directory};
+use crate::cargo::{cargo, target_directory, workspace_root};
 use crate::failure::Failure;
 use crate::host;
 use crate::packages;
@@ -54,7 +55,7 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; nginx, PostgreSQL and the mail and directory servers come with
 /// services, which are kept from starting.
-const TEST_PACKAGES: [&str; 25] = [
+const TEST_PACKAGES: [&str; 26] = [
     "bpftool",
     "curl",
     "dnsmasq-base",
@@ -67,6 +68,7 @@ const TEST_PACKAGES: [&str; 25] = [
     "nghttp2-client",
     "nginx-light",
     "nodejs",
+    "npm",
     "postfix",
     "postgresql",
     "postgresql-client",
@@ -84,11 +86,11 @@ const TEST_PACKAGES: [&str; 25] = [
 
 const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), MariaDB \
      (server and client), Postfix, Dovecot, OpenLDAP (server and tools), dnsmasq, curl, python3 \
-     with psycopg, psycopg2, pymysql and cryptography, iperf3, iproute2, bpftool and util-linux by your system's means, then run this again";
+     with psycopg, psycopg2, pymysql and cryptography, Node.js with npm, iperf3, iproute2, bpftool and util-linux by your system's means, then run this again";
 
 /// Programs that the lab calls; where all of them are there, no package is
 /// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 20] = [
+const TEST_PROGRAMS: [&str; 21] = [
     "bpftool",
     "curl",
     "dnsmasq",
@@ -101,6 +103,7 @@ const TEST_PROGRAMS: [&str; 20] = [
     "mariadbd",
     "nginx",
     "node",
+    "npm",
     "nsenter",
     "postfix",
     "psql",
@@ -160,7 +163,8 @@ pub(crate) fn test() -> Result<(), Failure> {
     if !all_there {
         packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)?;
     }
-    python_clients()
+    python_clients()?;
+    node_clients()
 }
 
 /// Makes the virtual environment, unless it holds what is wanted already.
@@ -185,6 +189,41 @@ fn python_clients() -> Result<(), Failure> {
     )?;
     std::fs::write(&mark, wanted)
         .map_err(|error| Failure::io(format!("cannot write {}", mark.display()), &error))
+}
+
+/// Installs what `tests/node/package-lock.json` pins into `target/node`, unless
+/// that was done already.
+fn node_clients() -> Result<(), Failure> {
+    let source = workspace_root().join("tests/node");
+    let folder = target_directory().join("node");
+    let mark = folder.join("egress-clients");
+    let lock = source.join("package-lock.json");
+    let read = |path: &Path| {
+        std::fs::read_to_string(path)
+            .map_err(|error| Failure::io(format!("cannot read {}", path.display()), &error))
+    };
+    let wanted = read(&lock)?;
+    if std::fs::read_to_string(&mark).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    let write = |path: &Path, text: &str| {
+        std::fs::write(path, text)
+            .map_err(|error| Failure::io(format!("cannot write {}", path.display()), &error))
+    };
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| Failure::io(format!("cannot make {}", folder.display()), &error))?;
+    write(
+        &folder.join("package.json"),
+        &read(&source.join("package.json"))?,
+    )?;
+    write(&folder.join("package-lock.json"), &wanted)?;
+    step::run(
+        "installing Node.js clients from npm",
+        Command::new("npm")
+            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .current_dir(&folder),
+    )?;
+    write(&mark, &wanted)
 }
 
 fn python_modules() -> bool {

@@ -41,7 +41,10 @@ pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
             let result = match (load.kind, stream) {
                 (Kind::Bulk, Some(stream)) => bulk(stream, load.work, &tally).await,
                 (_, Some(stream)) => echo(stream, load.size, &pace, &tally).await,
-                (_, None) => connect(address, load.size, &pace, &tally).await,
+                (_, None) => {
+                    connect(address, load.size, &pace, &tally).await;
+                    Ok(())
+                }
             };
             if let Err(error) = result {
                 tally.borrow_mut().failed(&error);
@@ -91,22 +94,26 @@ async fn echo(
     Ok(())
 }
 
-async fn connect(
-    address: SocketAddr,
-    size: usize,
-    pace: &Pace,
-    tally: &RefCell<Tally>,
-) -> Result<()> {
+/// One connection after another; those that fail are counted.
+async fn connect(address: SocketAddr, size: usize, pace: &Pace, tally: &RefCell<Tally>) {
     let (message, mut answer) = (vec![1; size], vec![0; size]);
     while let Some(due) = pace.next().await {
         tally.borrow_mut().connections += 1;
-        let mut stream = open(address).await?;
-        stream.write_all(&message).await?;
-        stream.read_exact(&mut answer).await?;
-        drop(stream);
+        let result = carry(address, &message, &mut answer).await;
         let mut tally = tally.borrow_mut();
-        tally.done += 1;
-        tally.samples.push(due.elapsed());
+        match result {
+            Ok(()) => {
+                tally.done += 1;
+                tally.samples.push(due.elapsed());
+            }
+            Err(error) => tally.failed(&error),
+        }
     }
+}
+
+async fn carry(address: SocketAddr, message: &[u8], answer: &mut [u8]) -> Result<()> {
+    let mut stream = open(address).await?;
+    stream.write_all(message).await?;
+    stream.read_exact(answer).await?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::services::{self, Service};
 const OFFSET: u16 = 20_000;
 const STATUS: u16 = 29_999;
 /// Where Debian's package `libnginx-mod-stream` puts the module.
-const STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+pub(crate) const STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 pub(super) struct Nginx {
     process: Process,
@@ -171,6 +171,7 @@ impl Peer for Nginx {
         Ok(Some(Counters {
             connections: accepted,
             requests,
+            ..Counters::default()
         }))
     }
 

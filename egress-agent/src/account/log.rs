@@ -22,6 +22,8 @@ use super::request::RequestLine;
 
 mod json;
 
+pub(super) use json::write_connection;
+
 /// Lines waiting for the thread.
 const QUEUE: usize = 8_192;
 /// Bytes written at once.

@@ -188,8 +188,11 @@ impl ConnectionRecord {
 
     /// Connected: from here on it counts as open.
     pub fn connected(&mut self, connected: &Connected) {
+        let logged = self.is_logged();
         self.edit(|line| {
-            line.local = connected.local;
+            if logged {
+                line.local = connected.local();
+            }
             line.tls.clone_from(&connected.tls);
             line.connect_time = Some(connected.tcp_time);
             line.tls_time = connected.tls.as_ref().map(|_| connected.tls_time);
@@ -246,6 +249,18 @@ impl ConnectionRecord {
     pub fn carries_http(&mut self) {
         self.http = true;
         self.ended = true;
+    }
+
+    /// The access log's line as it would be written now.
+    ///
+    /// # Errors
+    /// When a value is no JSON, which these types rule out.
+    pub fn json(&self) -> serde_json::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        if let Some(line) = &self.line {
+            super::log::write_connection(&mut text, line)?;
+        }
+        Ok(text)
     }
 
     /// Whether there is a log, so that what only the log shows is worth keeping.

@@ -37,20 +37,20 @@ fn service() -> Arc<Service> {
             host: HostPattern::Exact("pay.example".into()),
             port: 443,
         },
-        entry: DocumentRef {
+        entry: Arc::new(DocumentRef {
             kind: "ServiceEntry",
             namespace: "bank".into(),
             name: "pay".into(),
             source: "test".into(),
             line: 1,
-        },
+        }),
         port_name: "tls".into(),
         protocol: Protocol::Tcp,
         resolution: Resolution::Static,
         target_port: 443,
         addresses: Vec::new(),
         virtual_address: true,
-        endpoints: Vec::new(),
+        endpoints: [].into(),
         visibility: Visibility::All,
         path: DataPath::Proxy("test".into()),
         on_agent_failure: OnAgentFailure::Closed,
@@ -106,7 +106,6 @@ async fn connected() -> Connected {
     let (stream, _) = streams().await;
     Connected {
         opening: None,
-        local: stream.local_addr().ok(),
         stream: Stream::Tcp(stream),
         tls: None,
         tcp_time: Duration::from_micros(1500),

@@ -11,6 +11,7 @@ use egress_common::{Config, LAYOUT_VERSION, Listeners, RESOLVER_SLOTS, Resolver,
 use super::direct::{DirectControl, DirectPlan};
 use super::error::CaptureError;
 use super::kernel::Kernel;
+use super::keys::PlanChanges;
 use super::origins;
 use super::services::{Changes, MapKey, Services};
 use super::sys;
@@ -44,6 +45,8 @@ pub(super) struct Control {
     pub(super) scopes: HashMap<u64, u32>,
     pub(super) direct: DirectControl,
     pub(super) numbers: HashMap<Fingerprint, u64>,
+    /// Numbers of services that are gone.
+    pub(super) unused: Vec<(Fingerprint, u32)>,
 }
 
 impl Control {
@@ -54,6 +57,7 @@ impl Control {
             scopes: HashMap::new(),
             direct: DirectControl::default(),
             numbers: HashMap::new(),
+            unused: Vec::new(),
         }
     }
 }
@@ -111,9 +115,34 @@ impl Kernel {
         let networks = desired.keys().any(|key| matches!(key, MapKey::Network(_)));
         self.announce_networks(control, networks)?;
         let changes = control.services.sync(&self.store, desired)?;
-        let networks = control.services.has_networks();
-        self.write_config(control, |config| config.networks = u8::from(networks))?;
+        self.confirm_networks(control)?;
         Ok(changes)
+    }
+
+    /// Changes entries of the policy: those that are named, and at the first
+    /// call those of an agent before that no service wants. `is_service` tells
+    /// which numbers of services there are.
+    ///
+    /// # Errors
+    /// When a map is full or cannot be written; what is missing is written with
+    /// the next call.
+    pub fn change_services(
+        &self,
+        changes: PlanChanges,
+        is_service: impl Fn(u32) -> bool,
+    ) -> Result<Changes, CaptureError> {
+        let control = &mut *self.control();
+        let mut new = changes.iter().filter(|(_, value)| value.is_some());
+        let networks = new.any(|(key, _)| matches!(key, MapKey::Network(_)));
+        self.announce_networks(control, networks)?;
+        let changes = control.services.change(&self.store, changes, is_service)?;
+        self.confirm_networks(control)?;
+        Ok(changes)
+    }
+
+    fn confirm_networks(&self, control: &mut Control) -> Result<(), CaptureError> {
+        let networks = control.services.has_networks();
+        self.write_config(control, |config| config.networks = u8::from(networks))
     }
 
     /// Adds an entry for an address that was found at run time. It stands below

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use planner::{Changed, Planner};
+pub use planner::{Changed, PlanChanges, Planner};
 
 use super::{MapKey, address};
 use crate::numbers::{Fingerprint, Known, fingerprint};
@@ -86,6 +86,16 @@ impl Scopes {
         let all = self.numbers.iter();
         all.map(|(name, number)| (fingerprint(&[name.as_bytes()]), *number))
             .collect()
+    }
+
+    /// How many namespaces have a number.
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// Whether none has.
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
     }
 
     /// The way back from numbers to names.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use egress_common::{NUMBER_OF_SCOPE, NUMBER_OF_SERVICE};
 
+use super::control::Control;
 use super::error::CaptureError;
 use super::kernel::Kernel;
 use crate::numbers::{Fingerprint, Known};
@@ -75,6 +76,7 @@ impl Kernel {
         if of == Numbered::Scope {
             return Ok(());
         }
+        control.unused.clear();
         let used: HashSet<&Fingerprint> = used.iter().map(|(name, _)| name).collect();
         let unused: Vec<(Fingerprint, u32)> = control
             .numbers
@@ -84,7 +86,38 @@ impl Kernel {
             .filter(|(_, (kind, _))| *kind == of.kind())
             .map(|(name, (_, number))| (name, number))
             .collect();
-        for (name, number) in unused {
+        control.unused = unused;
+        self.forget_unused(control)
+    }
+
+    /// The same for a change: numbers of services that came, and of services
+    /// that went.
+    ///
+    /// # Errors
+    /// When the map is full or cannot be written.
+    pub fn change_numbers(
+        &self,
+        new: &[(Fingerprint, u32)],
+        gone: &[(Fingerprint, u32)],
+    ) -> Result<(), CaptureError> {
+        let failed = |error| CaptureError::map("NUMBERS", error);
+        let control = &mut *self.control();
+        control.unused.extend_from_slice(gone);
+        for (name, number) in new {
+            control.unused.retain(|(unused, _)| unused != name);
+            let value = (Numbered::Service.kind() << 32) | u64::from(*number);
+            if control.numbers.get(name) != Some(&value) {
+                self.numbers.set(name, &value).map_err(failed)?;
+                control.numbers.insert(*name, value);
+            }
+        }
+        self.forget_unused(control)
+    }
+
+    /// Forgets unused numbers under which no connection counts any more.
+    fn forget_unused(&self, control: &mut Control) -> Result<(), CaptureError> {
+        let failed = |error| CaptureError::map("NUMBERS", error);
+        for (name, number) in std::mem::take(&mut control.unused) {
             let counts = self
                 .direct
                 .places
@@ -93,6 +126,8 @@ impl Kernel {
             if counts.is_none() {
                 self.numbers.remove(&name).map_err(failed)?;
                 control.numbers.remove(&name);
+            } else {
+                control.unused.push((name, number));
             }
         }
         Ok(())

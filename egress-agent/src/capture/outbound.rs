@@ -56,12 +56,19 @@ pub enum Transport {
     Udp,
 }
 
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Transport {
+    /// `tcp` or `udp`.
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -204,6 +211,16 @@ impl Kernel {
             }
         }
         Ok(found)
+    }
+
+    /// How often a caller was refused a destination; `None`: that is forgotten.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn refusals_of(&self, key: &DestinationKey) -> Result<Option<u64>, CaptureError> {
+        let value = self.outbound.destinations.get(key);
+        let value = value.map_err(|error| CaptureError::map("DESTINATIONS", error))?;
+        Ok(value.map(|value| value.count))
     }
 
     /// Forgets them.

@@ -1,7 +1,6 @@
 //! The service maps `SERVICES` and `NETWORKS`, kept equal to what is wanted by
 //! writing differences only.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use egress_common::{ENTRY_REAL_ADDRESS, ExactKey, NetworkPrefix, ServiceValue};
@@ -99,12 +98,24 @@ pub(super) struct Services {
     /// Keys of the policy layer that were there before this agent, and that it
     /// has not wanted yet.
     adopted: HashSet<MapKey>,
+    /// What the last call could not write.
+    pending: Vec<Wanted>,
+    /// Entries of both layers that are networks.
+    networks: usize,
+}
+
+/// What a key should have.
+type Wanted = (MapKey, Option<ServiceValue>);
+
+const fn is_network(key: &MapKey) -> bool {
+    matches!(key, MapKey::Network(_))
 }
 
 impl Services {
     /// Begins with entries that are in the maps already.
     pub(super) fn adopt(&mut self, entries: HashMap<MapKey, ServiceValue>) {
         self.adopted = entries.keys().copied().collect();
+        self.networks = entries.keys().filter(|key| is_network(key)).count();
         self.policy = entries;
     }
 
@@ -114,64 +125,98 @@ impl Services {
         let adopted = std::mem::take(&mut self.adopted);
         let count = adopted.len();
         for key in adopted {
-            match self.found.get(&key) {
-                Some(below) => store.set(&key, *below)?,
-                None => store.remove(&key)?,
-            }
-            self.policy.remove(&key);
+            self.give_up(store, &key)?;
         }
         Ok(count)
     }
 
-    /// Makes the policy layer equal to `desired`. New and changed entries come
-    /// first, so that no address is without an entry for a moment. After an
-    /// error the call can be repeated.
+    /// Removes an entry of the policy layer; false when there is none.
+    fn give_up(&mut self, store: &impl Store, key: &MapKey) -> Result<bool, CaptureError> {
+        if !self.policy.contains_key(key) {
+            return Ok(false);
+        }
+        match self.found.get(key) {
+            Some(below) => store.set(key, *below)?,
+            None => store.remove(key)?,
+        }
+        self.policy.remove(key);
+        self.networks -= usize::from(is_network(key));
+        Ok(true)
+    }
+
+    /// Makes the policy layer equal to `desired`.
     pub(super) fn sync(
         &mut self,
         store: &impl Store,
         desired: &HashMap<MapKey, ServiceValue>,
     ) -> Result<Changes, CaptureError> {
+        let gone = self.policy.keys().filter(|key| !desired.contains_key(key));
+        let gone = gone.map(|key| (*key, None));
+        let new = desired.iter().map(|(key, value)| (*key, Some(*value)));
+        let changes = new.chain(gone).collect();
+        let services: HashSet<u32> = desired.values().map(|value| value.service).collect();
+        self.change(store, changes, |service| services.contains(&service))
+    }
+
+    /// Changes entries of the policy layer. New and changed entries come first,
+    /// so that no address is without an entry for a moment. What could not be
+    /// written is tried again by the next call. `is_service` tells which
+    /// services there are: adopted entries of others go.
+    pub(super) fn change(
+        &mut self,
+        store: &impl Store,
+        mut changes: Vec<Wanted>,
+        is_service: impl Fn(u32) -> bool,
+    ) -> Result<Changes, CaptureError> {
+        if !self.pending.is_empty() {
+            let before = std::mem::take(&mut self.pending);
+            let newest: HashMap<_, _> = before.into_iter().chain(changes).collect();
+            changes = newest.into_iter().collect();
+        }
+        let result = self.write(store, &changes, is_service);
+        if result.is_err() {
+            self.pending = changes;
+        }
+        result
+    }
+
+    fn write(
+        &mut self,
+        store: &impl Store,
+        wanted: &[Wanted],
+        is_service: impl Fn(u32) -> bool,
+    ) -> Result<Changes, CaptureError> {
         let mut changes = Changes::default();
-        if !self.adopted.is_empty() {
-            // A real address is known only once its name is resolved again.
-            // The service must be one that there still is.
-            let services: HashSet<u32> = desired.values().map(|value| value.service).collect();
-            let policy = &self.policy;
-            self.adopted.retain(|key| {
-                !desired.contains_key(key)
-                    && policy.get(key).is_some_and(|value| {
-                        value.flags & ENTRY_REAL_ADDRESS != 0 && services.contains(&value.service)
-                    })
-            });
-        }
-        for (key, value) in desired {
-            match self.policy.entry(*key) {
-                Entry::Occupied(held) if held.get() == value => {}
-                Entry::Occupied(mut held) => {
-                    store.set(key, *value)?;
-                    held.insert(*value);
-                    changes.changed += 1;
-                }
-                Entry::Vacant(place) => {
-                    store.set(key, *value)?;
-                    place.insert(*value);
-                    changes.added += 1;
-                }
+        for (key, value) in wanted {
+            let Some(value) = value else { continue };
+            self.adopted.remove(key);
+            let held = self.policy.get(key);
+            if held == Some(value) {
+                continue;
+            }
+            let new = held.is_none();
+            store.set(key, *value)?;
+            self.policy.insert(*key, *value);
+            self.networks += usize::from(new && is_network(key));
+            if new {
+                changes.added += 1;
+            } else {
+                changes.changed += 1;
             }
         }
-        let gone: Vec<MapKey> = self
-            .policy
-            .keys()
-            .filter(|key| !desired.contains_key(key) && !self.adopted.contains(key))
-            .copied()
-            .collect();
+        let gone = wanted.iter().filter(|(_, value)| value.is_none());
+        let gone = gone.map(|(key, _)| *key);
+        let mut gone: Vec<MapKey> = gone.filter(|key| !self.adopted.contains(key)).collect();
+        // A real address is known only once its name is resolved again. The
+        // service must be one that there still is.
+        let policy = &self.policy;
+        gone.extend(self.adopted.extract_if(|key| {
+            policy.get(key).is_none_or(|value| {
+                value.flags & ENTRY_REAL_ADDRESS == 0 || !is_service(value.service)
+            })
+        }));
         for key in gone {
-            match self.found.get(&key) {
-                Some(below) => store.set(&key, *below)?,
-                None => store.remove(&key)?,
-            }
-            self.policy.remove(&key);
-            changes.removed += 1;
+            changes.removed += usize::from(self.give_up(store, &key)?);
         }
         Ok(changes)
     }
@@ -186,7 +231,8 @@ impl Services {
         if !self.policy.contains_key(&key) && self.found.get(&key) != Some(&value) {
             store.set(&key, value)?;
         }
-        self.found.insert(key, value);
+        let new = self.found.insert(key, value).is_none();
+        self.networks += usize::from(new && is_network(&key));
         Ok(())
     }
 
@@ -199,15 +245,14 @@ impl Services {
         if self.found.contains_key(key) && !self.policy.contains_key(key) {
             store.remove(key)?;
         }
-        Ok(self.found.remove(key).is_some())
+        let held = self.found.remove(key).is_some();
+        self.networks -= usize::from(held && is_network(key));
+        Ok(held)
     }
 
     /// Whether any entry is a network.
-    pub(super) fn has_networks(&self) -> bool {
-        self.policy
-            .keys()
-            .chain(self.found.keys())
-            .any(|key| matches!(key, MapKey::Network(_)))
+    pub(super) const fn has_networks(&self) -> bool {
+        self.networks > 0
     }
 }
 

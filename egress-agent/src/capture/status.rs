@@ -59,6 +59,28 @@ pub struct Counters {
     pub reports_lost: u64,
 }
 
+impl Counters {
+    /// Each with its name in `egressctl status` and in metrics.
+    pub const fn named(&self) -> [(&'static str, u64); 14] {
+        [
+            ("proxied", self.proxied),
+            ("direct", self.direct),
+            ("passed", self.passed),
+            ("refused-agent-down", self.refused_agent_down),
+            ("refused-policy", self.refused_policy),
+            ("refused-udp", self.refused_udp),
+            ("refused-unregistered", self.refused_unregistered),
+            ("refused-overflow", self.refused_overflow),
+            ("refused-no-endpoint", self.refused_no_endpoint),
+            ("dns", self.dns),
+            ("bypassed", self.bypassed),
+            ("lost", self.lost),
+            ("opened-agent-down", self.opened_agent_down),
+            ("reports-lost", self.reports_lost),
+        ]
+    }
+}
+
 /// Number of entries in each map that connections can leave something in, and
 /// in those that the agent fills.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

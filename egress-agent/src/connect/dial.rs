@@ -53,8 +53,6 @@ pub struct DialContext<'a> {
 pub struct Connected {
     /// The stream.
     pub stream: Stream,
-    /// Our address; `None` for Unix sockets.
-    pub local: Option<SocketAddr>,
     /// What the handshake came to; `None` in the clear.
     pub tls: Option<TlsFacts>,
     /// What the application is owed before bytes are relayed; [`starttls::open`]
@@ -65,6 +63,13 @@ pub struct Connected {
     /// Time that the TLS handshake took, and what came before it inside the
     /// application's protocol.
     pub tls_time: Duration,
+}
+
+impl Connected {
+    /// Our address, asked of the kernel; `None` for Unix sockets.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.stream.tcp()?.local_addr().ok()
+    }
 }
 
 /// Dials.
@@ -128,8 +133,8 @@ async fn dial_in_time(
     let connected = match destination {
         Destination::Tcp(address) => {
             let mut stream = dial_tcp(context, *address).await.map_err(failed)?;
-            let local = stream.local_addr().ok();
             if let Some(version) = version {
+                let local = stream.local_addr().ok();
                 let header = proxy_protocol::header(version, context.source, local, *address);
                 stream.write_all(&header).await.map_err(failed)?;
             }
@@ -138,6 +143,7 @@ async fn dial_in_time(
                 None => (Stream::Tcp(stream), None, None),
                 Some(tls) => {
                     phase.set(Phase::Tls);
+                    let local = stream.local_addr().ok();
                     match begin(context, &mut stream, local, destination).await? {
                         Begun::Tls(opening) => {
                             let (stream, facts) =
@@ -152,7 +158,7 @@ async fn dial_in_time(
                     }
                 }
             };
-            (stream, local, tls, tcp_time, opening)
+            (stream, tls, tcp_time, opening)
         }
         Destination::Unix(path) => {
             let mut stream = dial_unix(path).await.map_err(failed)?;
@@ -179,10 +185,10 @@ async fn dial_in_time(
                     }
                 }
             };
-            (stream, None, tls, tcp_time, opening)
+            (stream, tls, tcp_time, opening)
         }
     };
-    let (mut stream, local, tls, tcp_time, opening) = connected;
+    let (mut stream, tls, tcp_time, opening) = connected;
     let tls_time = started.elapsed().saturating_sub(tcp_time);
     if let Some(tunnel) = &context.policy.tunnel {
         tunnel::open(&mut stream, tunnel)
@@ -194,7 +200,6 @@ async fn dial_in_time(
     }
     Ok(Connected {
         stream,
-        local,
         tls,
         opening,
         tcp_time,

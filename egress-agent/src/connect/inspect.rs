@@ -38,7 +38,7 @@ async fn look(
     let phase = Cell::new(Phase::Tcp);
     let mut connected = dial_prepared(context, destination, prepared, &phase).await?;
     starttls::start_alone(&mut connected).await?;
-    seen.local = connected.local.map(|address| address.to_string());
+    seen.local = connected.local().map(|address| address.to_string());
     seen.tcp_ms = milliseconds(connected.tcp_time);
     seen.tls_ms = milliseconds(connected.tls_time);
     let (Some(facts), Some(session)) = (&connected.tls, connected.stream.session()) else {

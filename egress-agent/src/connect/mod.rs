@@ -6,6 +6,7 @@ mod inspect;
 pub mod pool;
 mod probe;
 mod proxy_protocol;
+mod read_ahead;
 pub mod starttls;
 mod stream;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
 pub use inspect::inspect;
 pub use probe::EndpointProber;
+pub use read_ahead::ReadAhead;
 pub use stream::Stream;
 pub use tls::{Alpn, TlsFacts, origination};
 pub use tunnel::TunnelFailure;

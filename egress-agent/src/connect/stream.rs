@@ -9,6 +9,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use super::read_ahead::ReadAhead;
+
 /// A connection to a service.
 #[derive(Debug)]
 pub enum Stream {
@@ -17,9 +19,9 @@ pub enum Stream {
     /// A Unix socket in the clear.
     Unix(UnixStream),
     /// TLS over TCP.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
     /// TLS over a Unix socket.
-    TlsUnix(Box<TlsStream<UnixStream>>),
+    TlsUnix(Box<TlsStream<ReadAhead<UnixStream>>>),
     /// TLS has yet to start ([`super::starttls`]): carries nothing, so that
     /// nothing can leave in the clear.
     Unready,
@@ -61,7 +63,7 @@ impl Stream {
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(stream) => Some(stream),
-            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Tls(stream) => Some(stream.get_ref().0.get_ref()),
             Self::Unix(_) | Self::TlsUnix(_) | Self::Unready => None,
         }
     }

@@ -15,6 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::dial::DialContext;
 use super::error::{ConnectError, TlsFailure};
+use super::read_ahead::ReadAhead;
 use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
 use crate::policy::model::ClientTls;
@@ -127,7 +128,8 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     alpn: Alpn,
     stream: S,
     destination: &Destination,
-) -> Result<(TlsStream<S>, TlsFacts), ConnectError> {
+) -> Result<(TlsStream<ReadAhead<S>>, TlsFacts), ConnectError> {
+    let stream = ReadAhead::new(stream);
     let Prepared {
         config,
         client,

@@ -1,5 +1,6 @@
 //! What a policy claims of the name space, for a client in one namespace.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -47,6 +48,9 @@ impl Names {
     /// addresses go before virtual ones, as they are all that an application
     /// which knows the service has ever seen.
     pub fn claim(&self, host: &str, namespace: &str) -> Claim {
+        if self.is_plain(host, namespace) {
+            return Claim::Virtual;
+        }
         let mut listed = Vec::new();
         let mut exact = false;
         let mut derived = false;
@@ -82,6 +86,14 @@ impl Names {
         }
     }
 
+    /// Whether everything that the client sees of `host` has its virtual
+    /// address: the usual case, told without a list.
+    fn is_plain(&self, host: &str, namespace: &str) -> bool {
+        let exact = self.snapshot.by_host.get(host).into_iter().flatten();
+        let mut visible = exact.filter(|service| service.visibility.includes(namespace));
+        visible.next().is_some_and(|first| claims(first)) && visible.all(|other| claims(other))
+    }
+
     /// Every full name that holds a virtual address under this policy.
     pub fn exact(&self) -> impl Iterator<Item = &Arc<str>> {
         let hosts = self.snapshot.by_host.iter();
@@ -95,11 +107,30 @@ impl Names {
         self.under_wildcards(name).next().is_some()
     }
 
-    /// Whether this policy gives `name` a virtual address for some client.
-    pub fn keeps(&self, name: &str) -> bool {
+    /// Whether `name` is a full name that holds a virtual address under this
+    /// policy.
+    pub fn claims_exactly(&self, name: &str) -> bool {
         let exact = self.snapshot.by_host.get(name);
         exact.is_some_and(|services| services.iter().any(|service| claims(service)))
-            || self.covers(name)
+    }
+
+    /// Whether this policy gives `name` a virtual address for some client.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.claims_exactly(name) || self.covers(name)
+    }
+
+    /// The full names to which the policy may not give what the one `before`
+    /// gave. `None`: any name, since wildcard hosts came or went, or there was
+    /// none before.
+    pub fn since(&self, before: &Self) -> Option<Vec<Arc<str>>> {
+        if before.snapshot.services.is_empty() {
+            return None;
+        }
+        let difference = self.snapshot.since(&before.snapshot);
+        let changed = difference.gone.into_iter().chain(difference.new);
+        let names: Option<HashSet<&Arc<str>>> =
+            changed.map(|service| service.key.host.exact()).collect();
+        Some(names?.into_iter().cloned().collect())
     }
 
     fn under_wildcards<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Service>> {
@@ -141,7 +172,7 @@ pub(super) fn hidden(service: &Service, name: &str, services: &[Arc<Service>]) -
 }
 
 /// Whether the policy gives the service's names virtual addresses.
-pub(super) fn claims(service: &Service) -> bool {
+pub fn claims(service: &Service) -> bool {
     service.virtual_address
         && service.resolution != Resolution::None
         && service.addresses.is_empty()
@@ -184,13 +215,13 @@ pub(super) mod tests {
                 host: pattern,
                 port,
             },
-            entry: DocumentRef {
+            entry: Arc::new(DocumentRef {
                 kind: "ServiceEntry",
                 namespace: "default".into(),
                 name: host.into(),
                 source: "test.yaml".into(),
                 line: 1,
-            },
+            }),
             port_name: "port".into(),
             protocol: Protocol::Tcp,
             resolution: if host.starts_with('*') {
@@ -201,7 +232,7 @@ pub(super) mod tests {
             target_port: port,
             addresses: Vec::new(),
             virtual_address: true,
-            endpoints: Vec::new(),
+            endpoints: [].into(),
             visibility: Visibility::All,
             path: Path::Proxy("test".into()),
             on_agent_failure: OnAgentFailure::Closed,
@@ -296,13 +327,14 @@ pub(super) mod tests {
     fn wildcards_claim_names_that_are_host_names() {
         let mut fixed = service("*.fixed.example", 443);
         fixed.resolution = Resolution::Static;
-        fixed.endpoints = vec![EndpointSpec {
+        fixed.endpoints = [EndpointSpec {
             address: EndpointAddress::Ip("10.0.0.1".parse().unwrap()),
             port: 443,
             weight: 1,
             locality: Locality::default(),
             labels: Labels::default(),
-        }];
+        }]
+        .into();
         let mut none = service("*.none.example", 443);
         none.resolution = Resolution::None;
         let names = names(vec![service("*.w.example", 443), fixed, none]);

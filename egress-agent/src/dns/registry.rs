@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use tokio::time::timeout;
 use super::DnsError;
 use super::answer::View;
 use super::names::{self, Claim, Names};
+use super::real::RealAddresses;
 use super::seen::SeenNames;
 use super::virtual_address::{
-    Assignment, Holding, NETWORK_V4, SELF_TEST_V4, VirtualAddress, VirtualAddresses,
+    Assignment, Holding, NETWORK_V4, SELF_TEST_V4, VirtualAddress, VirtualAddresses, is_virtual,
 };
 use crate::policy::snapshot::{Service, Snapshot};
 
@@ -64,9 +66,12 @@ pub trait Publish: Send + Sync + 'static {
 /// The shared half of the DNS room.
 pub struct Registry {
     names: ArcSwap<Names>,
+    /// A name of the policy has no address, as none was left.
+    exhausted: AtomicBool,
     addresses: Arc<VirtualAddresses>,
     publish: Box<dyn Publish>,
     seen: SeenNames,
+    real: Arc<RealAddresses>,
     /// Names whose kernel entries are being made, each with the turn of those
     /// who wait for them.
     pending: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
@@ -77,9 +82,11 @@ impl Registry {
     pub fn new(addresses: Arc<VirtualAddresses>, publish: impl Publish) -> Self {
         Self {
             names: ArcSwap::from_pointee(Names::new(Arc::default())),
+            exhausted: AtomicBool::new(false),
             addresses,
             publish: Box::new(publish),
             seen: SeenNames::default(),
+            real: Arc::default(),
             pending: Mutex::default(),
         }
     }
@@ -87,6 +94,24 @@ impl Registry {
     /// Names that forwarded answers told.
     pub const fn seen(&self) -> &SeenNames {
         &self.seen
+    }
+
+    /// Real addresses of names under wildcard hosts.
+    pub const fn real(&self) -> &Arc<RealAddresses> {
+        &self.real
+    }
+
+    /// Learns from the answer of a resolver.
+    pub fn learn(&self, reply: &[u8]) {
+        let Some(told) = self.seen.learn(reply) else {
+            return;
+        };
+        if self.names.load().covers(&told.name) {
+            // Our own networks are nobody's real address.
+            let mut addresses = told.addresses;
+            addresses.retain(|ip| !is_virtual(*ip));
+            self.real.told(&told.name, &addresses, told.ttl);
+        }
     }
 
     /// The names in force.
@@ -105,9 +130,20 @@ impl Registry {
     /// ([`VirtualAddresses::save`]), and calls [`install`](Self::install).
     pub fn prepare(&self, snapshot: &Arc<Snapshot>) -> Assignment {
         let names = Names::new(Arc::clone(snapshot));
-        let assignment = self
-            .addresses
-            .assign(names.exact(), |name| names.covers(name));
+        let changed = names.since(&self.names.load());
+        let whole = self.exhausted.load(Ordering::Relaxed);
+        let assignment = match changed.filter(|_| !whole) {
+            Some(changed) => self.addresses.assign_some(
+                changed,
+                |name| names.claims_exactly(name),
+                |name| names.covers(name),
+            ),
+            None => self
+                .addresses
+                .assign(names.exact(), |name| names.covers(name)),
+        };
+        self.exhausted
+            .store(!assignment.refused.is_empty(), Ordering::Relaxed);
         for name in &assignment.refused {
             tracing::error!(
                 name = &**name,
@@ -132,7 +168,12 @@ impl Registry {
         }
         let names = Arc::new(Names::new(snapshot));
         self.names.store(Arc::clone(&names));
-        let released = self.addresses.retire(|name| names.keeps(name));
+        let released = match assignment.changed() {
+            Some(changed) => self
+                .addresses
+                .retire_some(changed, |name| names.keeps(name)),
+            None => self.addresses.retire(|name| names.keeps(name)),
+        };
         for holding in self.addresses.derived_since(assignment) {
             if let Err(error) = self.publish(&holding).await {
                 tracing::warn!("{error}");

@@ -58,6 +58,8 @@ pub struct Assignment {
     pub holdings: Vec<Arc<Holding>>,
     /// Names that got no address, because none is left.
     pub refused: Vec<Arc<str>>,
+    /// The only names that may have got another address or none; `None`: any.
+    changed: Option<Vec<Arc<str>>>,
     /// Numbers given out up to here are in `holdings`.
     watermark: u64,
     /// Some name got its address with this assignment.
@@ -69,6 +71,11 @@ impl Assignment {
     /// [saved](VirtualAddresses::save) before any answer names it.
     pub const fn is_new(&self) -> bool {
         self.new
+    }
+
+    /// The only names that may have got another address or none; `None`: any.
+    pub fn changed(&self) -> Option<&[Arc<str>]> {
+        self.changed.as_deref()
     }
 }
 
@@ -155,6 +162,7 @@ impl VirtualAddresses {
         let mut assignment = Assignment {
             holdings: Vec::with_capacity(names.len()),
             refused: Vec::new(),
+            changed: None,
             watermark: 0,
             new: false,
         };
@@ -185,16 +193,77 @@ impl VirtualAddresses {
         assignment
     }
 
-    /// Releases every name that the policy in force does not give an address.
-    pub fn retire(&self, keeps: impl Fn(&str) -> bool) -> Vec<Arc<Holding>> {
+    /// As [`assign`](Self::assign) when only these names `changed`, and no
+    /// wildcard host: `claims` says whether one is a full name of the policy.
+    pub fn assign_some(
+        &self,
+        mut changed: Vec<Arc<str>>,
+        claims: impl Fn(&str) -> bool,
+        covers: impl Fn(&str) -> bool,
+    ) -> Assignment {
         let mut register = self.lock();
-        let mut leaving = self.held.values();
-        leaving.retain(|holding| !keeps(&holding.name));
-        for holding in &leaving {
+        changed.sort_unstable();
+        let before = register.sequence;
+        let mut holdings = Vec::with_capacity(changed.len());
+        let mut refused = Vec::new();
+        for name in &changed {
+            if claims(name) {
+                match self.allocate_in(&mut register, name, false) {
+                    Ok(holding) => holdings.push(holding),
+                    Err(_) => refused.push(Arc::clone(name)),
+                }
+            } else if let Some(holding) = register.names.get(name).cloned()
+                && holding.held()
+                && covers(name)
+            {
+                holdings.push(self.hold(&mut register, &holding, true));
+            }
+        }
+        let watermark = register.sequence;
+        drop(register);
+        let new = watermark != before;
+        if new {
+            self.changed.notify_one();
+        }
+        Assignment {
+            holdings,
+            refused,
+            changed: Some(changed),
+            watermark,
+            new,
+        }
+    }
+
+    /// Of these names, releases those that the policy in force does not give an
+    /// address.
+    pub fn retire_some(
+        &self,
+        names: &[Arc<str>],
+        keeps: impl Fn(&str) -> bool,
+    ) -> Vec<Arc<Holding>> {
+        let leaving = names.iter().filter(|name| !keeps(name));
+        let leaving: Vec<_> = leaving.filter_map(|name| self.held.get(name)).collect();
+        self.release_all(&leaving);
+        leaving
+    }
+
+    fn release_all(&self, leaving: &[Arc<Holding>]) {
+        if leaving.is_empty() {
+            return;
+        }
+        let mut register = self.lock();
+        for holding in leaving {
             self.release(&mut register, holding);
         }
         drop(register);
         self.changed.notify_one();
+    }
+
+    /// Releases every name that the policy in force does not give an address.
+    pub fn retire(&self, keeps: impl Fn(&str) -> bool) -> Vec<Arc<Holding>> {
+        let mut leaving = self.held.values();
+        leaving.retain(|holding| !keeps(&holding.name));
+        self.release_all(&leaving);
         leaving
     }
 
@@ -229,6 +298,9 @@ impl VirtualAddresses {
 
     /// The names under wildcard hosts that hold an address.
     pub fn derived(&self) -> Vec<Arc<Holding>> {
+        if self.lock().derived == 0 {
+            return Vec::new();
+        }
         let mut derived = self.held.values();
         derived.retain(|holding| holding.derived);
         derived

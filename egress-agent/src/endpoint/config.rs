@@ -14,7 +14,7 @@ use crate::policy::snapshot::Cluster;
 #[derive(Debug)]
 pub(super) struct Config {
     pub(super) cluster: Arc<Cluster>,
-    pub(super) options: Options,
+    pub(super) options: Arc<Options>,
     pub(super) mode: Mode,
     /// Labels of the client on which its table depends (`failoverPriority`
     /// entries without a value).
@@ -37,7 +37,7 @@ pub(super) enum Mode {
 }
 
 impl Config {
-    pub(super) fn new(cluster: Arc<Cluster>, options: Options) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, options: Arc<Options>) -> Self {
         let balancer = &cluster.policy.load_balancer;
         let mode = if cluster.target.resolution == Resolution::None
             || balancer.algorithm == Algorithm::Passthrough
@@ -66,7 +66,7 @@ impl Config {
         self.policy().outlier_detection.as_ref()
     }
 
-    pub(super) const fn locality(&self) -> &Locality {
+    pub(super) fn locality(&self) -> &Locality {
         &self.options.locality
     }
 

@@ -27,10 +27,10 @@ impl Pool {
         address: SocketAddr,
         now: Instant,
     ) -> Result<Arc<Endpoint>, PickError> {
-        let Kind::Dialled { index, panic } = &self.kind else {
+        let Kind::Dialled(dialled) = &self.kind else {
             return Err(PickError::Empty);
         };
-        let endpoint = match index.get(&address) {
+        let endpoint = match dialled.index.get(&address) {
             Some(known) => known,
             None => self.add_dialled(address, now),
         };
@@ -38,7 +38,7 @@ impl Pool {
         if endpoint.state.used.load(Ordering::Relaxed) != second {
             endpoint.state.used.store(second, Ordering::Relaxed);
         }
-        if endpoint.is_available() || panic.load(Ordering::Acquire) {
+        if endpoint.is_available() || dialled.panic.load(Ordering::Acquire) {
             Ok(endpoint)
         } else {
             Err(PickError::NoHealthy)
@@ -47,10 +47,10 @@ impl Pool {
 
     fn add_dialled(&self, address: SocketAddr, now: Instant) -> Arc<Endpoint> {
         let mut inner = self.lock();
-        let Kind::Dialled { index, .. } = &self.kind else {
+        let Kind::Dialled(dialled) = &self.kind else {
             return untracked(address);
         };
-        if let Some(known) = index.get(&address) {
+        if let Some(known) = dialled.index.get(&address) {
             return known;
         }
         if inner.members.len() >= LIMIT && !self.forget_oldest(&mut inner) {
@@ -58,7 +58,7 @@ impl Pool {
             return untracked(address);
         }
         let endpoint = untracked(address);
-        index.insert(&address, &endpoint);
+        dialled.index.insert(&address, &endpoint);
         let member = Member::new(Arc::clone(&endpoint), now);
         inner.members.push(member);
         if inner.members.len() == 1 {
@@ -84,10 +84,10 @@ impl Pool {
     }
 
     fn forget(&self, member: &Member) {
-        if let (Kind::Dialled { index, .. }, Destination::Tcp(address)) =
+        if let (Kind::Dialled(dialled), Destination::Tcp(address)) =
             (&self.kind, &member.endpoint.destination)
         {
-            index.remove(address);
+            dialled.index.remove(address);
         }
     }
 

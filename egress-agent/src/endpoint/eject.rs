@@ -69,7 +69,7 @@ impl Pool {
         if !outlier::may_be_ejected(policy, all, ejected.values().copied()) {
             bump(&self.shared.counters.ejections_refused);
             tracing::info!(
-                cluster = %self.shared.name,
+                cluster = %self.shared.name(),
                 endpoint = %endpoint.destination,
                 %reason,
                 ejected = inner.ejected(),
@@ -96,7 +96,7 @@ impl Pool {
         inner.swept = self.interval_number(&config, now);
         self.publish(&inner, &config, now);
         tracing::warn!(
-            cluster = %self.shared.name,
+            cluster = %self.shared.name(),
             endpoint = %endpoint.destination,
             %reason,
             times,
@@ -118,7 +118,7 @@ impl Pool {
         member.set_out(OUT_EJECTED, false);
         bump(&self.shared.counters.readmissions);
         tracing::info!(
-            cluster = %self.shared.name,
+            cluster = %self.shared.name(),
             endpoint = %member.endpoint.destination,
             after_ms = millis(now.saturating_duration_since(ejection.at)),
             why,
@@ -167,7 +167,7 @@ impl Pool {
         inner.departed.retain(|departed| {
             now < departed.until || departed.member.endpoint.active_connections() > 0
         });
-        if let Kind::Dialled { .. } = self.kind {
+        if let Kind::Dialled(_) = self.kind {
             self.tidy(&mut inner, now);
             self.count(&inner);
         }
@@ -227,7 +227,7 @@ impl Pool {
         let departed = inner.departed.iter().map(|departed| departed.until).min();
         let departed = departed.map(|until| until.max(now + Duration::from_secs(1)));
         let warming = warming(inner, config, now);
-        let tidy = matches!(self.kind, Kind::Dialled { .. }) && !inner.members.is_empty();
+        let tidy = matches!(self.kind, Kind::Dialled(_)) && !inner.members.is_empty();
         let tidy = tidy.then(|| now + TIDY);
         [interval, departed, warming, tidy]
             .into_iter()

@@ -128,7 +128,7 @@ impl Pool {
         }
         let out = member.check.unhealthy;
         member.set_out(OUT_UNHEALTHY, out.is_some());
-        let (cluster, endpoint) = (&self.shared.name, &member.endpoint.destination);
+        let (cluster, endpoint) = (self.shared.name(), &member.endpoint.destination);
         if let Some(why) = out {
             tracing::warn!(%cluster, %endpoint, %why, "endpoint fails its health check");
         } else {

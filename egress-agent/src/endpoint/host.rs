@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::outcome::LastFailure;
 use super::outlier::{Generation, Tally};
 use super::resolved::{Destination, ResolvedEndpoint};
+use super::told::Told;
 use crate::policy::model::{Labels, Locality};
 
 /// Number of an endpoint, unique while the agent runs.
@@ -66,7 +66,7 @@ pub(super) struct State {
     /// Open connections of the direct path, as the kernel counts them.
     pub(super) direct: AtomicU32,
     /// When the drain of a vanished endpoint is over; `None`: not draining.
-    pub(super) drain: watch::Sender<Option<Instant>>,
+    pub(super) drain: Told<Option<Instant>>,
     /// Errors in a row and the period that they belong to.
     pub(super) tally: Tally,
     pub(super) last_failure: LastFailure,
@@ -107,7 +107,7 @@ impl Endpoint {
             active: AtomicU32::new(0),
             connections: AtomicU32::new(0),
             direct: AtomicU32::new(0),
-            drain: watch::Sender::new(None),
+            drain: Told::new(None),
             tally: Tally::default(),
             last_failure: LastFailure::default(),
             used: AtomicU64::new(0),
@@ -210,30 +210,25 @@ impl Endpoint {
     /// never for resolutions other than DNS. A relay awaits it beside its copy
     /// loop and then closes.
     pub async fn drained(&self) {
-        let mut drain = self.state.drain.subscribe();
+        let drain = &self.state.drain;
         loop {
-            let deadline = *drain.borrow_and_update();
-            let changed = match deadline {
+            let changed = drain.next();
+            match drain.get() {
                 // In this order: an endpoint that is back when the time is over
                 // does not drain, even if both are seen at once.
                 Some(deadline) => tokio::select! {
                     biased;
-                    changed = drain.changed() => changed,
+                    () = changed => {}
                     () = sleep_until(deadline) => return,
                 },
-                None => drain.changed().await,
-            };
-            // The sender lives in our own state, so this cannot fail; were it
-            // to, nothing would ever drain.
-            if changed.is_err() {
-                std::future::pending::<()>().await;
+                None => changed.await,
             }
         }
     }
 
     /// When the drain of a vanished endpoint is over.
     pub fn drain_deadline(&self) -> Option<Instant> {
-        *self.state.drain.borrow()
+        self.state.drain.get()
     }
 }
 

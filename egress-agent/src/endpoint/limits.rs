@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
@@ -76,9 +76,8 @@ impl fmt::Display for Overflow {
 
 impl std::error::Error for Overflow {}
 
-/// One counter and its limit, on a cache line of their own.
+/// One counter and its limit.
 #[derive(Debug)]
-#[repr(align(64))]
 pub(super) struct Gauge {
     current: AtomicU32,
     limit: AtomicU32,
@@ -114,20 +113,27 @@ impl Gauge {
     }
 }
 
+/// The gauges of one cluster, on a cache line of their own. They share it:
+/// whoever changes one of them changes others for the same request.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Gauges([Gauge; 4]);
+
 /// The limits of one cluster.
 #[derive(Debug)]
 pub(super) struct Limits {
-    gauges: [Gauge; 4],
+    gauges: Gauges,
     budget: ArcSwapOption<RetryBudget>,
-    window: Window,
+    /// While the budget has an interval.
+    window: ArcSwapOption<Window>,
 }
 
 impl Limits {
-    pub(super) fn new(policy: &TrafficPolicy, now: Instant) -> Arc<Self> {
+    pub(super) fn new(policy: &TrafficPolicy) -> Arc<Self> {
         let limits = Self {
-            gauges: [Gauge::new(), Gauge::new(), Gauge::new(), Gauge::new()],
+            gauges: Gauges([Gauge::new(), Gauge::new(), Gauge::new(), Gauge::new()]),
             budget: ArcSwapOption::empty(),
-            window: Window::new(now),
+            window: ArcSwapOption::empty(),
         };
         limits.configure(policy);
         Arc::new(limits)
@@ -143,16 +149,21 @@ impl Limits {
             pool.max_pending_requests,
             pool.max_retries,
         ];
-        for (gauge, value) in self.gauges.iter().zip(values) {
+        for (gauge, value) in self.gauges.0.iter().zip(values) {
             gauge.limit.store(value, Ordering::Release);
         }
         let windowed = policy.retry_budget.is_some_and(|b| !b.interval.is_zero());
-        self.window.enabled.store(windowed, Ordering::Release);
+        if !windowed {
+            self.window.store(None);
+        } else if self.window.load().is_none() {
+            self.window
+                .store(Some(Arc::new(Window::new(Instant::now()))));
+        }
         self.budget.store(policy.retry_budget.map(Arc::new));
     }
 
     pub(super) const fn gauge(&self, kind: LimitKind) -> &Gauge {
-        &self.gauges[kind as usize]
+        &self.gauges.0[kind as usize]
     }
 
     /// The limit as it is now.
@@ -184,7 +195,11 @@ impl Limits {
         let base = if budget.interval.is_zero() {
             active
         } else {
-            active.max(self.window.sum(budget.interval, Instant::now()))
+            let window = self.window.load();
+            let started = window
+                .as_ref()
+                .map_or(0, |window| window.sum(budget.interval, Instant::now()));
+            active.max(started)
         };
         #[expect(
             clippy::cast_possible_truncation,
@@ -198,10 +213,10 @@ impl Limits {
     pub(super) fn permit(self: &Arc<Self>, kind: LimitKind) -> Result<Permit, Overflow> {
         let limit = self.limit(kind);
         if kind == LimitKind::Requests
-            && self.window.enabled.load(Ordering::Acquire)
+            && let Some(window) = &*self.window.load()
             && let Some(budget) = &*self.budget.load()
         {
-            self.window.add(budget.interval, Instant::now());
+            window.add(budget.interval, Instant::now());
         }
         if self.gauge(kind).take(limit) {
             Ok(self.granted(kind))
@@ -253,7 +268,6 @@ impl Drop for Permit {
 /// Requests started within `budgetInterval`, to an eighth of it.
 #[derive(Debug)]
 struct Window {
-    enabled: AtomicBool,
     since: Instant,
     /// Number of the eighth (high half) and requests in it (low half).
     slots: [AtomicU64; Self::SLOTS as usize],
@@ -264,7 +278,6 @@ impl Window {
 
     fn new(now: Instant) -> Self {
         Self {
-            enabled: AtomicBool::new(false),
             since: now,
             slots: Default::default(),
         }

@@ -58,8 +58,7 @@ impl Default for Options {
 /// Owner of the endpoint sets, on the control runtime.
 #[derive(Debug, Default)]
 pub struct Registry {
-    options: Options,
-    sets: HashMap<ClusterKey, Arc<EndpointSet>>,
+    options: Arc<Options>,
     live: Arc<Live>,
     watchers: Arc<Watchers>,
 }
@@ -68,7 +67,7 @@ impl Registry {
     /// An empty registry.
     pub fn new(options: Options) -> Self {
         Self {
-            options,
+            options: Arc::new(options),
             ..Self::default()
         }
     }
@@ -100,13 +99,9 @@ impl Registry {
                 let set = EndpointSet::watched(Arc::clone(cluster), &self.options, watchers);
                 // Also one without endpoints yet is news.
                 self.watchers.tell(&Arc::downgrade(&set));
-                self.sets.insert(cluster.key.clone(), Arc::clone(&set));
                 set
             };
             sets.push(set);
-        }
-        for key in leaving.into_keys() {
-            self.sets.remove(key);
         }
         self.live = Arc::new(Live { snapshot, sets });
         Arc::clone(&self.live)
@@ -117,15 +112,10 @@ impl Registry {
         &self.live
     }
 
-    /// The set of a cluster.
-    pub fn set(&self, key: &ClusterKey) -> Option<&Arc<EndpointSet>> {
-        self.sets.get(key)
-    }
-
     /// Takes over where this node is, as Kubernetes tells it.
     pub fn set_locality(&mut self, locality: Locality) {
-        self.options.locality = locality;
-        for set in self.sets.values() {
+        Arc::make_mut(&mut self.options).locality = locality;
+        for set in &self.live.sets {
             set.reconfigure(set.cluster(), &self.options);
         }
     }
@@ -133,7 +123,7 @@ impl Registry {
     /// Tells every set that changes from now on, beginning with all there are.
     pub fn subscribe(&self) -> Changes {
         let changes = self.watchers.subscribe();
-        for set in self.sets.values() {
+        for set in &self.live.sets {
             self.watchers.tell(&Arc::downgrade(set));
         }
         changes

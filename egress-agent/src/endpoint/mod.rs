@@ -44,6 +44,7 @@ mod status;
 mod table;
 #[cfg(test)]
 mod tests;
+mod told;
 mod variants;
 mod wanted;
 mod warmup;

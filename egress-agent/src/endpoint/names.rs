@@ -9,13 +9,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::index::Index;
 use super::pool::{Kind, Pool};
 use super::resolved::ResolvedEndpoint;
 use super::set::{EndpointSet, Resolved};
+use super::told::Told;
 
 /// Names that a cluster keeps; one more takes the place of the one that was
 /// not used for the longest time.
@@ -35,15 +35,11 @@ pub(super) struct Names {
 #[derive(Debug)]
 pub(super) struct Name {
     pub(super) pool: Arc<Pool>,
-    resolved: watch::Sender<Resolved>,
+    pub(super) resolved: Told<Resolved>,
     failure: Mutex<Option<Arc<str>>>,
 }
 
 impl Name {
-    pub(super) fn subscribe(&self) -> watch::Receiver<Resolved> {
-        self.resolved.subscribe()
-    }
-
     /// Why its last lookup failed, while none has succeeded since.
     pub(super) fn failure(&self) -> Option<Arc<str>> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,11 +48,11 @@ impl Name {
 
     fn ended(&self, failure: Option<Arc<str>>) {
         let state = match failure {
-            Some(_) if *self.resolved.borrow() != Resolved::Done => Resolved::Failed,
+            Some(_) if self.resolved.get() != Resolved::Done => Resolved::Failed,
             _ => Resolved::Done,
         };
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
-        self.resolved.send_replace(state);
+        self.resolved.set(state);
     }
 }
 
@@ -143,7 +139,7 @@ impl EndpointSet {
 
     /// An entry of the list, made when there is none; true: it is new.
     fn known(&self, key: &Arc<str>, now: Instant) -> (Arc<Name>, bool) {
-        let names = self.names.get_or_init(Names::new);
+        let names = self.names.get_or_init(|| Box::new(Names::new()));
         let _writing = names.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = names.get(key) {
             return (known, false);
@@ -159,7 +155,7 @@ impl EndpointSet {
         pool.used.store(self.second(now), Ordering::Relaxed);
         let name = Arc::new(Name {
             pool,
-            resolved: watch::Sender::new(Resolved::Pending),
+            resolved: Told::new(Resolved::Pending),
             failure: Mutex::default(),
         });
         names.index.insert(key, &name);

@@ -51,11 +51,15 @@ pub(super) enum Kind {
     /// From resolution.
     Resolved,
     /// From what clients dial.
-    Dialled {
-        index: Index<std::net::SocketAddr, Endpoint>,
-        /// `minHealthPercent` asks to use ejected ones too.
-        panic: AtomicBool,
-    },
+    Dialled(Box<Dialled>),
+}
+
+/// What clients dialled.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) index: Index<std::net::SocketAddr, Endpoint>,
+    /// `minHealthPercent` asks to use ejected ones too.
+    pub(super) panic: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +126,7 @@ impl Pool {
             kind,
             inner: Mutex::default(),
             tables: ArcSwap::default(),
-            cursor: Cursor::new(),
+            cursor: Cursor::default(),
             used: AtomicU64::new(0),
             counted: Default::default(),
         })
@@ -177,9 +181,9 @@ impl Pool {
         member.set_out(OUT_GONE, true);
         let until = now + config.options.drain_grace;
         if config.drains() {
-            member.endpoint.state.drain.send_replace(Some(until));
+            member.endpoint.state.drain.set(Some(until));
             tracing::info!(
-                cluster = %self.shared.name,
+                cluster = %self.shared.name(),
                 endpoint = %member.endpoint.destination,
                 connections = member.endpoint.active_connections(),
                 grace_s = config.options.drain_grace.as_secs(),
@@ -211,9 +215,11 @@ impl Pool {
     pub(super) fn publish(&self, inner: &Inner, config: &Config, now: Instant) {
         let (all, available) = inner.counts();
         self.count(inner);
-        if let Kind::Dialled { panic, .. } = &self.kind {
+        if let Kind::Dialled(dialled) = &self.kind {
             let percent = (available * 100).checked_div(all).unwrap_or(100);
-            panic.store(percent < config.panic_percent() as usize, Ordering::Release);
+            dialled
+                .panic
+                .store(percent < config.panic_percent() as usize, Ordering::Release);
         } else {
             let tables = self.tables.load().rebuilt(config, &inner.candidates(), now);
             self.tables.store(Arc::new(tables));
@@ -333,7 +339,7 @@ fn arrive(inner: &mut Inner, new: &ResolvedEndpoint, now: Instant) -> Member {
     member.endpoint = Arc::new(member.endpoint.described(new.clone()));
     member.set_out(OUT_GONE, false);
     member.set_out(OUT_EJECTED, member.ejection.is_some());
-    member.endpoint.state.drain.send_replace(None);
+    member.endpoint.state.drain.set(None);
     member
 }
 

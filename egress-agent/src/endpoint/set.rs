@@ -19,9 +19,10 @@ use super::names::{NAME_IDLE, Names};
 use super::outcome::Outcome;
 use super::outlier::Generation;
 use super::picked::{PickContext, Picked};
-use super::pool::{Kind, Pool};
+use super::pool::{Dialled, Kind, Pool};
 use super::resolved::{Destination, ResolvedEndpoint};
-use super::shared::{SetCounters, Shared, bump, name_of};
+use super::shared::{SetCounters, Shared, bump};
+use super::told::Told;
 use super::wanted::Wanted;
 use crate::policy::model::Resolution;
 use crate::policy::snapshot::{Cluster, ClusterKey};
@@ -35,8 +36,8 @@ pub struct EndpointSet {
     /// What clients dialled.
     pub(super) dialled: OnceLock<Arc<Pool>>,
     /// What resolution gave for each name that clients asked for.
-    pub(super) names: OnceLock<Names>,
-    resolved: watch::Sender<Resolved>,
+    pub(super) names: OnceLock<Box<Names>>,
+    resolved: Told<Resolved>,
     pub(super) resolution: Mutex<ResolutionState>,
 }
 
@@ -67,33 +68,32 @@ impl ResolutionState {
 impl EndpointSet {
     /// A set for `cluster`; a STATIC one has its endpoints at once.
     pub fn new(cluster: Arc<Cluster>, options: &Options) -> Arc<Self> {
-        Self::watched(cluster, options, Arc::default())
+        Self::watched(cluster, &Arc::new(options.clone()), Arc::default())
     }
 
     pub(super) fn watched(
         cluster: Arc<Cluster>,
-        options: &Options,
+        options: &Arc<Options>,
         watchers: Arc<Watchers>,
     ) -> Arc<Self> {
         let now = Instant::now();
         let set = Arc::new_cyclic(|me| {
             let shared = Arc::new(Shared {
                 key: cluster.key.clone(),
-                name: name_of(&cluster.key),
-                limits: Limits::new(&cluster.policy, now),
+                limits: Limits::new(&cluster.policy),
                 counters: SetCounters::default(),
                 wanted: Wanted::default(),
                 created: now,
-                version: watch::Sender::new(0),
+                version: OnceLock::new(),
                 watchers,
                 set: me.clone(),
-                config: ArcSwap::from_pointee(Config::new(cluster, options.clone())),
+                config: ArcSwap::from_pointee(Config::new(cluster, Arc::clone(options))),
             });
             Self {
                 pool: Pool::new(Arc::clone(&shared), Kind::Resolved),
                 dialled: OnceLock::new(),
                 names: OnceLock::new(),
-                resolved: watch::Sender::new(Resolved::Pending),
+                resolved: Told::new(Resolved::Pending),
                 resolution: Mutex::default(),
                 shared,
             }
@@ -119,13 +119,16 @@ impl EndpointSet {
 
     /// Tells each change of what may be picked; the value is a version.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.shared.version.subscribe()
+        self.shared
+            .version
+            .get_or_init(|| watch::Sender::new(0))
+            .subscribe()
     }
 
     /// Takes over a new version of the cluster. Endpoints keep their state and
     /// limits what they have counted.
-    pub(super) fn reconfigure(&self, cluster: Arc<Cluster>, options: &Options) {
-        let next = Arc::new(Config::new(cluster, options.clone()));
+    pub(super) fn reconfigure(&self, cluster: Arc<Cluster>, options: &Arc<Options>) {
+        let next = Arc::new(Config::new(cluster, Arc::clone(options)));
         let before = self.shared.config.swap(Arc::clone(&next));
         if next.chooses_as(&before) {
             return;
@@ -152,7 +155,7 @@ impl EndpointSet {
         let now = Instant::now();
         self.pool.update(endpoints, now);
         self.resolution().success = Some(now);
-        self.resolved.send_replace(Resolved::Done);
+        self.resolved.set(Resolved::Done);
     }
 
     /// What is left after a lookup failed: the last good addresses, those of
@@ -163,20 +166,15 @@ impl EndpointSet {
         self.pool.update(endpoints, Instant::now());
         self.resolution_failed(error);
         if any {
-            self.resolved.send_replace(Resolved::Done);
+            self.resolved.set(Resolved::Done);
         }
     }
 
     /// Resolution failed; what was resolved before stays in use.
     pub fn resolution_failed(&self, error: Arc<str>) {
         self.resolution().failure = Some((Instant::now(), error));
-        self.resolved.send_if_modified(|state| {
-            let pending = *state == Resolved::Pending;
-            if pending {
-                *state = Resolved::Failed;
-            }
-            pending
-        });
+        self.resolved
+            .change(|state| (state == Resolved::Pending).then_some(Resolved::Failed));
     }
 
     pub(super) fn resolution(&self) -> std::sync::MutexGuard<'_, ResolutionState> {
@@ -190,12 +188,8 @@ impl EndpointSet {
     /// [`PickError::Unresolved`], then pick again.
     pub async fn resolved(&self, host: &str) {
         let name = self.names.get().and_then(|names| names.get(host));
-        let mut resolved = match &name {
-            Some(name) => name.subscribe(),
-            None => self.resolved.subscribe(),
-        };
-        // The sender is held by us, so this ends only when the state changes.
-        let _ = resolved.wait_for(|state| *state != Resolved::Pending).await;
+        let resolved = name.as_ref().map_or(&self.resolved, |name| &name.resolved);
+        resolved.wait_for(|state| state != Resolved::Pending).await;
     }
 
     /// `error` in words, for a pick with this `host`; of a name that has not
@@ -267,15 +261,16 @@ impl EndpointSet {
         let cluster = &config.cluster;
         cluster.target.resolution != Resolution::Static
             && !cluster.endpoints.is_empty()
-            && (*self.resolved.borrow() != Resolved::Done || self.resolution().is_failed())
+            && (self.resolved.get() != Resolved::Done || self.resolution().is_failed())
     }
 
     fn dialled_pool(&self) -> &Arc<Pool> {
         self.dialled.get_or_init(|| {
-            let kind = Kind::Dialled {
+            let dialled = Dialled {
                 index: Index::new(),
                 panic: std::sync::atomic::AtomicBool::new(false),
             };
+            let kind = Kind::Dialled(Box::new(dialled));
             Pool::new(Arc::clone(&self.shared), kind)
         })
     }
@@ -286,7 +281,11 @@ impl EndpointSet {
 
     /// Every pool of this set.
     pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
-        let named = self.names.get().map(Names::pools).unwrap_or_default();
+        let named = self
+            .names
+            .get()
+            .map(|names| names.pools())
+            .unwrap_or_default();
         std::iter::once(&self.pool)
             .chain(self.dialled.get())
             .cloned()

@@ -1,7 +1,8 @@
 //! What the pools of one set have in common.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -47,32 +48,41 @@ pub struct SetCounters {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) key: ClusterKey,
-    /// `host:port`, with the subset where there is one; for messages.
-    pub(super) name: Box<str>,
     pub(super) config: ArcSwap<Config>,
     pub(super) limits: Arc<Limits>,
     pub(super) counters: SetCounters,
     pub(super) wanted: Wanted,
     pub(super) created: Instant,
     /// Grows whenever picking changes.
-    pub(super) version: watch::Sender<u64>,
+    pub(super) version: OnceLock<watch::Sender<u64>>,
     pub(super) watchers: Arc<Watchers>,
     pub(super) set: Weak<EndpointSet>,
 }
 
-/// `host:port`, with the subset where there is one.
-pub(super) fn name_of(key: &ClusterKey) -> Box<str> {
-    let mut name = format!("{}:{}", key.service.host, key.service.port);
-    if !key.subset.is_empty() {
-        name.push('/');
-        name.push_str(&key.subset);
+/// `host:port`, with the subset where there is one; for messages.
+#[derive(Clone, Copy)]
+pub(super) struct Name<'a>(&'a ClusterKey);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(key) = self;
+        write!(f, "{}:{}", key.service.host, key.service.port)?;
+        if !key.subset.is_empty() {
+            write!(f, "/{}", key.subset)?;
+        }
+        Ok(())
     }
-    name.into()
 }
 
 impl Shared {
+    pub(super) fn name(&self) -> Name<'_> {
+        Name(&self.key)
+    }
+
     pub(super) fn changed(&self) {
-        self.version.send_modify(|version| *version += 1);
+        if let Some(version) = self.version.get() {
+            version.send_modify(|version| *version += 1);
+        }
         self.watchers.tell(&self.set);
     }
 

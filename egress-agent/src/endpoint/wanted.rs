@@ -6,8 +6,8 @@
 //! for its age.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
@@ -16,7 +16,14 @@ use super::set::EndpointSet;
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     waiting: AtomicU32,
-    asked: Arc<Notify>,
+    /// Made when first asked for.
+    asked: OnceLock<Arc<Notify>>,
+}
+
+impl Wanted {
+    fn asked(&self) -> &Arc<Notify> {
+        self.asked.get_or_init(Arc::default)
+    }
 }
 
 /// A request that waits for a place; it waits until this is dropped.
@@ -45,7 +52,7 @@ impl EndpointSet {
 
     /// Asks one keeper of idle connections to close one.
     pub fn ask_for_connection(&self) {
-        self.shared.wanted.asked.notify_one();
+        self.shared.wanted.asked().notify_one();
     }
 
     /// Requests that wait for a place, over all workers.
@@ -56,6 +63,6 @@ impl EndpointSet {
     /// Completes when a keeper of idle connections is asked to close one
     /// ([`connections_wanted`](Self::connections_wanted) says whether still).
     pub fn connection_asked_for(&self) -> impl Future<Output = ()> + Send + use<> {
-        Arc::clone(&self.shared.wanted.asked).notified_owned()
+        Arc::clone(self.shared.wanted.asked()).notified_owned()
     }
 }

@@ -6,6 +6,7 @@
 //! robin that is as smooth as an earliest-deadline schedule, yet needs nothing
 //! but an atomic counter that workers can share.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Fractional parts of the golden ratio and of the square roots of two and
@@ -50,9 +51,10 @@ pub(super) fn scale(point: u64, count: u64) -> u64 {
 /// Counters of a round robin, one for each of a few workers, so that they do
 /// not fight for one cache line. Each starts at random, so that many agents do
 /// not all begin with the same endpoint.
-#[derive(Debug)]
+/// Most clusters never take turns, so they are made with the first step.
+#[derive(Debug, Default)]
 pub(super) struct Cursor {
-    stripes: [Stripe; STRIPES],
+    stripes: OnceLock<Box<[Stripe; STRIPES]>>,
 }
 
 const STRIPES: usize = 4;
@@ -62,19 +64,17 @@ const STRIPES: usize = 4;
 struct Stripe(AtomicU64);
 
 impl Cursor {
-    pub(super) fn new() -> Self {
-        Self {
-            stripes: std::array::from_fn(|_| Stripe(AtomicU64::new(fastrand::u64(..1 << 48)))),
-        }
-    }
-
     pub(super) fn step(&self) -> Step {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
         }
         let mine = MINE.try_with(|mine| *mine).unwrap_or(0);
-        Step(self.stripes[mine].0.fetch_add(1, Ordering::Relaxed))
+        let stripes = self.stripes.get_or_init(|| {
+            let stripe = |_| Stripe(AtomicU64::new(fastrand::u64(..1 << 48)));
+            Box::new(std::array::from_fn(stripe))
+        });
+        Step(stripes[mine].0.fetch_add(1, Ordering::Relaxed))
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use super::cgroups::CgroupWatch;
 use super::node::Node;
 use crate::capture::keys::Changed;
+use crate::memory;
 use crate::policy::model::Locality;
 use crate::policy::source::keeper::{Keeper, Published};
 
@@ -130,7 +131,8 @@ pub(super) async fn follow_cgroups(node: Rc<Mutex<Node>>, cgroup: PathBuf) {
     }
 }
 
-/// Finds cgroups that appeared, and records that nobody will take any more.
+/// Finds cgroups that appeared, records that nobody will take any more, and
+/// memory that is not needed any more.
 pub(super) async fn look_around(node: Rc<Mutex<Node>>) {
     let mut ticks = tokio::time::interval(CGROUPS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -148,5 +150,7 @@ pub(super) async fn look_around(node: Rc<Mutex<Node>>) {
             Ok(swept) => tracing::warn!(swept, "connections were handed over and never accepted"),
             Err(error) => tracing::error!("{error}"),
         }
+        drop(node);
+        memory::give_back();
     }
 }

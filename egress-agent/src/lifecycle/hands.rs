@@ -15,7 +15,6 @@ use super::handover::HandsOver;
 use super::node::Node;
 use super::signals::Order;
 use crate::capture::Kernel;
-use crate::capture::keys::Changed;
 use crate::capture::sockets::NetNs;
 
 /// The agent as another one meets it that takes over.
@@ -62,7 +61,7 @@ impl HandsOver for Hands {
         let told = || {
             self.kernel.adopt().map_err(StartError::Capture)?;
             let snapshot = Arc::clone(&node.live.load().snapshot);
-            node.sync_kernel(&snapshot, Changed::Addresses)?;
+            node.sync_kernel_anew(&snapshot)?;
             self.kernel.forget_adopted().map_err(StartError::Capture)?;
             if let Some(listeners) = &self.listeners {
                 self.kernel

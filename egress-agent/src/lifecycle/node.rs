@@ -16,12 +16,13 @@ use super::bridges::Derived;
 use super::feed::Feed;
 use crate::capture::keys::{AddressBook, Changed, Planner, ScopeNames, Scopes};
 use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundControl};
+use crate::dns::names;
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
-use crate::endpoint::resolve::Resolver;
+use crate::endpoint::resolve::Resolvers;
 use crate::endpoint::{Live, Options, Registry as Sets, is_at};
 use crate::policy::schema::secret::Secret;
-use crate::policy::snapshot::{Service, Snapshot};
+use crate::policy::snapshot::{Service, ServiceId, Snapshot};
 use crate::secret::{SecretData, Secrets};
 use crate::settings::Settings;
 use crate::settings::value::Outbound;
@@ -34,7 +35,7 @@ pub(super) struct Node {
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) secrets: Arc<Secrets>,
     pub(super) directory: Directory,
-    pub(super) resolver: Resolver,
+    pub(super) resolvers: Resolvers,
     pub(super) sets: Sets,
     pub(super) feed: Feed,
     scopes: Arc<Mutex<Scopes>>,
@@ -57,6 +58,12 @@ impl AddressBook for Book<'_> {
     }
 
     fn resolved(&self, service: &Service) -> Arc<[IpAddr]> {
+        // Where connections do not say whose they are, an address that other
+        // names may share is not enough to tell.
+        let wildcard = service.key.host.exact().is_none();
+        if wildcard && names::claims(service) && service.protocol.client_speaks_first() {
+            return self.names.real().under(&service.key.host).into();
+        }
         self.feed.addresses_of(service)
     }
 }
@@ -66,7 +73,7 @@ impl Node {
         kernel: Arc<Kernel>,
         settings: &Settings,
         directory: Directory,
-        resolver: Resolver,
+        resolvers: Resolvers,
         secrets: Arc<Secrets>,
     ) -> Result<Self, StartError> {
         let known = kernel.known(Numbered::Scope).map_err(StartError::Capture)?;
@@ -84,12 +91,12 @@ impl Node {
                 locality: settings.locality.clone().unwrap_or_default(),
                 drain_grace: settings.dns_drain_grace,
             }),
-            feed: Feed::new(resolver.clone()),
+            feed: Feed::new(resolvers.clone()),
             published: BTreeMap::new(),
             kernel,
             secrets,
             directory,
-            resolver,
+            resolvers,
             scopes,
             planner: Mutex::default(),
             derived,
@@ -159,29 +166,53 @@ impl Node {
             names: &self.names,
             feed: &self.feed,
         };
-        self.keep_numbers(snapshot)?;
         let mut planner = self.planner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keep_numbers(snapshot, planner.snapshot())?;
+        let first = planner.snapshot().services.is_empty();
+        let known = self.scopes().len();
         let plan = planner.update(snapshot, &mut self.scopes(), &book, changed);
+        let scopes = self.scopes().all();
+        let kept = if scopes.len() == known {
+            Ok(())
+        } else {
+            self.kernel.keep_numbers(Numbered::Scope, &scopes)
+        };
+        let is_service = |number| snapshot.by_id.contains_key(&ServiceId(number));
         let changes = self
             .kernel
-            .sync_services(plan)
+            .change_services(plan, is_service)
             .map_err(StartError::Capture)?;
         tracing::debug!(?changes, "kernel entries");
+        kept.map_err(StartError::Capture)?;
+        // Which cgroups there are does not follow from the policy.
+        if first { self.sync_scopes() } else { Ok(()) }
+    }
+
+    /// As [`sync_kernel`](Self::sync_kernel), after the maps were written by
+    /// another agent.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub(super) fn sync_kernel_anew(&self, snapshot: &Arc<Snapshot>) -> Result<(), StartError> {
+        *self.planner.lock().unwrap_or_else(PoisonError::into_inner) = Planner::default();
+        self.sync_kernel(snapshot, Changed::Addresses)?;
         self.sync_scopes()
     }
 
     /// Writes what the numbers mean, before they are used.
-    fn keep_numbers(&self, snapshot: &Snapshot) -> Result<(), StartError> {
-        let services: Vec<_> = snapshot
-            .services
-            .iter()
-            .map(|service| (service.key.fingerprint(), service.id.0))
-            .collect();
-        let scopes = self.scopes().all();
-        self.kernel
-            .keep_numbers(Numbered::Service, &services)
-            .and_then(|()| self.kernel.keep_numbers(Numbered::Scope, &scopes))
-            .map_err(StartError::Capture)
+    fn keep_numbers(&self, snapshot: &Snapshot, before: &Snapshot) -> Result<(), StartError> {
+        let number = |service: &Arc<Service>| (service.key.fingerprint(), service.id.0);
+        // The first one: what an agent before numbered may be gone.
+        let kept = if before.services.is_empty() {
+            let services: Vec<_> = snapshot.services.iter().map(number).collect();
+            self.kernel.keep_numbers(Numbered::Service, &services)
+        } else {
+            let difference = snapshot.since(before);
+            let new: Vec<_> = difference.new.into_iter().map(number).collect();
+            let gone: Vec<_> = difference.gone.into_iter().map(number).collect();
+            self.kernel.change_numbers(&new, &gone)
+        };
+        kept.map_err(StartError::Capture)
     }
 
     /// Tells the kernel which cgroups belong to which namespace.

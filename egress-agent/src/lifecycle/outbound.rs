@@ -6,10 +6,12 @@ use std::time::Duration;
 use egress_common::caller::Refusal;
 use tokio::time::Instant;
 
+use super::capture_metrics::CaptureMetrics;
 use crate::admin::view;
 use crate::capture::{Refusals, Unregistered};
 use crate::dns::registry::Registry as Names;
 use crate::dns::seen::SeenNames;
+use crate::workload::Workload;
 use crate::workload::directory::Directory;
 
 /// Lines that one second may have; more are counted, and the count is told.
@@ -51,9 +53,14 @@ impl Limit {
     }
 }
 
-/// Logs refusals for ever, each caller and destination at most once in ten
+/// Counts and logs refusals for ever, each caller and destination at most once in ten
 /// seconds.
-pub(super) async fn tell_refusals(refusals: Refusals, directory: Directory, names: Arc<Names>) {
+pub(super) async fn tell_refusals(
+    refusals: Refusals,
+    directory: Directory,
+    names: Arc<Names>,
+    metrics: CaptureMetrics,
+) {
     let mut reports = match refusals.watched() {
         Ok(reports) => reports,
         Err(error) => {
@@ -79,16 +86,19 @@ pub(super) async fn tell_refusals(refusals: Refusals, directory: Directory, name
             }
         }
         for report in batch {
+            let refused = Refusals::read(&report);
+            let caller = &refused.caller;
+            let workload = directory.lookup(caller.cgroup, caller.pid).await;
+            metrics.refused(&report, &workload.client.namespace, &workload.name);
             if let Some(left_out) = limit.allow() {
-                tell(&Refusals::read(&report), left_out, &directory, &names).await;
+                tell(&refused, left_out, &workload, &names);
             }
         }
     }
 }
 
-async fn tell(refused: &Unregistered, left_out: u64, directory: &Directory, names: &Names) {
+fn tell(refused: &Unregistered, left_out: u64, workload: &Workload, names: &Names) {
     let caller = &refused.caller;
-    let workload = directory.lookup(caller.cgroup, caller.pid).await;
     let names = names.seen().names(refused.destination.ip());
     if left_out > 0 {
         tracing::warn!(left_out, "refusals were not told one by one: too many");

@@ -52,10 +52,10 @@ pub(super) fn service(
             .sum(),
         service_entry: document_name(&service.entry),
         destination_rule: own
-            .and_then(|view| view.destination_rule.as_ref())
+            .and_then(|view| view.destination_rule.as_deref())
             .map(document_name),
         virtual_service: own
-            .and_then(|view| view.virtual_service.as_ref())
+            .and_then(|view| view.virtual_service.as_deref())
             .map(document_name),
         export_to: match &service.visibility {
             Visibility::All => vec!["*".to_owned()],

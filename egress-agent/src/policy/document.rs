@@ -45,7 +45,7 @@ pub struct Document {
     /// Kind, namespace and name.
     pub id: DocumentId,
     /// For messages.
-    pub reference: DocumentRef,
+    pub reference: Arc<DocumentRef>,
     /// `apiVersion` as written.
     pub api_version: Box<str>,
     /// `metadata.labels`.
@@ -349,13 +349,13 @@ fn document(
     let id = id_of(kind, &meta, options);
     match (rejected, spec, id) {
         (false, Some(spec), Some(id)) => Outcome::Valid(Arc::new(Document {
-            reference: DocumentRef {
+            reference: Arc::new(DocumentRef {
                 kind: kind.name(),
                 namespace: Arc::clone(&id.namespace),
                 name: Arc::clone(&id.name),
                 source: Arc::clone(&source.name),
                 line: source.lines_before + node.span.line.max(1),
-            },
+            }),
             id,
             api_version,
             labels: meta

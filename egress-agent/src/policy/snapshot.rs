@@ -42,7 +42,7 @@ pub struct Service {
     /// Identity across snapshots.
     pub key: ServiceKey,
     /// The ServiceEntry.
-    pub entry: DocumentRef,
+    pub entry: Arc<DocumentRef>,
     /// `ports[].name`.
     pub port_name: Arc<str>,
     /// `ports[].protocol`.
@@ -56,7 +56,7 @@ pub struct Service {
     /// The host gets a virtual address from DNS capture.
     pub virtual_address: bool,
     /// `endpoints`; for DNS resolutions without endpoints, the host itself.
-    pub endpoints: Vec<EndpointSpec>,
+    pub endpoints: Arc<[EndpointSpec]>,
     /// Who sees it.
     pub visibility: Visibility,
     /// Direct or through the agent, and why. The same for every client, since
@@ -113,9 +113,9 @@ pub struct View {
     /// Who.
     pub clients: ClientMatch,
     /// The DestinationRule that applies.
-    pub destination_rule: Option<DocumentRef>,
+    pub destination_rule: Option<Arc<DocumentRef>>,
     /// The VirtualService that applies.
-    pub virtual_service: Option<DocumentRef>,
+    pub virtual_service: Option<Arc<DocumentRef>>,
     /// The cluster of the service without a subset.
     pub cluster: Arc<Cluster>,
     /// Named subsets.
@@ -141,7 +141,7 @@ pub struct Cluster {
     /// Effective policy.
     pub policy: Arc<TrafficPolicy>,
     /// Endpoints (those of the subset), before resolution.
-    pub endpoints: Vec<EndpointSpec>,
+    pub endpoints: Arc<[EndpointSpec]>,
 }
 
 impl Cluster {
@@ -234,14 +234,44 @@ pub struct Snapshot {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lost {
     /// The document.
-    pub document: DocumentRef,
+    pub document: Arc<DocumentRef>,
     /// Clients that this is true for; `None`: all.
     pub namespace: Option<Arc<str>>,
     /// Why.
     pub reason: Box<str>,
 }
 
+/// What differs between the services of two snapshots. A service that changed
+/// is in both lists.
+#[derive(Debug, Default)]
+pub struct Difference<'s> {
+    /// Services that are not there any more as they were.
+    pub gone: Vec<&'s Arc<Service>>,
+    /// Services that were not there before as they are.
+    pub new: Vec<&'s Arc<Service>>,
+}
+
 impl Snapshot {
+    /// How the services differ from those of an earlier snapshot. One look at
+    /// the pointer of each: a service that did not change is the same value.
+    pub fn since<'s>(&'s self, before: &'s Self) -> Difference<'s> {
+        let mut difference = Difference::default();
+        let mut old = before.services.iter().peekable();
+        for new in &self.services {
+            while let Some(gone) = old.next_if(|old| old.key < new.key) {
+                difference.gone.push(gone);
+            }
+            match old.next_if(|old| old.key == new.key) {
+                Some(old) if Arc::ptr_eq(old, new) => continue,
+                Some(old) => difference.gone.push(old),
+                None => {}
+            }
+            difference.new.push(new);
+        }
+        difference.gone.extend(old);
+        difference
+    }
+
     /// The service with this number.
     pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
         self.by_id.get(&id)

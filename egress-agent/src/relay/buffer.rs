@@ -3,12 +3,16 @@
 
 use std::cell::RefCell;
 
+use super::splice::Pipe;
+
 /// A first read; most messages fit.
 const SMALL: usize = 16 * 1024;
 /// Once a read fills a small one: fewer system calls for each byte.
 const LARGE: usize = 128 * 1024;
 /// Spare buffers kept, in bytes for each class.
 const SPARE: usize = 2 * 1024 * 1024;
+/// Spare pipes kept; each is two descriptors.
+const SPARE_PIPES: usize = 16;
 
 /// Size class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,6 +36,7 @@ impl Class {
 pub struct Buffers {
     small: RefCell<Vec<Box<[u8]>>>,
     large: RefCell<Vec<Box<[u8]>>>,
+    pipes: RefCell<Vec<Pipe>>,
 }
 
 impl Buffers {
@@ -56,6 +61,20 @@ impl Buffers {
         let mut spare = self.spare(class).borrow_mut();
         if spare.len() * class.size() < SPARE {
             spare.push(buffer);
+        }
+    }
+
+    /// An empty pipe; `None` when there are no descriptors for one.
+    pub(super) fn take_pipe(&self) -> Option<Pipe> {
+        let spare = self.pipes.borrow_mut().pop();
+        spare.or_else(|| Pipe::new().ok())
+    }
+
+    /// A pipe with something in it is closed.
+    pub(super) fn give_back_pipe(&self, pipe: Pipe) {
+        let mut spare = self.pipes.borrow_mut();
+        if pipe.is_empty() && spare.len() < SPARE_PIPES {
+            spare.push(pipe);
         }
     }
 

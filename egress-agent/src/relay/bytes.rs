@@ -9,17 +9,23 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::Transport;
 use super::buffer::{Buffers, Class};
+use super::splice::Pipe;
 use crate::flag::Flag;
 
 /// How long what was sent may stay unacknowledged before a truncated stream is
 /// reset all the same.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
+/// A read of so much begins the moving by splice, where both sides allow it.
+const BULK: usize = 64 * 1024;
+/// Plaintext of one record of TLS (RFC 8446 section 5.1).
+const RECORD: usize = 16 * 1024;
 /// How often a side that is not being read is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// When there is nothing to wait for.
@@ -233,7 +239,10 @@ impl Relay<'_> {
         upstream: &mut U,
     ) -> Poll<End> {
         let moved = self.outward.moved() + self.inward.moved();
-        let outward = self.outward.poll(context, client, upstream, self.buffers);
+        let parted = self.inward.state == State::Ended;
+        let outward = self
+            .outward
+            .poll(context, client, upstream, self.buffers, parted);
         if let Poll::Ready(Err(broken)) = outward {
             return Poll::Ready(match broken {
                 Broken::Read(error) => End::Client(error),
@@ -243,7 +252,10 @@ impl Relay<'_> {
         if outward.is_ready() && self.parted.is_none() {
             self.parted = Some(self.inward.moved());
         }
-        let inward = self.inward.poll(context, upstream, client, self.buffers);
+        let parted = self.outward.state == State::Ended;
+        let inward = self
+            .inward
+            .poll(context, upstream, client, self.buffers, parted);
         if let Poll::Ready(Err(broken)) = inward {
             return Poll::Ready(match broken {
                 Broken::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -279,6 +291,14 @@ struct Direction<'a> {
     start: usize,
     end: usize,
     class: Class,
+    /// Bytes are moved through a pipe: many come, and both sides allow it.
+    bulk: bool,
+    /// The kernel refused that once.
+    no_splice: bool,
+    /// A pipe with something in it.
+    pipe: Option<Pipe>,
+    /// What reading came to, to be told after the bytes before it.
+    error: Option<io::Error>,
     state: State,
     /// Something was written since the last flush.
     unflushed: bool,
@@ -300,6 +320,10 @@ impl<'a> Direction<'a> {
             start: 0,
             end: 0,
             class: Class::default(),
+            bulk: false,
+            no_splice: false,
+            pipe: None,
+            error: None,
             state: State::Copying,
             unflushed: false,
             count,
@@ -307,29 +331,41 @@ impl<'a> Direction<'a> {
     }
 
     fn is_blind(&self) -> bool {
-        self.buffer.is_some() || self.state != State::Copying
+        self.buffer.is_some() || self.pipe.is_some() || self.state != State::Copying
     }
 
     fn moved(&self) -> u64 {
         self.count.get()
     }
 
+    /// `last`: the other direction has ended.
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        from: &mut (impl AsyncRead + Unpin),
-        to: &mut (impl AsyncWrite + Unpin),
+        from: &mut impl Transport,
+        to: &mut impl Transport,
         buffers: &Buffers,
+        last: bool,
     ) -> Poll<Result<(), Broken>> {
         loop {
             match self.state {
                 State::Ended => return Poll::Ready(Ok(())),
+                // The close that follows says the same, with one call less.
+                State::Ending if last && to.plain().is_some() => self.state = State::Ended,
                 State::Ending => {
                     ready!(Pin::new(&mut *to).poll_shutdown(context)).map_err(Broken::Write)?;
                     self.state = State::Ended;
                 }
                 State::Copying => {
+                    // What was copied before the first splice comes first.
                     ready!(self.poll_write(context, to, buffers)).map_err(Broken::Write)?;
+                    if let (Some(from), Some(to)) = (from.plain(), to.plain()) {
+                        ready!(self.poll_drain(context, to, buffers)).map_err(Broken::Write)?;
+                        if self.bulk {
+                            ready!(self.poll_fill(context, from, buffers)).map_err(Broken::Read)?;
+                            continue;
+                        }
+                    }
                     let read = self.poll_read(context, from, buffers);
                     if read.is_pending() && self.unflushed {
                         ready!(Pin::new(&mut *to).poll_flush(context)).map_err(Broken::Write)?;
@@ -337,6 +373,61 @@ impl<'a> Direction<'a> {
                     }
                     ready!(read).map_err(Broken::Read)?;
                 }
+            }
+        }
+    }
+
+    /// Moves on what the pipe holds and gives the pipe back.
+    fn poll_drain(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &TcpStream,
+        buffers: &Buffers,
+    ) -> Poll<io::Result<()>> {
+        if let Some(pipe) = &mut self.pipe {
+            let count = self.count;
+            let moved = |bytes| count.set(count.get() + bytes as u64);
+            ready!(pipe.drain(context, to, moved))?;
+        }
+        if let Some(pipe) = self.pipe.take() {
+            buffers.give_back_pipe(pipe);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Fills an empty pipe, which is kept only if bytes came.
+    fn poll_fill(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &TcpStream,
+        buffers: &Buffers,
+    ) -> Poll<io::Result<()>> {
+        let Some(mut pipe) = buffers.take_pipe() else {
+            self.bulk = false;
+            return Poll::Ready(Ok(()));
+        };
+        match pipe.fill(context, from) {
+            Poll::Ready(Ok(count)) if count > 0 => {
+                if count < Class::Small.size() {
+                    // The burst is over.
+                    self.bulk = false;
+                    self.class = Class::Small;
+                }
+                self.pipe = Some(pipe);
+                Poll::Ready(Ok(()))
+            }
+            other => {
+                buffers.give_back_pipe(pipe);
+                match other {
+                    Poll::Ready(Ok(_)) => self.state = State::Ending,
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+                        self.bulk = false;
+                        self.no_splice = true;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
+                Poll::Ready(Ok(()))
             }
         }
     }
@@ -367,17 +458,21 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once into a fresh buffer, which is kept only if bytes came.
+    /// Reads into a fresh buffer, which is kept only if bytes came: once, and
+    /// then what the stream holds already (TLS gives a record at a time).
     fn poll_read(
         &mut self,
         context: &mut Context<'_>,
-        from: &mut (impl AsyncRead + Unpin),
+        from: &mut impl Transport,
         buffers: &Buffers,
     ) -> Poll<io::Result<()>> {
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Err(error));
+        }
         let mut buffer = buffers.take(self.class);
         let mut target = ReadBuf::new(&mut buffer);
-        let read = Pin::new(from).poll_read(context, &mut target);
-        let filled = target.filled().len();
+        let read = Pin::new(&mut *from).poll_read(context, &mut target);
+        let mut filled = target.filled().len();
         if filled == 0 {
             let ended = matches!(read, Poll::Ready(Ok(())));
             buffers.give_back(buffer);
@@ -386,7 +481,21 @@ impl<'a> Direction<'a> {
             }
             return read;
         }
-        self.class = match (self.class, filled == buffer.len()) {
+        while from.has_more() && target.remaining() >= RECORD {
+            match Pin::new(&mut *from).poll_read(context, &mut target) {
+                Poll::Ready(Ok(())) if target.filled().len() > filled => {
+                    filled = target.filled().len();
+                }
+                // The end shows again; an error may not.
+                Poll::Ready(Ok(())) | Poll::Pending => break,
+                Poll::Ready(Err(error)) => {
+                    self.error = Some(error);
+                    break;
+                }
+            }
+        }
+        self.bulk = filled >= BULK && !self.no_splice;
+        self.class = match (self.class, filled == buffer.len() || from.has_more()) {
             (Class::Small, true) => Class::Large,
             // A large one that is not even filled as far as a small one.
             (Class::Large, false) if filled < Class::Small.size() => Class::Small,

@@ -4,6 +4,7 @@
 mod buffer;
 mod bytes;
 pub mod http;
+mod splice;
 #[cfg(test)]
 mod tests;
 mod transport;

@@ -427,3 +427,128 @@ async fn an_unsigned_end_instead_of_an_answer_is_a_reset_to_a_half_closed_applic
     .await;
     assert!(matches!(end, End::Unsigned), "{end}");
 }
+
+/// What was read into a buffer before the change to splice must be written
+/// before what came through the pipe: each number tells its own place.
+#[tokio::test]
+async fn bulk_keeps_its_order_when_it_changes_to_splice() {
+    const NUMBERS: u64 = 1 << 20;
+    let (end, traffic, _) = relayed(Rig::new().await, async |mut client, mut server| {
+        let write = async move {
+            for first in (0..NUMBERS).step_by(32_768) {
+                let chunk: Vec<u8> = (first..first + 32_768).flat_map(u64::to_be_bytes).collect();
+                server.write_all(&chunk).await.unwrap();
+            }
+        };
+        let read = async move {
+            let mut number = [0; 8];
+            let mut client = tokio::io::BufReader::with_capacity(256 * 1024, &mut client);
+            for expected in 0..NUMBERS {
+                client.read_exact(&mut number).await.unwrap();
+                assert_eq!(u64::from_be_bytes(number), expected);
+            }
+            assert_eq!(client.read(&mut number).await.unwrap(), 0);
+        };
+        tokio::join!(write, read);
+    })
+    .await;
+    assert!(matches!(end, End::Closed), "{end}");
+    assert_eq!(traffic.sent.get(), NUMBERS * 8);
+}
+
+/// Gives pieces one by one, as TLS gives records, and then breaks.
+struct Pieces(Vec<usize>);
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(size) = self.0.pop() else {
+            return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
+        };
+        buffer.put_slice(&vec![7; size]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Transport for Pieces {
+    fn abort(&self) {}
+
+    fn has_more(&self) -> bool {
+        // Reading on after the last one shows the error.
+        true
+    }
+}
+
+/// Counts writes.
+struct Writes(Rc<Cell<usize>>, Rc<Cell<usize>>);
+
+impl AsyncRead for Writes {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Writes {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.set(self.0.get() + 1);
+        self.1.set(self.1.get() + bytes.len());
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Transport for Writes {
+    fn abort(&self) {}
+}
+
+#[tokio::test]
+async fn records_at_hand_are_written_together_and_an_error_comes_after_them() {
+    const RECORD: usize = 16 * 1024;
+    let (writes, written) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let mut near = Writes(writes.clone(), written.clone());
+    let mut far = Pieces(vec![RECORD; 33]);
+    let traffic = Traffic::default();
+    let buffers = Buffers::default();
+    let end = bytes(&mut near, &mut far, Limits::default(), &buffers, &traffic).await;
+    assert!(matches!(end, End::Truncated), "{end}");
+    assert_eq!(written.get(), 33 * RECORD);
+    assert_eq!(traffic.sent.get(), 33 * RECORD as u64);
+    // One for the first, which nobody knew to be one of many; then eight each.
+    assert_eq!(writes.get(), 5);
+}

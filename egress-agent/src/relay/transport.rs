@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::connect::Stream;
+use crate::connect::{ReadAhead, Stream};
 
 /// A byte stream that can be broken off.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
@@ -18,6 +18,18 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
         None
     }
 
+    /// The socket itself, where the bytes of the stream are those of the wire,
+    /// and closing it tells all that shutting it down would.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// Whether bytes that came lie this side of the socket, so that reading on
+    /// may give more without a system call.
+    fn has_more(&self) -> bool {
+        false
+    }
+
     /// Bytes sent that the peer has not acknowledged.
     fn unacknowledged(&self) -> usize {
         0
@@ -25,6 +37,10 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 }
 
 impl Transport for TcpStream {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
     fn abort(&self) {
         let _ = self.set_zero_linger();
     }
@@ -46,7 +62,29 @@ impl Transport for UnixStream {
     }
 }
 
+impl<S: Transport> Transport for ReadAhead<S> {
+    fn has_more(&self) -> bool {
+        self.has_rest()
+    }
+
+    fn abort(&self) {
+        self.get_ref().abort();
+    }
+
+    fn broken(&self) -> Option<io::Error> {
+        self.get_ref().broken()
+    }
+
+    fn unacknowledged(&self) -> usize {
+        self.get_ref().unacknowledged()
+    }
+}
+
 impl<S: Transport> Transport for TlsStream<S> {
+    fn has_more(&self) -> bool {
+        self.get_ref().0.has_more()
+    }
+
     fn abort(&self) {
         self.get_ref().0.abort();
     }
@@ -66,6 +104,21 @@ impl Transport for tokio::io::DuplexStream {
 }
 
 impl Transport for Stream {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Unix(_) | Self::Tls(_) | Self::TlsUnix(_) | Self::Unready => None,
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        match self {
+            Self::Tls(stream) => stream.has_more(),
+            Self::TlsUnix(stream) => stream.has_more(),
+            Self::Tcp(_) | Self::Unix(_) | Self::Unready => false,
+        }
+    }
+
     fn abort(&self) {
         match self {
             Self::Tcp(stream) => stream.abort(),

@@ -92,13 +92,13 @@ pub(crate) fn service(view: View) -> Arc<Service> {
     Arc::new(Service {
         id: target.service,
         key: view.cluster.key.service.clone(),
-        entry: DocumentRef {
+        entry: Arc::new(DocumentRef {
             kind: "ServiceEntry",
             namespace: "shop".into(),
             name: "test".into(),
             source: "test".into(),
             line: 1,
-        },
+        }),
         port_name: "http".into(),
         protocol: target.protocol,
         resolution: target.resolution,

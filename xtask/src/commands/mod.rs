@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod demo;
+pub(crate) mod instructions;
 pub(crate) mod lint;
 pub(crate) mod package;
 pub(crate) mod run;

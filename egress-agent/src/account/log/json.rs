@@ -96,7 +96,7 @@ struct RequestJson<'a> {
 pub(super) fn write(text: &mut Vec<u8>, line: &Line) -> serde_json::Result<()> {
     let start = text.len();
     let written = match line {
-        Line::Connection(line) => serde_json::to_writer(&mut *text, &connection(line)),
+        Line::Connection(line) => write_connection(text, line),
         Line::Request(line) => serde_json::to_writer(&mut *text, &request(line)),
         Line::Flush(_) => return Ok(()),
     };
@@ -105,6 +105,14 @@ pub(super) fn write(text: &mut Vec<u8>, line: &Line) -> serde_json::Result<()> {
         Err(_) => text.truncate(start),
     }
     written
+}
+
+/// Without the end of the line.
+pub(in crate::account) fn write_connection(
+    text: &mut Vec<u8>,
+    line: &ConnectionLine,
+) -> serde_json::Result<()> {
+    serde_json::to_writer(text, &connection(line))
 }
 
 fn connection(line: &ConnectionLine) -> ConnectionJson<'_> {

@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::{AddressBook, Plan, Scopes, declared, exact, scopes_of, settle, value};
+use super::{AddressBook, Scopes, declared, exact, scopes_of, settle, value};
 use crate::capture::MapKey;
 use crate::policy::snapshot::{Service, ServiceId, Snapshot};
+use egress_common::ServiceValue;
 
 /// What may have changed since the last plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,26 +18,30 @@ pub enum Changed {
     Addresses,
 }
 
-/// The plan of the last snapshot, and whose its keys are.
+/// Keys and what they should have; `None`: nothing.
+pub type PlanChanges = Vec<(MapKey, Option<ServiceValue>)>;
+
+/// Who claims which key. What the keys have follows from that, and is not kept
+/// here.
 #[derive(Debug, Default)]
 pub struct Planner {
-    services: HashMap<ServiceId, Known>,
-    claims: HashMap<MapKey, Vec<Claim>>,
-    plan: Plan,
+    snapshot: Arc<Snapshot>,
+    addresses: HashMap<ServiceId, Addresses>,
+    claims: HashMap<MapKey, Claims>,
 }
 
-/// A service as it was planned.
-#[derive(Debug)]
-struct Known {
-    service: Arc<Service>,
-    addresses: Addresses,
-    keys: Box<[(MapKey, bool)]>,
-}
-
+/// The addresses with which a service was planned.
 #[derive(PartialEq, Eq, Debug)]
 struct Addresses {
-    assigned: Vec<(Ipv4Addr, Ipv6Addr)>,
+    assigned: Box<[(Ipv4Addr, Ipv6Addr)]>,
     resolved: Arc<[IpAddr]>,
+}
+
+/// The services that want a key: nearly always one.
+#[derive(Debug)]
+enum Claims {
+    One(Claim),
+    More(Box<[Claim]>),
 }
 
 /// A service that wants a key.
@@ -47,105 +52,107 @@ struct Claim {
     declared: bool,
 }
 
+impl Claims {
+    fn all(&self) -> &[Claim] {
+        match self {
+            Self::One(claim) => std::slice::from_ref(claim),
+            Self::More(claims) => claims,
+        }
+    }
+}
+
 impl Planner {
-    /// Everything that the kernel's service maps should hold for `snapshot`: the
-    /// same as [`plan`](super::plan) gives.
+    /// The snapshot of the last call.
+    pub const fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// What of [`plan`](super::plan) is not as it was after the last call, with
+    /// some keys perhaps that are.
     pub fn update(
         &mut self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         scopes: &mut Scopes,
         book: &impl AddressBook,
         changed: Changed,
-    ) -> &Plan {
+    ) -> PlanChanges {
         let mut touched: HashSet<MapKey> = HashSet::new();
-        let gone = self.services.keys();
-        let gone = gone.filter(|id| !snapshot.by_id.contains_key(id));
-        for id in gone.copied().collect::<Vec<_>>() {
-            self.forget(id, &mut touched);
+        let before = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
+        let difference = snapshot.since(&before);
+        for service in difference.gone {
+            self.forget(service, scopes, &mut touched);
         }
-        for service in &snapshot.services {
-            let known = self.services.get(&service.id);
-            let same = known.is_some_and(|known| Arc::ptr_eq(&known.service, service));
+        for service in difference.new {
+            self.learn(service, found(service, book), scopes, &mut touched);
+        }
+        let mut look = |service: &Arc<Service>| {
+            let addresses = found(service, book);
+            if self.addresses.get(&service.id) != Some(&addresses) {
+                self.forget(service, scopes, &mut touched);
+                self.learn(service, addresses, scopes, &mut touched);
+            }
+        };
+        match changed {
+            Changed::Addresses => snapshot.services.iter().for_each(look),
             // Names below a wildcard host come and go by themselves.
-            let settled = changed == Changed::Policy && service.key.host.exact().is_some();
-            if same && settled {
-                continue;
+            Changed::Policy => {
+                let wild = snapshot.wildcards.iter().flat_map(|(_, list)| list);
+                wild.for_each(&mut look);
             }
-            let addresses = Addresses {
-                assigned: book.virtual_addresses(service),
-                resolved: book.resolved(service),
-            };
-            if same && known.is_some_and(|known| known.addresses == addresses) {
-                continue;
-            }
-            self.forget(service.id, &mut touched);
-            self.learn(service, addresses, scopes, &mut touched);
         }
-        for key in touched {
-            match self.value(key) {
-                Some(value) => self.plan.insert(key, value),
-                None => self.plan.remove(&key),
-            };
-        }
-        &self.plan
+        let values = touched.into_iter().map(|key| (key, self.value(key)));
+        values.collect()
     }
 
-    fn forget(&mut self, id: ServiceId, touched: &mut HashSet<MapKey>) {
-        let Some(known) = self.services.remove(&id) else {
+    fn forget(&mut self, service: &Service, scopes: &mut Scopes, touched: &mut HashSet<MapKey>) {
+        let Some(addresses) = self.addresses.remove(&service.id) else {
             return;
         };
-        for (key, _) in known.keys {
-            if let Some(claims) = self.claims.get_mut(&key) {
-                claims.retain(|claim| claim.service != id);
-                if claims.is_empty() {
-                    self.claims.remove(&key);
-                }
-            }
+        for (key, _) in keys(service, &addresses, scopes) {
             touched.insert(key);
+            let Some(claims) = self.claims.get_mut(&key) else {
+                continue;
+            };
+            let others = claims.all().iter().copied();
+            let others: Vec<Claim> = others.filter(|claim| claim.service != service.id).collect();
+            match others.as_slice() {
+                [] => drop(self.claims.remove(&key)),
+                [one] => *claims = Claims::One(*one),
+                _ => *claims = Claims::More(others.into()),
+            }
         }
     }
 
     fn learn(
         &mut self,
-        service: &Arc<Service>,
+        service: &Service,
         addresses: Addresses,
         scopes: &mut Scopes,
         touched: &mut HashSet<MapKey>,
     ) {
-        let mut keys = Vec::new();
-        for scope in scopes_of(service, scopes) {
-            let own = declared(service, scope, &addresses);
-            keys.extend(own.into_iter().map(|key| (key, true)));
-            let found = addresses.resolved.iter();
-            keys.extend(found.map(|ip| (exact(scope, service.key.port, *ip), false)));
-        }
-        for (key, declared) in &keys {
-            self.claims.entry(*key).or_default().push(Claim {
+        for (key, declared) in keys(service, &addresses, scopes) {
+            touched.insert(key);
+            let claim = Claim {
                 service: service.id,
-                declared: *declared,
+                declared,
+            };
+            let claims = self.claims.entry(key);
+            let claims = claims.and_modify(|claims| {
+                *claims = Claims::More([claims.all(), &[claim]].concat().into());
             });
-            touched.insert(*key);
+            claims.or_insert(Claims::One(claim));
         }
-        self.services.insert(
-            service.id,
-            Known {
-                service: Arc::clone(service),
-                addresses,
-                keys: keys.into(),
-            },
-        );
+        self.addresses.insert(service.id, addresses);
     }
 
     /// Whose a key is: of those that declare it the first, else as those settle
     /// it that resolve to it.
-    fn value(&self, key: MapKey) -> Option<egress_common::ServiceValue> {
-        let claims = self.claims.get(&key)?;
+    fn value(&self, key: MapKey) -> Option<ServiceValue> {
+        let claims = self.claims.get(&key)?.all();
         let claiming = |declared: bool| {
-            let claims = claims
-                .iter()
-                .filter(move |claim| claim.declared == declared);
-            let services = claims.filter_map(|claim| self.services.get(&claim.service));
-            let mut services: Vec<&Service> = services.map(|known| &*known.service).collect();
+            let claims = claims.iter().filter(move |c| c.declared == declared);
+            let services = claims.filter_map(|claim| self.snapshot.service(claim.service));
+            let mut services: Vec<&Service> = services.map(|service| &**service).collect();
             // The order of the snapshot.
             services.sort_unstable_by(|a, b| a.key.cmp(&b.key));
             services
@@ -157,9 +164,28 @@ impl Planner {
     }
 }
 
+fn found(service: &Service, book: &impl AddressBook) -> Addresses {
+    Addresses {
+        assigned: book.virtual_addresses(service).into(),
+        resolved: book.resolved(service),
+    }
+}
+
+/// Every key that a service wants, and whether the policy says so.
+fn keys(service: &Service, addresses: &Addresses, scopes: &mut Scopes) -> Vec<(MapKey, bool)> {
+    let mut keys = Vec::new();
+    for scope in scopes_of(service, scopes) {
+        let own = declared(service, scope, addresses);
+        keys.extend(own.into_iter().map(|key| (key, true)));
+        let found = addresses.resolved.iter();
+        keys.extend(found.map(|ip| (exact(scope, service.key.port, *ip), false)));
+    }
+    keys
+}
+
 impl AddressBook for Addresses {
     fn virtual_addresses(&self, _service: &Service) -> Vec<(Ipv4Addr, Ipv6Addr)> {
-        self.assigned.clone()
+        self.assigned.to_vec()
     }
 
     fn resolved(&self, _service: &Service) -> Arc<[IpAddr]> {

@@ -47,7 +47,7 @@ impl Dial<Stream> for Dialler {
                     Some(tls) if tls.mutual => Security::MutualTls,
                     Some(_) => Security::Tls,
                 },
-                local: connected.local,
+                local: connected.local(),
                 io: connected.stream,
             })
         })

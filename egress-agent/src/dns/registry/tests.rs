@@ -17,7 +17,7 @@ pub(crate) struct Inner {
     withdrawn: Mutex<Vec<Arc<str>>>,
     running: AtomicUsize,
     permits: Semaphore,
-    fail: std::sync::atomic::AtomicBool,
+    fail: AtomicBool,
 }
 
 impl Default for Inner {

@@ -113,7 +113,7 @@ fn cluster(
         }),
         key,
         policy: Arc::new(policy),
-        endpoints,
+        endpoints: endpoints.into(),
     })
 }
 

@@ -197,7 +197,7 @@ impl<'d> Across<'_, 'd> {
                     .help("name one in the agent's settings, or use MUTUAL");
             }
         }
-        let endpoints = shell.endpoints();
+        let endpoints = &shell.endpoints;
         let (Some(outlier), count) = (blocks.outlier, endpoints.len()) else {
             return;
         };
@@ -245,7 +245,7 @@ impl<'d> Across<'_, 'd> {
             let mut labels = subset.labels.iter();
             labels.all(|(key, value)| endpoint.labels.get(&key.value) == Some(&value.value))
         };
-        if !shell.endpoints().iter().any(fits) {
+        if !shell.endpoints.iter().any(fits) {
             let name = subset.name.as_ref().map_or("", |name| &***name);
             let message = format!(
                 "no endpoint of {} has the labels of the subset {name:?}, so it is empty",

@@ -131,7 +131,7 @@ impl<'d> Compiler<'_, 'd> {
         for overruled in winner.iter().flat_map(|winner| winner.overruled.iter()) {
             let older = winner.map_or_else(String::new, |winner| winner.document.id.to_string());
             lost.push(Lost {
-                document: overruled.reference.clone(),
+                document: Arc::clone(&overruled.reference),
                 namespace: namespace.clone(),
                 reason: format!(
                     "{older} is older and has the same host, so its trafficPolicy stands whole"
@@ -152,7 +152,7 @@ impl<'d> Compiler<'_, 'd> {
                 )
             });
             lost.push(Lost {
-                document: rule.document.reference.clone(),
+                document: Arc::clone(&rule.document.reference),
                 namespace: namespace.clone(),
                 reason: reason.into(),
             });
@@ -174,7 +174,7 @@ impl<'d> Compiler<'_, 'd> {
                 )
             });
             lost.push(Lost {
-                document: other.document.reference.clone(),
+                document: Arc::clone(&other.document.reference),
                 namespace: namespace.clone(),
                 reason: reason.into(),
             });

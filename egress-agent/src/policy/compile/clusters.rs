@@ -1,6 +1,6 @@
 //! Clusters: a service, a rule and a subset, each built once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::policy::{Blocks4, blocks, build, has_port};
@@ -56,12 +56,41 @@ pub(super) struct Clusters {
     known: HashMap<(usize, Option<usize>, Option<usize>), Built>,
     /// Policies of a rule that do not depend on the service.
     policies: HashMap<(Option<usize>, Option<usize>, u16), Arc<TrafficPolicy>>,
+    pub(super) shared: Policies,
+}
+
+/// Every policy once, whichever rules say it: in most places few differ.
+#[derive(Debug, Default)]
+pub(super) struct Policies {
+    known: HashSet<Arc<TrafficPolicy>>,
+    /// How many there were after the last look for unused ones.
+    used: usize,
+}
+
+impl Policies {
+    fn share(&mut self, policy: TrafficPolicy) -> Arc<TrafficPolicy> {
+        if let Some(known) = self.known.get(&policy) {
+            return Arc::clone(known);
+        }
+        let policy = Arc::new(policy);
+        self.known.insert(Arc::clone(&policy));
+        policy
+    }
+
+    /// Forgets what nobody uses any more, now and then.
+    pub(super) fn tidy(&mut self) {
+        if self.known.len() > 2 * self.used + 64 {
+            self.known.retain(|policy| Arc::strong_count(policy) > 1);
+            self.used = self.known.len();
+        }
+    }
 }
 
 impl Clusters {
-    pub(super) fn new(slots: Slots) -> Self {
+    pub(super) fn new(slots: Slots, shared: Policies) -> Self {
         Self {
             slots,
+            shared,
             ..Self::default()
         }
     }
@@ -113,18 +142,20 @@ impl Clusters {
             if mode.is_none() && shell.target.https_port && !shell.subject_alt_names.is_empty() {
                 policy.tls = Some(plain(&facts));
             }
-            Arc::new(policy)
+            policy
         };
-        let shared = shell.subject_alt_names.is_empty()
+        let independent = shell.subject_alt_names.is_empty()
             && shell.document.annotations.is_empty()
             && facts.guessed.is_none();
-        let policy = if shared {
+        let policy = if independent {
             // Ports without settings of their own share one.
             let own = rule.is_some_and(|rule| has_port(rule, subset, port));
             let key = (rule_index, subset_index, if own { port } else { 0 });
-            Arc::clone(self.policies.entry(key).or_insert_with(make))
+            let shared = &mut self.shared;
+            let policy = self.policies.entry(key);
+            Arc::clone(policy.or_insert_with(|| shared.share(make())))
         } else {
-            make()
+            self.shared.share(make())
         };
         let http = blocks.pool.and_then(|pool| pool.http.as_deref());
         let hashes = blocks
@@ -188,15 +219,13 @@ fn copy(target: &ClusterTarget) -> ClusterTarget {
 }
 
 /// Endpoints whose labels contain those of the subset.
-fn endpoints(shell: &Shell<'_>, subset: Option<&Subset>) -> Vec<EndpointSpec> {
-    let fits = |endpoint: &EndpointSpec| {
-        subset.is_none_or(|subset| {
-            let mut wanted = subset.labels.iter();
-            wanted.all(|(key, value)| endpoint.labels.get(&key.value) == Some(&value.value))
-        })
+fn endpoints(shell: &Shell<'_>, subset: Option<&Subset>) -> Arc<[EndpointSpec]> {
+    let Some(subset) = subset else {
+        return Arc::clone(&shell.endpoints);
     };
-    let mut list = shell.endpoints();
-    list.retain(fits);
-    list.shrink_to_fit();
-    list
+    let fits = |endpoint: &&EndpointSpec| {
+        let mut wanted = subset.labels.iter();
+        wanted.all(|(key, value)| endpoint.labels.get(&key.value) == Some(&value.value))
+    };
+    shell.endpoints.iter().filter(fits).cloned().collect()
 }

@@ -1,10 +1,12 @@
 //! Compiling what changed, and what it can act on, and keeping the rest.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::clusters::Slots;
-use super::related::{Joint, Related};
+use super::clusters::{Clusters, Policies, Slots};
+use super::related::{self, Joint, Related};
 use super::{Ids, Part, build, index_hosts};
 use crate::numbers::Known;
 use crate::policy::Options;
@@ -18,11 +20,44 @@ use crate::policy::snapshot::{Cluster, Service, ServiceId, Snapshot};
 pub struct Compiler {
     ids: Ids,
     related: Related,
-    documents: HashMap<DocumentId, Arc<Document>>,
-    /// Services by the document that they come from.
-    services: HashMap<DocumentId, Vec<ServiceId>>,
+    /// Each with the services that come from it.
+    documents: HashMap<ById, Box<[ServiceId]>>,
+    policies: Policies,
     snapshot: Arc<Snapshot>,
     warnings: Vec<Diagnostic>,
+}
+
+/// A document, found by its identity.
+#[derive(Debug)]
+struct ById(Arc<Document>);
+
+impl Borrow<DocumentId> for ById {
+    fn borrow(&self) -> &DocumentId {
+        &self.0.id
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
+
+/// What the changed documents are and were.
+struct Touched {
+    documents: HashSet<DocumentId>,
+    /// What joins others to them, or did.
+    joints: Vec<Joint>,
+    /// Services that came from them as they were.
+    services: HashSet<ServiceId>,
 }
 
 /// What is compiled again, and what stays as it was.
@@ -61,35 +96,42 @@ impl Compiler {
             self.documents.clear();
         }
         let mut secrets: Vec<(DocumentId, Option<Arc<Document>>)> = Vec::new();
-        let mut touched: HashSet<DocumentId> = HashSet::new();
-        let mut joints: Vec<Joint> = Vec::new();
+        let mut touched = Touched {
+            documents: HashSet::new(),
+            joints: Vec::new(),
+            services: HashSet::new(),
+        };
         for (id, document) in changes {
-            if self.documents.remove(&id).is_some() {
-                joints.extend(self.related.remove(&id));
+            if let Some((ById(old), services)) = self.documents.remove_entry(&id) {
+                touched.joints.extend(self.related.remove(&old, options));
+                touched.services.extend(services);
             }
             if let Some(document) = &document {
-                joints.extend(self.related.insert(document, options));
-                self.documents.insert(id.clone(), Arc::clone(document));
+                touched
+                    .joints
+                    .extend(self.related.insert(document, options));
+                let key = ById(Arc::clone(document));
+                self.documents.insert(key, Box::default());
             }
             if id.kind == crate::policy::schema::meta::Kind::Secret {
                 secrets.push((id.clone(), document));
             }
-            touched.insert(id);
+            touched.documents.insert(id);
         }
         let generation = self.ids.begin();
-        let everything = anew || touched.len() * 2 > self.documents.len();
-        let (again, split, part) = self.compile(touched, joints, everything, options);
+        let everything = anew || touched.documents.len() * 2 > self.documents.len();
+        let (again, split, part) = self.compile(touched, everything, options);
         self.ids
             .forget(split.goes.iter().map(|service| &service.key));
         self.replace_warnings(&again, part.warnings, everything);
-        for id in &again {
-            self.services.remove(id);
-        }
-        if everything {
-            self.services.clear();
-        }
+        let mut services: HashMap<DocumentId, Vec<ServiceId>> = HashMap::new();
         for (id, service) in part.origins {
-            self.services.entry(id).or_default().push(service);
+            services.entry(id).or_default().push(service);
+        }
+        for id in &again {
+            if let Some(held) = self.documents.get_mut(id) {
+                *held = services.remove(id).unwrap_or_default().into();
+            }
         }
         let secrets = self.secrets(secrets, anew);
         let snapshot = assemble(
@@ -102,6 +144,7 @@ impl Compiler {
             secrets,
         );
         self.snapshot = Arc::new(snapshot);
+        self.policies.tidy();
         Arc::clone(&self.snapshot)
     }
 
@@ -109,27 +152,31 @@ impl Compiler {
     /// that leaves gaps among the clusters, also what fills them.
     fn compile(
         &mut self,
-        touched: HashSet<DocumentId>,
-        joints: Vec<Joint>,
+        touched: Touched,
         mut everything: bool,
         options: &Options,
     ) -> (HashSet<DocumentId>, Split, Part) {
-        let mut again = touched;
+        let mut again = touched.documents;
         if !everything {
-            again.extend(self.related.closure(joints));
+            again.extend(self.related.closure(touched.joints, options));
         }
         loop {
             everything |= again.len() * 2 > self.documents.len();
             let split = if everything {
                 self.split_all()
             } else {
-                self.split(&again)
+                self.split(&again, &touched.services)
             };
             let mut documents: Vec<&Arc<Document>> = if everything {
-                self.documents.values().collect()
+                self.documents
+                    .keys()
+                    .map(|ById(document)| document)
+                    .collect()
             } else {
-                let known = again.iter().filter_map(|id| self.documents.get(id));
-                known.collect()
+                let known = again
+                    .iter()
+                    .filter_map(|id| self.documents.get_key_value(id));
+                known.map(|(ById(document), _)| document).collect()
             };
             documents.sort_by(|a, b| a.by_age(b));
             let next = if everything {
@@ -138,27 +185,33 @@ impl Compiler {
                 self.snapshot.clusters.len()
             };
             let slots = Slots::new(split.free.clone(), next);
-            let part = build(&mut self.ids, &documents, options, slots);
+            let policies = std::mem::take(&mut self.policies);
+            let clusters = Clusters::new(slots, policies);
+            let (part, policies) = build(&mut self.ids, &documents, options, clusters);
+            self.policies = policies;
             let total = split.clusters.len() + part.clusters.len();
             let mut joints = Vec::new();
             // What lies behind the end moves into the gaps.
             for cluster in split.clusters.iter().filter(|c| c.index >= total) {
                 let service = self.snapshot.by_id.get(&cluster.target.service);
                 let origin = service.and_then(|service| origin(&service.entry));
-                joints.extend(
-                    origin
-                        .iter()
-                        .flat_map(|id| self.related.joints_of(id).iter().cloned()),
-                );
+                let document = origin.and_then(|id| self.documents.get_key_value(&id));
+                if let Some((ById(document), _)) = document {
+                    joints.extend(related::joints(document, options));
+                }
             }
             if joints.is_empty() || everything {
                 if everything {
-                    again.extend(self.documents.keys().cloned());
+                    again.extend(
+                        self.documents
+                            .keys()
+                            .map(|ById(document)| document.id.clone()),
+                    );
                 }
                 return (again, split, part);
             }
             let before = again.len();
-            again.extend(self.related.closure(joints));
+            again.extend(self.related.closure(joints, options));
             // Never without end.
             everything |= again.len() == before;
         }
@@ -173,9 +226,10 @@ impl Compiler {
         }
     }
 
-    fn split(&self, again: &HashSet<DocumentId>) -> Split {
-        let ids = again.iter().filter_map(|id| self.services.get(id));
-        let ids: HashSet<ServiceId> = ids.flatten().copied().collect();
+    fn split(&self, again: &HashSet<DocumentId>, former: &HashSet<ServiceId>) -> Split {
+        let ids = again.iter().filter_map(|id| self.documents.get(id));
+        let ids = ids.flat_map(|services| services.iter()).chain(former);
+        let ids: HashSet<ServiceId> = ids.copied().collect();
         let (goes, stays) = (self.snapshot.services.iter().cloned())
             .partition(|service: &Arc<Service>| ids.contains(&service.id));
         let (gone, clusters): (Vec<Arc<Cluster>>, Vec<_>) =
@@ -289,7 +343,7 @@ fn assemble(
         match &service.key.host {
             HostPattern::Exact(host) => by_host
                 .entry(Arc::clone(host))
-                .or_default()
+                .or_insert_with(|| Vec::with_capacity(1))
                 .push(Arc::clone(service)),
             HostPattern::Suffix(_) => wild = true,
         }

@@ -43,7 +43,7 @@ use super::model::{HostPattern, Visibility};
 use super::schema::Text;
 use super::schema::secret::Secret;
 use super::snapshot::{Cluster, Lost, Service, ServiceId, Snapshot};
-use clusters::Slots;
+use clusters::{Clusters, Policies, Slots};
 
 pub use ids::Ids;
 pub use incremental::Compiler;
@@ -72,7 +72,8 @@ pub fn compile(
     let generation = ids.begin();
     let mut by_age: Vec<&Arc<Document>> = documents.list.iter().collect();
     by_age.sort_by(|a, b| a.by_age(b));
-    let mut part = build(ids, &by_age, options, Slots::default());
+    let clusters = Clusters::new(Slots::default(), Policies::default());
+    let (mut part, _) = build(ids, &by_age, options, clusters);
     ids.end();
 
     part.services.sort_by(|a, b| a.key.cmp(&b.key));
@@ -102,14 +103,19 @@ pub fn compile(
 }
 
 /// Compiles documents, which are ordered by age; nothing else acts on them.
-fn build(ids: &mut Ids, by_age: &[&Arc<Document>], options: &Options, slots: Slots) -> Part {
+fn build(
+    ids: &mut Ids,
+    by_age: &[&Arc<Document>],
+    options: &Options,
+    clusters: Clusters,
+) -> (Part, Policies) {
     let mut problems = Problems::default();
     let rules = rules::Rules::new(by_age, options, &mut problems);
     let virtuals = virtual_services::VirtualServices::new(by_age, options);
     let mut shells = services::shells(by_age, ids, &mut problems);
     virtuals.add_services(&mut shells, ids, options);
     let mut compiler =
-        views::Compiler::new(options, &rules, &virtuals, &shells, slots, &mut problems);
+        views::Compiler::new(options, &rules, &virtuals, &shells, clusters, &mut problems);
     let mut services = Vec::with_capacity(shells.len());
     let mut origins = Vec::with_capacity(shells.len());
     let mut lost = LostMap::new();
@@ -122,15 +128,20 @@ fn build(ids: &mut Ids, by_age: &[&Arc<Document>], options: &Options, slots: Slo
             services.push(Arc::new(service));
         }
     }
-    let clusters = compiler.into_clusters();
+    let Clusters {
+        list: clusters,
+        shared,
+        ..
+    } = compiler.into_clusters();
     across::check(&shells, &rules, &virtuals, options, &mut problems);
-    Part {
+    let part = Part {
         services,
         origins,
         clusters,
         lost,
         warnings: problems.into_list(),
-    }
+    };
+    (part, shared)
 }
 
 type ByHost = HashMap<Arc<str>, Vec<Arc<Service>>>;
@@ -141,7 +152,12 @@ fn index_hosts<'s>(services: impl IntoIterator<Item = &'s Arc<Service>>) -> (ByH
     let mut suffixes: BTreeMap<Arc<str>, Vec<Arc<Service>>> = BTreeMap::new();
     for service in services {
         match &service.key.host {
-            HostPattern::Exact(name) => by_host.entry(Arc::clone(name)).or_default(),
+            HostPattern::Exact(name) => {
+                let list = by_host.entry(Arc::clone(name)).or_default();
+                // Most hosts have one port.
+                list.reserve_exact(1);
+                list
+            }
             HostPattern::Suffix(suffix) => suffixes.entry(Arc::clone(suffix)).or_default(),
         }
         .push(Arc::clone(service));

@@ -26,14 +26,15 @@ pub(super) enum Joint {
 /// Documents by what joins them.
 #[derive(Debug, Default)]
 pub(super) struct Related {
-    documents: HashMap<DocumentId, Box<[Joint]>>,
-    exact: HashMap<Arc<str>, Vec<DocumentId>>,
-    suffixes: HashMap<Arc<str>, Vec<DocumentId>>,
-    anywhere: HashMap<(Arc<str>, u16), Vec<DocumentId>>,
+    exact: HashMap<Arc<str>, Members>,
+    suffixes: HashMap<Arc<str>, Members>,
+    anywhere: HashMap<(Arc<str>, u16), Members>,
 }
 
+type Members = Vec<Arc<Document>>;
+
 impl Related {
-    fn members(&mut self, joint: &Joint) -> &mut Vec<DocumentId> {
+    fn members(&mut self, joint: &Joint) -> &mut Members {
         match joint {
             Joint::Host(HostPattern::Exact(text)) => self.exact.entry(Arc::clone(text)),
             Joint::Host(HostPattern::Suffix(text)) => self.suffixes.entry(Arc::clone(text)),
@@ -47,7 +48,7 @@ impl Related {
         .or_default()
     }
 
-    fn known(&self, joint: &Joint) -> &[DocumentId] {
+    fn known(&self, joint: &Joint) -> &[Arc<Document>] {
         match joint {
             Joint::Host(HostPattern::Exact(text)) => self.exact.get(text),
             Joint::Host(HostPattern::Suffix(text)) => self.suffixes.get(text),
@@ -57,21 +58,23 @@ impl Related {
     }
 
     /// Adds a document that is not there, and gives its joints.
-    pub(super) fn insert(&mut self, document: &Document, options: &Options) -> Box<[Joint]> {
+    pub(super) fn insert(&mut self, document: &Arc<Document>, options: &Options) -> Vec<Joint> {
         let joints = joints(document, options);
         for joint in &joints {
-            self.members(joint).push(document.id.clone());
+            let members = self.members(joint);
+            // Seldom more than a ServiceEntry and its rules.
+            members.reserve_exact(1);
+            members.push(Arc::clone(document));
         }
-        self.documents.insert(document.id.clone(), joints.clone());
         joints
     }
 
     /// Removes a document, and gives the joints that it had.
-    pub(super) fn remove(&mut self, id: &DocumentId) -> Box<[Joint]> {
-        let joints = self.documents.remove(id).unwrap_or_default();
+    pub(super) fn remove(&mut self, document: &Arc<Document>, options: &Options) -> Vec<Joint> {
+        let joints = joints(document, options);
         for joint in &joints {
             let members = self.members(joint);
-            members.retain(|member| member != id);
+            members.retain(|member| !Arc::ptr_eq(member, document));
             if members.is_empty() {
                 match joint {
                     Joint::Host(HostPattern::Exact(text)) => drop(self.exact.remove(text)),
@@ -85,22 +88,17 @@ impl Related {
         joints
     }
 
-    /// The joints of a document.
-    pub(super) fn joints_of(&self, id: &DocumentId) -> &[Joint] {
-        self.documents.get(id).map_or(&[], |joints| joints)
-    }
-
     /// Every document that some chain joins to these joints.
-    pub(super) fn closure(&self, mut queue: Vec<Joint>) -> HashSet<DocumentId> {
+    pub(super) fn closure(&self, mut queue: Vec<Joint>, options: &Options) -> HashSet<DocumentId> {
         let mut seen: HashSet<Joint> = HashSet::new();
         let mut out = HashSet::new();
         while let Some(joint) = queue.pop() {
             if !seen.insert(joint.clone()) {
                 continue;
             }
-            for id in self.known(&joint) {
-                if out.insert(id.clone()) {
-                    queue.extend(self.joints_of(id).iter().cloned());
+            for document in self.known(&joint) {
+                if out.insert(document.id.clone()) {
+                    queue.extend(joints(document, options));
                 }
             }
             match &joint {
@@ -128,7 +126,8 @@ fn suffix(text: &Arc<str>) -> Joint {
     Joint::Host(HostPattern::Suffix(Arc::clone(text)))
 }
 
-fn joints(document: &Document, options: &Options) -> Box<[Joint]> {
+/// What a document is joined by.
+pub(super) fn joints(document: &Document, options: &Options) -> Vec<Joint> {
     let namespace = &document.id.namespace;
     let mut out: Vec<Joint> = match &document.spec {
         Spec::ServiceEntry(spec) => {
@@ -151,7 +150,7 @@ fn joints(document: &Document, options: &Options) -> Box<[Joint]> {
     };
     let mut seen = HashSet::new();
     out.retain(|joint| seen.insert(joint.clone()));
-    out.into()
+    out
 }
 
 fn virtual_joints(spec: &VirtualService, namespace: &str, options: &Options) -> Vec<Joint> {

@@ -29,8 +29,8 @@ pub(super) struct Shell<'d> {
     pub(super) port_name: Arc<str>,
     pub(super) addresses: Vec<IpNet>,
     pub(super) virtual_address: bool,
-    /// The entry and port that endpoints are read from.
-    pub(super) written: Option<(&'d ServiceEntry, &'d Port)>,
+    /// `endpoints` as they are for this port, or the host itself.
+    pub(super) endpoints: Arc<[EndpointSpec]>,
     pub(super) visibility: Visibility,
     pub(super) target: Arc<ClusterTarget>,
     pub(super) subject_alt_names: &'d [Text],
@@ -40,24 +40,6 @@ pub(super) struct Shell<'d> {
     /// clusters are those of the service with this place.
     pub(super) part_of: Option<usize>,
     pub(super) on_agent_failure: OnAgentFailure,
-}
-
-impl Shell<'_> {
-    /// `endpoints` as they are for this port, or the host itself.
-    pub(super) fn endpoints(&self) -> Vec<EndpointSpec> {
-        self.written.map_or_else(Vec::new, |(spec, port)| {
-            let target = &*self.target;
-            let (port_number, target_port) = (target.port, target.target_port);
-            endpoints(
-                spec,
-                &self.key.host,
-                port,
-                port_number,
-                target_port,
-                target.resolution,
-            )
-        })
-    }
 }
 
 /// The services of all ServiceEntries among `documents`, which are ordered by
@@ -156,7 +138,7 @@ fn shell<'d>(
             .filter_map(|a| subnet(a).ok())
             .collect(),
         virtual_address: resolution != Resolution::None && spec.addresses.is_empty() && allocates,
-        written: Some((spec, port)),
+        endpoints: endpoints(spec, &key.host, port, key.port, target_port, resolution).into(),
         visibility: visibility(&spec.export_to, &document.id.namespace),
         target: Arc::new(ClusterTarget {
             service: id,
@@ -245,9 +227,7 @@ fn endpoints(
             labels,
         })
     };
-    let mut list: Vec<EndpointSpec> = written.iter().filter_map(endpoint).collect();
-    list.shrink_to_fit();
-    list
+    written.iter().filter_map(endpoint).collect()
 }
 
 /// `locality`, or a label that stands for it, whose parts dots may separate.

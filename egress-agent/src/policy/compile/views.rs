@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Problems;
-use super::clusters::{Built, Clusters, Slots};
+use super::clusters::{Built, Clusters};
 use super::hosts::rule_pattern;
 use super::path;
 use super::routes::Expressions;
@@ -13,7 +13,7 @@ use super::services::Shell;
 use super::virtual_services::{Choice as VirtualChoice, VirtualServices};
 use crate::policy::Options;
 use crate::policy::model::{HostPattern, Labels, Visibility};
-use crate::policy::snapshot::{ClientMatch, Cluster, Lost, Service, ServiceKey, View};
+use crate::policy::snapshot::{ClientMatch, Lost, Service, ServiceKey, View};
 
 /// Compiles services one by one.
 pub(super) struct Compiler<'c, 'd> {
@@ -44,7 +44,7 @@ impl<'c, 'd> Compiler<'c, 'd> {
         rules: &'c Rules<'d>,
         virtuals: &'c VirtualServices<'d>,
         shells: &'c [Shell<'d>],
-        slots: Slots,
+        clusters: Clusters,
         problems: &'c mut Problems,
     ) -> Self {
         let mut by_host: HashMap<&HostPattern, Vec<usize>> = HashMap::new();
@@ -57,14 +57,14 @@ impl<'c, 'd> Compiler<'c, 'd> {
             virtuals,
             shells,
             by_host,
-            clusters: Clusters::new(slots),
+            clusters,
             expressions: Expressions::default(),
             problems,
         }
     }
 
-    pub(super) fn into_clusters(self) -> Vec<Arc<Cluster>> {
-        self.clusters.list
+    pub(super) fn into_clusters(self) -> Clusters {
+        self.clusters
     }
 
     /// One service, and the documents that do not act on it.
@@ -125,14 +125,14 @@ impl<'c, 'd> Compiler<'c, 'd> {
         let service = Service {
             id: shell.id,
             key: shell.key.clone(),
-            entry: shell.document.reference.clone(),
+            entry: Arc::clone(&shell.document.reference),
             port_name: Arc::clone(&shell.port_name),
             protocol: shell.target.protocol,
             resolution: shell.target.resolution,
             target_port: shell.target.target_port,
             addresses: shell.addresses.clone(),
             virtual_address: shell.virtual_address,
-            endpoints: shell.endpoints(),
+            endpoints: Arc::clone(&shell.endpoints),
             visibility: shell.visibility.clone(),
             path: path::decide(shell, &views),
             on_agent_failure,
@@ -290,10 +290,10 @@ impl<'c, 'd> Compiler<'c, 'd> {
                 namespace: (!client.anyone).then(|| client.namespace.into()),
                 labels: client.labels.cloned().unwrap_or_default(),
             },
-            destination_rule: rule.map(|rule| rule.document.reference.clone()),
+            destination_rule: rule.map(|rule| Arc::clone(&rule.document.reference)),
             virtual_service: service
                 .filter(|_| acts)
-                .map(|service| service.document.reference.clone()),
+                .map(|service| Arc::clone(&service.document.reference)),
             cluster,
             subsets,
             http,

@@ -208,7 +208,7 @@ fn add_part(shells: &mut Vec<Shell<'_>>, part: usize, host: &HostPattern, ids: &
         port_name: Arc::clone(&whole.port_name),
         addresses: whole.addresses.clone(),
         virtual_address: whole.virtual_address,
-        written: whole.written,
+        endpoints: Arc::clone(&whole.endpoints),
         visibility: whole.visibility.clone(),
         target: Arc::clone(&whole.target),
         subject_alt_names: whole.subject_alt_names,
@@ -234,7 +234,7 @@ fn alone<'d>(service: &Virtual<'d>, host: &HostPattern, span: Span, ids: &mut Id
         port_name: "http".into(),
         addresses: Vec::new(),
         virtual_address: true,
-        written: None,
+        endpoints: [].into(),
         visibility: service.visibility.clone(),
         target: Arc::new(ClusterTarget {
             service: id,

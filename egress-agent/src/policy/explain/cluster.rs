@@ -47,7 +47,7 @@ fn rule(snapshot: &Snapshot, cluster: &Cluster) -> Option<report::Document> {
     let rules = service
         .views
         .iter()
-        .filter_map(|view| view.destination_rule.as_ref());
+        .filter_map(|view| view.destination_rule.as_deref());
     let mut same = rules
         .filter(|rule| cluster.key.rule.split_once('/') == Some((&*rule.namespace, &*rule.name)));
     same.next().map(words::document)

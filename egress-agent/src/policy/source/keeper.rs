@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::files::Watcher;
 use super::reader::Reader;
 use crate::flag::Side;
+use crate::memory;
 use crate::numbers::Known;
 use crate::policy::Options;
 use crate::policy::diagnostic::{Diagnostic, Severity};
@@ -244,6 +245,7 @@ impl Body {
     fn publish(&mut self, publisher: &watch::Sender<Published>) {
         if self.store.is_changed() {
             publisher.send_replace(self.compile());
+            memory::give_back();
             return;
         }
         // Texts that cannot be read change no document.
@@ -286,6 +288,7 @@ fn body(places: Places, inbox: mpsc::Receiver<Order>, ready: oneshot::Sender<Sta
                 body.look();
                 let (publisher, published) = watch::channel(body.compile());
                 if ready.send(Ok(published)).is_ok() {
+                    memory::give_back();
                     serve(body, inbox, &publisher).await;
                 }
             }

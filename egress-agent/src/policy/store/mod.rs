@@ -188,7 +188,9 @@ impl Store {
         problems: Vec<Diagnostic>,
         order: (SystemTime, u64),
     ) {
-        let versions = self.entries.entry(id.clone()).or_default();
+        // Nearly always one.
+        let versions = self.entries.entry(id.clone());
+        let versions = versions.or_insert_with(|| Vec::with_capacity(1));
         let place = if let Some(place) = versions.iter().position(|v| v.source == *source) {
             place
         } else {

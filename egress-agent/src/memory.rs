@@ -1,0 +1,19 @@
+//! Gives memory back to the system that a start or a large change needed for a
+//! while.
+#![allow(unsafe_code, reason = "the allocator's function has no safe face")]
+
+// Links the allocator, also into what has another one, where the call does
+// nothing.
+use mimalloc as _;
+
+unsafe extern "C" {
+    fn mi_collect(force: bool);
+}
+
+/// Returns what the calling thread has freed, and what others have handed back
+/// to the allocator. Without it a thread that is idle keeps its free pages:
+/// mimalloc looks after them only while it allocates.
+pub fn give_back() {
+    // SAFETY: takes no pointer, and any thread may call it at any time.
+    unsafe { mi_collect(true) }
+}
