@@ -234,12 +234,12 @@ fn push_number(text: &mut Vec<u8>, number: impl Serialize) {
 
 fn push_address(text: &mut Vec<u8>, address: &SocketAddr) {
     match address {
-        SocketAddr::V4(address) => push_v4(text, address),
+        SocketAddr::V4(address) => push_v4(text, *address),
         SocketAddr::V6(_) => push(text, address),
     }
 }
 
-fn push_v4(text: &mut Vec<u8>, address: &SocketAddrV4) {
+fn push_v4(text: &mut Vec<u8>, address: SocketAddrV4) {
     for (index, octet) in address.ip().octets().into_iter().enumerate() {
         if index > 0 {
             text.push(b'.');
