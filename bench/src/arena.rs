@@ -43,7 +43,7 @@ impl Arena {
             .iter()
             .map(|service| format!("{} {}\n", service.address(), service.host()))
             .collect();
-        let dns = NameServer::start(&lab, RESOLVER, &records)?;
+        let dns = NameServer::start_with(&lab, RESOLVER, &records, &[crate::dns::ZONE_RECORDS])?;
         let serve = Serve {
             listeners: services::ALL
                 .iter()

@@ -13,13 +13,12 @@ use lab::dns::NameServer;
 use lab::process::Process;
 use lab::{Group, Lab, RESOLVER};
 
-use crate::extra::{Extra, Row};
+use crate::extra::Row;
 use crate::progress::Progress;
 use crate::serve::{Listener, Serve, Speaks, Tls};
 use crate::statistics::Figure;
 
-pub(crate) const NAME: &str = "direct-path";
-pub(crate) const TITLE: &str = "The direct path beside no interception, in rounds of milliseconds";
+const NAME: &str = "direct-path";
 
 const ECHO: u16 = 9010;
 const BULK: u16 = 9011;
@@ -227,7 +226,7 @@ fn map_bytes(agent: &Agent) -> Result<f64> {
 }
 
 /// Steps of [`measure`] as progress has them.
-pub(crate) fn steps(share: f64) -> usize {
+fn steps(share: f64) -> usize {
     let turns = [LATENCY, THROUGHPUT, CONNECT, LIFE].map(|usual| rounds(usual, share).div_ceil(10));
     1 + turns.iter().sum::<usize>()
 }
@@ -242,7 +241,8 @@ fn rounds(usual: f64, share: f64) -> usize {
 }
 
 /// Measures; `share` is the part of the usual rounds.
-pub(crate) fn measure(share: f64, progress: &mut Progress) -> Result<Extra> {
+pub(crate) fn measure(share: f64) -> Result<Vec<Row>> {
+    let progress = &mut Progress::new(steps(share));
     let rounds = |usual| rounds(usual, share);
     progress.step(&format!("{NAME} one service, then {MANY}"));
     let mut one = Side::new(1)?;
@@ -340,66 +340,62 @@ pub(crate) fn measure(share: f64, progress: &mut Progress) -> Result<Extra> {
         value,
         target,
     };
-    Ok(Extra {
-        name: NAME,
-        title: TITLE,
-        rows: vec![
-            row(
-                "throughput, one stream",
-                "× of no interception",
-                between(&throughput, "direct", "none", ratio, 0.01),
-                Some((0.98, false)),
-            ),
-            row(
-                "latency, a byte there and back",
-                "× of no interception",
-                between(&latency, "direct", "none", ratio, 0.01),
-                Some((1.02, true)),
-            ),
-            row(
-                "connect",
-                "µs more than no interception",
-                between(&connect, "one", "none", more, 1.0),
-                Some((5.0, true)),
-            ),
-            row(
-                "connect, no interception",
-                "µs",
-                median(&connect, "none"),
-                None,
-            ),
-            row(
-                "socket, connect and close",
-                "µs more than no interception",
-                between(&lives, "one", "none", more, 1.0),
-                None,
-            ),
-            row(
-                "connect with 10,000 services of 10 endpoints",
-                "µs more than with one service",
-                between(&connect, "many", "one", more, 0.3),
-                Some((1.0, true)),
-            ),
-            row(
-                "the same, each to another service",
-                "µs more than with one service",
-                between(&connect, "others", "one", more, 0.3),
-                None,
-            ),
-            row(
-                "kernel memory of all maps, one service",
-                "MB",
-                Ok(small / 1e6),
-                None,
-            ),
-            row(
-                "kernel memory of all maps, 10,000 services of 10 endpoints",
-                "MB",
-                Ok(large / 1e6),
-                None,
-            ),
-        ],
-    })
+    Ok(vec![
+        row(
+            "throughput, one stream",
+            "× of no interception",
+            between(&throughput, "direct", "none", ratio, 0.01),
+            Some((0.98, false)),
+        ),
+        row(
+            "latency, a byte there and back",
+            "× of no interception",
+            between(&latency, "direct", "none", ratio, 0.01),
+            Some((1.02, true)),
+        ),
+        row(
+            "connect",
+            "µs more than no interception",
+            between(&connect, "one", "none", more, 1.0),
+            Some((5.0, true)),
+        ),
+        row(
+            "connect, no interception",
+            "µs",
+            median(&connect, "none"),
+            None,
+        ),
+        row(
+            "socket, connect and close",
+            "µs more than no interception",
+            between(&lives, "one", "none", more, 1.0),
+            None,
+        ),
+        row(
+            "connect with 10,000 services of 10 endpoints",
+            "µs more than with one service",
+            between(&connect, "many", "one", more, 0.3),
+            Some((1.0, true)),
+        ),
+        row(
+            "the same, each to another service",
+            "µs more than with one service",
+            between(&connect, "others", "one", more, 0.3),
+            None,
+        ),
+        row(
+            "kernel memory of all maps, one service",
+            "MB",
+            Ok(small / 1e6),
+            None,
+        ),
+        row(
+            "kernel memory of all maps, 10,000 services of 10 endpoints",
+            "MB",
+            Ok(large / 1e6),
+            None,
+        ),
+    ])
 }
 
 /// Connections that the kernel carried, by its own counter.

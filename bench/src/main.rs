@@ -4,14 +4,18 @@
 mod account;
 mod arena;
 mod bare;
+mod direct;
+mod dns;
 mod extra;
 mod limits;
 mod load;
 mod machine;
 mod measure;
 mod peer;
+mod probe;
 mod progress;
 mod report;
+mod restart;
 mod scale;
 mod serve;
 mod services;
@@ -48,12 +52,18 @@ enum Command {
     /// The load generator, for the bench itself.
     #[command(hide = true)]
     Load { description: String },
-    /// The services, for the bench itself.
+    /// DNS queries one at a time, for the bench itself.
     #[command(hide = true)]
-    Serve { description: String },
+    DnsLatency { description: String },
+    /// A client of small measurements, for the bench itself.
+    #[command(hide = true)]
+    Probe,
     /// A proxy that only passes on, for the bench itself.
     #[command(hide = true)]
     Bare { description: String },
+    /// The services, for the bench itself.
+    #[command(hide = true)]
+    Serve { description: String },
 }
 
 #[derive(Args)]
@@ -97,8 +107,12 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run(&arguments),
         Command::Load { description } => load::run(&description).map(|()| ExitCode::SUCCESS),
-        Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
+        Command::DnsLatency { description } => {
+            dns::run_latency(&description).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Probe => probe::run().map(|()| ExitCode::SUCCESS),
         Command::Bare { description } => bare::run(&description).map(|()| ExitCode::SUCCESS),
+        Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,
@@ -109,33 +123,38 @@ fn main() -> ExitCode {
     }
 }
 
+impl Arguments {
+    /// Those named; without names all, or those of a quick run.
+    fn wants(&self, name: &str, quick: bool) -> bool {
+        if self.workloads.is_empty() {
+            return quick || !self.quick;
+        }
+        let mut names = self.workloads.iter();
+        names.any(|wanted| name.starts_with(wanted.as_str()))
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
         for workload in workloads::ALL {
             println!("{:<16} {}", workload.name, workload.title);
         }
-        for (name, title) in scale::ALL {
-            println!("{name:<16} {title}");
+        for extra in extra::ALL {
+            println!("{:<16} {}", extra.name, extra.title);
         }
         return Ok(ExitCode::SUCCESS);
     }
     limits::raise_open_files()?;
     let chosen: Vec<_> = workloads::ALL
         .iter()
-        .filter(|workload| {
-            if arguments.workloads.is_empty() {
-                workload.quick || !arguments.quick
-            } else {
-                arguments
-                    .workloads
-                    .iter()
-                    .any(|name| workload.name.starts_with(name.as_str()))
-            }
-        })
+        .filter(|workload| arguments.wants(workload.name, workload.quick))
         .collect();
-    let extras = scale::chosen(&arguments.workloads, arguments.quick);
+    let extra: Vec<_> = extra::ALL
+        .into_iter()
+        .filter(|extra| arguments.wants(extra.name, extra.quick))
+        .collect();
     ensure!(
-        !chosen.is_empty() || !extras.is_empty(),
+        !chosen.is_empty() || !extra.is_empty(),
         "no workload has such a name; see --list"
     );
     let rounds = arguments
@@ -151,11 +170,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         measure_beside_peers(arguments, &chosen, rounds, share)?
     };
 
+    let amount = extra::Amount { rounds, share };
     let report = Report {
         command: command_line(),
         rounds,
         measured,
-        extra: scale::run(&extras),
+        extra: extra.iter().map(|extra| extra.run(amount)).collect(),
     };
     println!("{}", report.write(&arguments.out)?);
     eprintln!(

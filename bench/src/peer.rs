@@ -59,6 +59,8 @@ pub(crate) struct Counters {
     pub(crate) connections: u64,
     /// HTTP requests.
     pub(crate) requests: u64,
+    /// DNS queries that it answered itself.
+    pub(crate) dns: u64,
 }
 
 /// A running proxy.

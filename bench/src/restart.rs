@@ -11,14 +11,12 @@ use lab::process::{DEADLINE, Process};
 use rustix::process::Signal;
 
 use crate::arena::Arena;
-use crate::extra::{Extra, Row};
+use crate::extra::Row;
 use crate::load::{Kind, Load, Outcome};
 use crate::peer;
 use crate::services::{self, Service};
 
-/// Its name among the workloads.
-pub(crate) const NAME: &str = "restart";
-pub(crate) const TITLE: &str = "New connections while the proxy is restarted, 500 a second";
+const NAME: &str = "restart";
 
 /// Connections, and how many of them a second.
 const WORK: u64 = 4_000;
@@ -34,7 +32,7 @@ const SERVICE: Service = services::ECHO;
 type Way = fn(&Arena) -> Result<[Outcome; 2]>;
 
 /// Measures every way that can be had here.
-pub(crate) fn measure(arena: &Arena) -> Extra {
+pub(crate) fn measure(arena: &Arena) -> Vec<Row> {
     let mut rows = Vec::new();
     let ways: [(&str, Way); 4] = [
         ("egress, hand-over to a second agent", hand_over),
@@ -64,11 +62,7 @@ pub(crate) fn measure(arena: &Arena) -> Extra {
         ),
         target: None,
     });
-    Extra {
-        name: NAME,
-        title: TITLE,
-        rows,
-    }
+    rows
 }
 
 fn told(title: &str, quiet: &Outcome, restarted: &Outcome) -> [Row; 3] {

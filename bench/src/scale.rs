@@ -13,19 +13,7 @@ use lab::Lab;
 use lab::agent::Agent;
 
 use crate::arena::THREADS;
-use crate::extra::{Extra, Row};
-
-/// Names and titles, as those of the workloads.
-pub(crate) const ALL: [(&str, &str); 2] = [
-    (
-        "memory-services",
-        "memory at rest with 1, 1,000 and 10,000 services with DestinationRules",
-    ),
-    (
-        "policy-10k",
-        "policy load and single change at 10,000 services with DestinationRules",
-    ),
-];
+use crate::extra::Row;
 
 const MANY: usize = 10_000;
 /// Changes of one service, of which the median counts.
@@ -35,33 +23,6 @@ const REST: Duration = Duration::from_secs(7);
 const DEADLINE: Duration = Duration::from_secs(20);
 /// What the agent logs once a change is in the kernel and with all workers.
 const IN_FORCE: &str = "policy in force";
-
-/// Those that begin with one of `names`; without names, all but in a quick run.
-pub(crate) fn chosen(names: &[String], quick: bool) -> Vec<&'static str> {
-    let wanted = |name: &str| {
-        if names.is_empty() {
-            !quick
-        } else {
-            names.iter().any(|start| name.starts_with(start.as_str()))
-        }
-    };
-    let all = ALL.iter().map(|(name, _)| *name);
-    all.filter(|name| wanted(name)).collect()
-}
-
-/// Measures those that are chosen.
-pub(crate) fn run(chosen: &[&'static str]) -> Vec<Extra> {
-    chosen
-        .iter()
-        .map(|name| {
-            eprintln!("{name}");
-            match *name {
-                "policy-10k" => policy(),
-                _ => memory(),
-            }
-        })
-        .collect()
-}
 
 fn row(
     what: impl Into<String>,
@@ -81,7 +42,8 @@ fn row(
     }
 }
 
-fn memory() -> Extra {
+/// What an agent at rest holds.
+pub(crate) fn memory() -> Vec<Row> {
     let at_rest = |count| -> Result<f64> {
         let lab = Lab::new()?;
         let (agent, _) = start(&lab, count)?;
@@ -97,25 +59,21 @@ fn memory() -> Extra {
         (Ok(one), Ok(many)) => Ok((many - one) * 1000.0 / (MANY - 1) as f64),
         _ => Err(anyhow::anyhow!("not known without the two figures above")),
     };
-    let (name, title) = ALL[0];
-    Extra {
-        name,
-        title,
-        rows: vec![
-            row(
-                "resident memory with one service",
-                "MB",
-                &one,
-                Some((12.0, true)),
-            ),
-            row("resident memory with 1,000 services", "MB", &thousand, None),
-            row("resident memory with 10,000 services", "MB", &many, None),
-            row("each service, of 10,000", "KB", &each, Some((4.0, true))),
-        ],
-    }
+    vec![
+        row(
+            "resident memory with one service",
+            "MB",
+            &one,
+            Some((12.0, true)),
+        ),
+        row("resident memory with 1,000 services", "MB", &thousand, None),
+        row("resident memory with 10,000 services", "MB", &many, None),
+        row("each service, of 10,000", "KB", &each, Some((4.0, true))),
+    ]
 }
 
-fn policy() -> Extra {
+/// The start with many services, and one change.
+pub(crate) fn policy() -> Vec<Row> {
     let measured = || -> Result<(f64, f64)> {
         let lab = Lab::new()?;
         let (alone, base) = start(&lab, 1)?;
@@ -135,25 +93,20 @@ fn policy() -> Extra {
             (Err(error), Err(again))
         }
     };
-    let (name, title) = ALL[1];
-    Extra {
-        name,
-        title,
-        rows: vec![
-            row(
-                "load: start to ready, beyond that with one service",
-                "s",
-                &load,
-                Some((1.0, true)),
-            ),
-            row(
-                "one change: from the call of the API to in force, median",
-                "ms",
-                &change,
-                Some((50.0, true)),
-            ),
-        ],
-    }
+    vec![
+        row(
+            "load: start to ready, beyond that with one service",
+            "s",
+            &load,
+            Some((1.0, true)),
+        ),
+        row(
+            "one change: from the call of the API to in force, median",
+            "ms",
+            &change,
+            Some((50.0, true)),
+        ),
+    ]
 }
 
 /// An agent with so many services, and how long it took to get ready.

@@ -12,9 +12,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use divan::{Bencher, black_box};
 use egress_agent::endpoint::resolved::{Destination, ResolvedEndpoint};
-use egress_agent::endpoint::{EndpointSet, Options, Outcome, PickContext, hash_bytes};
+use egress_agent::endpoint::{EndpointSet, Live, Options, Outcome, PickContext, hash_bytes};
 use egress_agent::policy::model::{
     Algorithm, ConnectionPool, EndpointAddress, EndpointSpec, HashKey, HashTable, HostPattern,
     Labels, LoadBalancer, Locality, OutlierDetection, Protocol, Resolution, TrafficPolicy,
@@ -205,6 +206,35 @@ mod pick {
     #[divan::bench]
     fn dialled(bencher: Bencher<'_, '_>) {
         picking(bencher, Algorithm::Passthrough, equal, 0);
+    }
+}
+
+/// The same as a worker does it, beside other services: what is in force is
+/// read, and in it the set of one cluster among many.
+mod beside {
+    use super::*;
+
+    fn live(sets: usize) -> Arc<ArcSwap<Live>> {
+        let one = set(Algorithm::LeastRequest, endpoints(1000, equal));
+        let others = (1..sets).map(|_| set(Algorithm::LeastRequest, endpoints(3, equal)));
+        Arc::new(ArcSwap::from_pointee(Live {
+            sets: std::iter::once(one).chain(others).collect(),
+            ..Live::default()
+        }))
+    }
+
+    #[divan::bench(args = [1, 100, 10_000], sample_size = 1000)]
+    fn other_services(bencher: Bencher<'_, '_>, sets: usize) {
+        let live = live(sets);
+        let client = client();
+        bencher.bench(|| {
+            let live = live.load();
+            let picked = live.sets[0]
+                .pick(black_box(&context(&client, None)))
+                .unwrap();
+            picked.report(Outcome::Status(200));
+            picked
+        });
     }
 }
 

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::Process;
+use crate::process::{Process, wait_for};
 use crate::{Context, Lab, Result, ensure};
+
+/// How long a process may take to come to rest.
+const REST: Duration = Duration::from_secs(10);
 
 fn bpftool(arguments: &[&str]) -> Result<Value> {
     let output = Command::new("bpftool")
@@ -97,6 +101,27 @@ pub fn descriptors(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(&folder)
         .with_context(|| folder.clone())?
         .count())
+}
+
+/// The same once three looks in a row agree.
+pub fn descriptors_at_rest(pid: u32) -> Result<usize> {
+    let mut seen = Vec::new();
+    wait_for("a process to come to rest", REST, || {
+        std::thread::sleep(Duration::from_millis(50));
+        seen.push(descriptors(pid)?);
+        Ok(match seen.as_slice() {
+            [.., a, b, c] if a == b && b == c => Some(*c),
+            _ => None,
+        })
+    })
+}
+
+/// Resident memory of a process in bytes.
+pub fn resident(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|rest| rest.split_whitespace().next());
+    Ok(kilobytes.context("no VmRSS")?.parse::<u64>()? * 1024)
 }
 
 /// A program of somebody else on the clients' cgroup, which allows every

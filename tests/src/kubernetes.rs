@@ -49,6 +49,34 @@ pub struct Pod {
     pub container: PathBuf,
 }
 
+/// A partner as one namespace alone sees it, over HTTP on port 80: TLS to the
+/// server at `address`, with these settings of `tls` beside the mode and SNI. A
+/// ServiceEntry and a DestinationRule.
+pub fn partner(namespace: &str, host: &str, address: &str, tls: &Value) -> [Value; 2] {
+    let mut settings = json!({ "mode": "SIMPLE", "sni": host });
+    if let (Some(settings), Some(more)) = (settings.as_object_mut(), tls.as_object()) {
+        settings.extend(more.clone());
+    }
+    [
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+            "metadata": { "namespace": namespace, "name": "partner" },
+            "spec": {
+                "hosts": [host], "exportTo": ["."], "location": "MESH_EXTERNAL",
+                "resolution": "STATIC", "endpoints": [{ "address": address }],
+                "ports": [{
+                    "number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443,
+                }],
+            },
+        }),
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": { "namespace": namespace, "name": "partner" },
+            "spec": { "host": host, "exportTo": ["."], "trafficPolicy": { "tls": settings } },
+        }),
+    ]
+}
+
 impl Kubernetes {
     /// Starts the API server, with TLS, and adds the node.
     pub fn new(lab: &Lab) -> Result<Self> {

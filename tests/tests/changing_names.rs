@@ -8,7 +8,7 @@ use lab::backend::{Backend, Speaks};
 use lab::dns::NameServer;
 use lab::load::{self, Mode, Try};
 use lab::process::wait_for;
-use lab::{Lab, RESOLVER, Result, bail, ensure};
+use lab::{Context, Group, Lab, RESOLVER, Result, bail, ensure};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
 
@@ -171,6 +171,76 @@ with socket.create_connection(("flapping.example.com", 7000), 5) as s:
 "#;
     lab.python(tell).text()?;
     held.expect_line("ended")?;
+    agent.stop()
+}
+
+/// The same where the kernel alone carries the connection. What others opened to
+/// the same address is none of our business.
+#[test]
+fn an_address_that_vanishes_drains_on_the_direct_path() -> Result<()> {
+    let lab = Lab::new()?;
+    let dns = NameServer::start(&lab, RESOLVER, &records(&[1]))?;
+    let _first = Backend::start(&lab, "b1", "10.0.0.1:7000", Speaks::Name)?;
+    let _second = Backend::start(&lab, "b2", "10.0.0.2:7000", Speaks::Name)?;
+    let document = by_dns("TCP", 7000);
+    let (entry, _) = document.split_once("---").context("two documents")?;
+    let agent = lab
+        .agent()
+        .policy("flapping", entry)?
+        .setting("--dns-drain-grace", "3s")
+        .start()?;
+    let hold = |host: &str, last: &str| {
+        format!(
+            r#"
+import socket, sys
+s = socket.create_connection(("{host}", 7000), 5)
+lines = s.makefile()
+assert lines.readline() == "b1\n"
+print("held", flush=True)
+s.settimeout({last})
+try:
+    assert lines.readline() == ""
+except (ConnectionResetError, ConnectionAbortedError):
+    pass
+except TimeoutError:
+    print("open", flush=True)
+    sys.exit()
+print("ended", flush=True)
+"#
+        )
+    };
+    let pod = lab.pod(1)?;
+    let group = lab.cgroup("pod")?;
+    let script = hold("flapping.example.com", "30");
+    let mut held = lab.python(&script).interactive().start()?;
+    let mut in_pod = lab
+        .spawn_in(&pod, &group, "python3")
+        .args(["-c", &script])
+        .interactive()
+        .start()?;
+    let mut stranger = lab
+        .python_in(Group::Outside, &hold("10.0.0.1", "12"))
+        .interactive()
+        .start()?;
+    for process in [&mut held, &mut in_pod, &mut stranger] {
+        process.expect_line("held")?;
+    }
+    dns.set(&records(&[2]))?;
+    held.expect_line("ended")?;
+    in_pod.expect_line("ended")?;
+    stranger.expect_line("open")?;
+    let tell = r#"
+import socket
+with socket.create_connection(("flapping.example.com", 7000), 5) as s:
+    assert s.makefile().readline() == "b2\n"
+"#;
+    lab.python(tell).text()?;
+    let record = agent.record("a direct connection to the old address", |record| {
+        record.endpoint() == "10.0.0.1:7000"
+    })?;
+    ensure!(record.field("via") == "direct", "{record:?}");
+    let log = agent.log()?;
+    ensure!(log.contains("the grace time is over"), "{log}");
     agent.stop()
 }
 

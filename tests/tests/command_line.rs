@@ -92,6 +92,41 @@ fn get_status_and_explain_tell_what_is_in_force() -> Result<()> {
 }
 
 #[test]
+fn explain_from_a_caller_shows_the_rule_of_its_namespace() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = policy::tcp_static("db.example.com", 5432, &["203.0.113.20"]);
+    let private = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: careful, namespace: shop}
+spec:
+  host: db.example.com
+  exportTo: ['.']
+  trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}
+";
+    let agent = lab
+        .agent()
+        .policy("db", &service)?
+        .policy("careful", private)?
+        .start()?;
+    let explain = |from: &[&str]| {
+        lab.egressctl(&["explain", "db.example.com:5432"])?
+            .args(from)
+            .text()
+    };
+    let rule = "DestinationRule shop/careful";
+    let shop = explain(&["--from", "shop"])?;
+    assert!(shop.contains(rule), "{shop}");
+    assert!(shop.contains("tcp.maxConnections: 7"), "{shop}");
+    let others = explain(&["--from", "other"])?;
+    assert!(!others.contains("tcp.maxConnections: 7"), "{others}");
+    // A process by its number: this one, which no rule gives a namespace.
+    let own = explain(&["--from", &std::process::id().to_string()])?;
+    assert!(own.contains("From"), "{own}");
+    assert!(!own.contains("tcp.maxConnections: 7"), "{own}");
+    agent.stop()
+}
+
+#[test]
 fn egressctl_without_an_agent_says_so() -> Result<()> {
     let lab = Lab::new()?;
     let finished = lab.egressctl(&["status"])?.output()?;

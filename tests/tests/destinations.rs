@@ -446,6 +446,95 @@ with socket.create_connection(("10.0.0.1", 80), 5) as s:
     agent.stop()
 }
 
+/// A client that knows the real address of a name under a wildcard host meets
+/// the policy; another name at the same address does not.
+#[test]
+fn real_addresses_of_names_under_a_wildcard_are_known() -> Result<()> {
+    let lab = Lab::new()?;
+    let records = "10.0.0.1 a.wild.example.com other.example.net
+10.0.0.2 b.wild.example.com full.wild.example.com
+";
+    let _dns = NameServer::start(&lab, RESOLVER, records)?;
+    let _backends = backends(&lab, 2, 80, Speaks::Http)?;
+    let document = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: wild
+spec:
+  hosts: ['*.wild.example.com']
+  resolution: DYNAMIC_DNS
+  ports:
+    - number: 80
+      name: http
+      protocol: HTTP
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: full
+spec:
+  hosts: [full.wild.example.com]
+  resolution: DNS
+  ports:
+    - number: 80
+      name: http
+      protocol: HTTP
+";
+    let agent = lab.agent().policy("wild", document)?.start()?;
+    let fetch_at = |name: &str, last: u8| {
+        let resolve = format!("{name}:80:10.0.0.{last}");
+        let url = format!("http://{name}/");
+        lab.curl(&["--fail", "--resolve", &resolve, &url]).text()
+    };
+    let fetch = |name: &str| fetch_at(name, 1);
+    let carried = || {
+        let records = agent.records()?;
+        let ours = |record: &&lab::record::Record| record.service() == "*.wild.example.com";
+        Ok::<_, lab::Error>(records.iter().filter(ours).count())
+    };
+    // Nobody has asked for it yet: the address is nobody's.
+    fetch("a.wild.example.com")?;
+    ensure!(carried()? == 0, "caught an address that nobody had named");
+    // One client asks DNS; it gets a virtual address, and the real one is known.
+    lab.python("import socket; print(socket.getaddrinfo('a.wild.example.com', 80))")
+        .text()?;
+    wait_for("the address to be known", Duration::from_secs(10), || {
+        fetch("a.wild.example.com")?;
+        Ok((carried()? > 0).then_some(()))
+    })?;
+    let before = carried()?;
+    fetch("other.example.net")?;
+    let passed = || {
+        let metrics = agent.metrics(&lab)?;
+        let mut lines = metrics.lines();
+        let line = lines.find(|line| line.starts_with("egress_passed_on_connections_total"));
+        Ok::<_, lab::Error>(line.is_some_and(|line| !line.ends_with(" 0")))
+    };
+    ensure!(passed()?, "the other name was not passed on");
+    ensure!(carried()? == before, "the other name was taken for ours");
+    // A full name goes before the wildcard host, also where both are known.
+    lab.python("import socket; print(socket.getaddrinfo('b.wild.example.com', 80))")
+        .text()?;
+    wait_for(
+        "the full name to be told apart",
+        Duration::from_secs(10),
+        || {
+            fetch_at("full.wild.example.com", 2)?;
+            fetch_at("b.wild.example.com", 2)?;
+            let records = agent.records()?;
+            let full = records
+                .iter()
+                .any(|r| r.service() == "full.wild.example.com");
+            Ok((full && carried()? > before).then_some(()))
+        },
+    )?;
+    let wrong = agent.records()?.into_iter().find(|record| {
+        record.service() == "*.wild.example.com" && record.field("authority").contains("full")
+    });
+    ensure!(wrong.is_none(), "{wrong:?}");
+    agent.stop()
+}
+
 /// Two registered names share an address; clients know it without our DNS.
 #[test]
 fn two_registered_names_of_one_address_are_told_apart() -> Result<()> {

@@ -8,7 +8,7 @@ use base64::Engine;
 use lab::agent::{Agent, Builder};
 use lab::certificates::{Authority, Certificate};
 use lab::dns::NameServer;
-use lab::kubernetes::{Driver, Kubernetes, NODE, Pod};
+use lab::kubernetes::{Driver, Kubernetes, NODE, Pod, partner};
 use lab::nginx::{Nginx, RunningNginx};
 use lab::process::wait_for;
 use lab::tcp::{Behaviour, Server};
@@ -69,32 +69,18 @@ impl Scene {
                 self.cluster.kubeconfig.display().to_string(),
             )
             .setting("--node-name", NODE)
+            // Which are for programs that fetch, and not for the agent.
+            .environment("HTTPS_PROXY", "http://127.9.9.9:1")
+            .environment("https_proxy", "http://127.9.9.9:1")
     }
 
     /// The partner as one namespace sees it: TLS to one of its servers.
     fn entry(&self, namespace: &str, server: &str, tls: &Value) -> Vec<Value> {
-        let mut settings = json!({ "mode": "SIMPLE", "sni": HOST, "caCertificates": self.ca });
+        let mut settings = json!({ "caCertificates": self.ca });
         if let (Some(settings), Some(more)) = (settings.as_object_mut(), tls.as_object()) {
             settings.extend(more.clone());
         }
-        vec![
-            json!({
-                "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
-                "metadata": { "namespace": namespace, "name": "partner" },
-                "spec": {
-                    "hosts": [HOST], "exportTo": ["."], "location": "MESH_EXTERNAL",
-                    "resolution": "STATIC", "endpoints": [{ "address": server }],
-                    "ports": [{
-                        "number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443,
-                    }],
-                },
-            }),
-            json!({
-                "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
-                "metadata": { "namespace": namespace, "name": "partner" },
-                "spec": { "host": HOST, "exportTo": ["."], "trafficPolicy": { "tls": settings } },
-            }),
-        ]
+        partner(namespace, HOST, server, &settings).into()
     }
 
     /// As [`entry`](Self::entry), with the Secret as client certificate. The

@@ -11,7 +11,7 @@ use lab::agent::Agent;
 use lab::certificates::{Authority, Certificate};
 use lab::control_plane::{ControlPlane, assets};
 use lab::dns::NameServer;
-use lab::kubernetes::{Driver, NODE, Pod};
+use lab::kubernetes::{Driver, NODE, Pod, partner};
 use lab::nginx::{Nginx, RunningNginx};
 use lab::process::wait_for;
 use lab::{Lab, RESOLVER, Result};
@@ -56,31 +56,15 @@ impl World {
 
     /// The partner as one namespace sees it: TLS to one of its servers.
     fn entry(&self, namespace: &str, server: &str, tls: &Value) -> Value {
-        let mut settings = json!({ "mode": "SIMPLE", "sni": HOST, "caCertificates": self.ca });
-        if let (Some(settings), Some(more)) = (settings.as_object_mut(), tls.as_object()) {
-            settings.extend(more.clone());
-            if more.contains_key("credentialName") {
-                settings.remove("caCertificates");
-            }
-        }
-        json!({ "apiVersion": "v1", "kind": "List", "items": [
-            {
-                "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
-                "metadata": { "namespace": namespace, "name": "partner" },
-                "spec": {
-                    "hosts": [HOST], "exportTo": ["."], "location": "MESH_EXTERNAL",
-                    "resolution": "STATIC", "endpoints": [{ "address": server }],
-                    "ports": [{
-                        "number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443,
-                    }],
-                },
-            },
-            {
-                "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
-                "metadata": { "namespace": namespace, "name": "partner" },
-                "spec": { "host": HOST, "exportTo": ["."], "trafficPolicy": { "tls": settings } },
-            },
-        ] })
+        let plain = json!({ "caCertificates": self.ca });
+        // A Secret brings its own authority.
+        let tls = if tls["credentialName"].is_null() {
+            &plain
+        } else {
+            tls
+        };
+        let items = partner(namespace, HOST, server, tls);
+        json!({ "apiVersion": "v1", "kind": "List", "items": items })
     }
 }
 
@@ -200,10 +184,17 @@ fn a_real_api_server_is_followed() -> Result<()> {
             })
         })
         .collect();
+    let mut last = String::new();
     wait_for("the kinds to be served", PATIENCE, || {
-        let one = plane.apply(&many[0]);
-        Ok(one.is_ok().then_some(()))
-    })?;
+        let applied = plane.apply(&many[0]);
+        last = applied
+            .as_ref()
+            .err()
+            .map(|e| format!("{e:#}"))
+            .unwrap_or_default();
+        Ok(applied.ok())
+    })
+    .map_err(|error| error.context(last))?;
     let payments = plane.pod(Driver::Systemd, "payments", "shop")?;
     plane.apply(&world.entry("payments", BLUE, &json!({})))?;
     // It asks now and then whether the kinds are there.

@@ -53,7 +53,7 @@ fn echo() -> Result<Echo> {
     agent.record("a record of the agent's", |record| record.service() == HOST)?;
     let echo = Echo {
         entries: entries(&lab)?,
-        descriptors: settle(&agent)?,
+        descriptors: kernel::descriptors_at_rest(agent.id())?,
         agent,
         _server: server,
         _dns: dns,
@@ -75,19 +75,6 @@ fn entries(lab: &Lab) -> Result<BTreeMap<String, usize>> {
         "{entries:?}"
     );
     Ok(entries)
-}
-
-/// Descriptors of the agent once three looks in a row agree.
-fn settle(agent: &Agent) -> Result<usize> {
-    let mut seen = Vec::new();
-    wait_for("the agent to come to rest", Duration::from_secs(10), || {
-        std::thread::sleep(Duration::from_millis(50));
-        seen.push(kernel::descriptors(agent.id())?);
-        Ok(match seen.as_slice() {
-            [.., a, b, c] if a == b && b == c => Some(*c),
-            _ => None,
-        })
-    })
 }
 
 impl Echo {

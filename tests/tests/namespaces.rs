@@ -302,7 +302,7 @@ fn namespaces_come_and_go_and_leave_nothing() -> Result<()> {
     let lab = &service.lab;
     let agent = service.agent()?;
     service.client(lab.app(), "print(ask(virtual()))").text()?;
-    let rest = descriptors_at_rest(&agent)?;
+    let rest = kernel::descriptors_at_rest(agent.id())?;
     let entries = |map: &str| -> Result<usize> {
         let maps = kernel::maps(&lab.client_cgroup())?;
         maps.iter()
@@ -310,7 +310,7 @@ fn namespaces_come_and_go_and_leave_nothing() -> Result<()> {
             .map_or(Ok(0), |(_, id)| kernel::entries(*id))
     };
     assert_eq!(entries("NAMESPACES")?, 1);
-    let memory = resident(&agent)?;
+    let memory = kernel::resident(agent.id())?;
     let rounds = 2;
     for round in 0..rounds {
         let mut pods = Vec::new();
@@ -354,7 +354,7 @@ fn namespaces_come_and_go_and_leave_nothing() -> Result<()> {
     }
     // What the allocator keeps does not grow with each round; a leak of one
     // buffer of a DNS socket for each namespace would be 17 x 64 kB.
-    let grown = resident(&agent)?.saturating_sub(memory);
+    let grown = kernel::resident(agent.id())?.saturating_sub(memory);
     assert!(grown < 48 << 20, "{grown} bytes more than at rest");
     agent.stop()
 }
@@ -379,26 +379,4 @@ fn a_named_namespace_keeps_its_listeners() -> Result<()> {
         "{text}"
     );
     agent.stop()
-}
-
-fn descriptors_at_rest(agent: &Agent) -> Result<usize> {
-    let mut seen = Vec::new();
-    wait_for("the agent to come to rest", Duration::from_secs(10), || {
-        std::thread::sleep(Duration::from_millis(50));
-        seen.push(kernel::descriptors(agent.id())?);
-        Ok(match seen.as_slice() {
-            [.., a, b, c] if a == b && b == c => Some(*c),
-            _ => None,
-        })
-    })
-}
-
-fn resident(agent: &Agent) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", agent.id()))?;
-    Ok(text
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-        .unwrap_or_default()
-        * 1024)
 }

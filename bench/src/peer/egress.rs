@@ -69,6 +69,7 @@ impl Peer for Egress {
                 sum("egress_connections_accepted_total")?
             },
             requests: sum("istio_requests_total")?,
+            dns: sum("egress_dns_queries_total{result=\"answered\"}")?,
         }))
     }
 

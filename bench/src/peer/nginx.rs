@@ -172,6 +172,7 @@ impl Peer for Nginx {
         Ok(Some(Counters {
             connections: accepted,
             requests,
+            ..Counters::default()
         }))
     }
 

@@ -28,9 +28,12 @@ use http::{HeaderMap, HeaderValue, Method};
 /// One step of a body.
 pub(crate) type Step = Box<dyn FnMut()>;
 
-/// Every body: its name, how often its step is repeated where instructions are
-/// counted, and how it is made.
-pub(crate) const BODIES: [(&str, u32, fn() -> Step); 12] = [
+/// Its name, how often its step is repeated where instructions are counted, and
+/// how it is made.
+pub(crate) type Body = (&'static str, u32, fn() -> Step);
+
+/// Every body.
+pub(crate) const BODIES: [Body; 12] = [
     ("match-first-of-100", 1000, match_first),
     ("match-last-of-100", 100, match_last),
     ("match-none-of-100", 100, match_none),

@@ -17,8 +17,7 @@ static ALLOCATOR: divan::AllocProfiler = divan::AllocProfiler::system();
 #[divan::bench(args = BODIES.map(|(name, ..)| name))]
 fn step(bencher: Bencher<'_, '_>, name: &str) {
     let make = BODIES.iter().find(|(known, ..)| *known == name).unwrap().2;
-    let mut step = make();
-    bencher.bench_local(move || step());
+    bencher.bench_local(make());
 }
 
 /// What callgrind counts within, by this name.

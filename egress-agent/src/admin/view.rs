@@ -303,6 +303,9 @@ pub struct Secret {
 pub struct Name {
     /// Host.
     pub host: String,
+    /// The namespace whose own name servers resolved it; none: those of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// What applications get.
     pub virtual_addresses: Vec<String>,
     /// What the agent resolved it to.

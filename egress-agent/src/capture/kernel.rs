@@ -112,6 +112,8 @@ pub struct Kernel {
     pub(super) outbound: OutboundMaps,
     pub(super) counters: PerCpu,
     pub(super) numbers: Table<Fingerprint, u64>,
+    /// The storage of direct connections on their sockets.
+    pub(super) direct_sockets: OwnedFd,
     bypass: Bypass,
     /// What the control side knows to be in the maps.
     pub(super) control: Mutex<Control>,
@@ -171,6 +173,7 @@ impl Kernel {
             outbound: maps.outbound,
             counters: maps.counters,
             numbers: maps.numbers,
+            direct_sockets: maps.direct_sockets,
             bypass: maps.bypass,
             control: Mutex::new(Control::new()),
             ebpf: Mutex::new(ebpf),
@@ -302,6 +305,7 @@ struct Maps {
     outbound: OutboundMaps,
     counters: PerCpu,
     numbers: Table<Fingerprint, u64>,
+    direct_sockets: OwnedFd,
     bypass: Bypass,
 }
 
@@ -333,6 +337,7 @@ fn open(pins: Option<&Pins>) -> Result<(Ebpf, Maps), CaptureError> {
         },
         counters: PerCpu::new(map_fd(&mut ebpf, "COUNTERS")?, system::cpus()?),
         numbers: table(&mut ebpf, "NUMBERS")?,
+        direct_sockets: map_fd(&mut ebpf, "DIRECT_SOCKETS")?,
         bypass: Bypass::new(map_fd(&mut ebpf, "SOCKETS")?),
     };
     Ok((ebpf, maps))

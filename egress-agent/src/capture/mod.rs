@@ -9,6 +9,7 @@ use crate::policy::snapshot::ServiceId;
 
 mod bypass;
 mod control;
+mod cut;
 mod direct;
 mod direct_reports;
 mod error;
@@ -29,6 +30,7 @@ mod system;
 
 pub use bypass::Bypass;
 pub use control::KernelSettings;
+pub use cut::Target as DirectTarget;
 pub use direct::{DirectBalance, DirectKeepalive, DirectPlan, DirectSlot};
 pub use direct_reports::{DirectOutcome, DirectReport, DirectReports, ResetBy};
 pub use error::CaptureError;

@@ -5,6 +5,8 @@
 //! is read once the name is ours, so that a message which is not ours is
 //! forwarded whatever it holds.
 
+mod quick;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -18,6 +20,8 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use super::names::Claim;
 use super::virtual_address::{TTL, VirtualAddress, is_virtual};
+
+pub use quick::quick;
 
 /// The payload size that our answers advertise, and the most that one over UDP
 /// takes: what the smallest IPv6 packet carries, so that none is fragmented,

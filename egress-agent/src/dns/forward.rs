@@ -12,6 +12,7 @@
 //! real network says at once (port unreachable, no route) is said at once, as
 //! SERVFAIL, since an ICMP error cannot be passed on.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -27,6 +28,19 @@ use crate::capture::sockets::{NetNs, Sockets};
 /// How long a forwarded query waits for its answer. Longer than the five
 /// seconds after which glibc tries again, so that a slow answer still arrives.
 pub const FORWARD_LIMIT: Duration = Duration::from_secs(10);
+
+thread_local! {
+    /// Room for the longest datagram.
+    static SCRATCH: RefCell<Box<[u8]>> =
+        RefCell::new(vec![0; usize::from(u16::MAX)].into_boxed_slice());
+}
+
+fn with_scratch<T>(receive: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Result<T> {
+    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut room) => receive(&mut room),
+        Err(_) => Err(io::ErrorKind::ResourceBusy.into()),
+    })
+}
 
 /// Sends queries from one network namespace.
 #[derive(Clone, Debug)]
@@ -77,18 +91,16 @@ impl Forwarder {
         let interest = Interest::READABLE | Interest::ERROR;
         socket
             .async_io(interest, || {
-                // Only now, so that a waiting query holds no buffer.
-                let mut answer = vec![0; usize::from(u16::MAX)];
-                loop {
-                    let (length, _) =
-                        rustix::net::recv(&socket, &mut answer[..], RecvFlags::empty())?;
-                    if answers(query, &answer[..length]) {
-                        answer.truncate(length);
-                        answer.shrink_to_fit();
-                        return Ok(answer);
+                // A waiting query holds no buffer.
+                with_scratch(|room| {
+                    loop {
+                        let (length, _) = rustix::net::recv(&socket, &mut *room, RecvFlags::empty())?;
+                        if answers(query, &room[..length]) {
+                            return Ok(room[..length].to_vec());
+                        }
+                        tracing::debug!(%resolver, "ignored a message that is no answer to the query");
                     }
-                    tracing::debug!(%resolver, "ignored a message that is no answer to the query");
-                }
+                })
             })
             .await
     }

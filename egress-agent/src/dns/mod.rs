@@ -54,7 +54,9 @@
 pub mod answer;
 mod error;
 pub mod forward;
+pub mod metrics;
 pub mod names;
+pub mod real;
 pub mod registry;
 pub mod seen;
 pub mod server;

@@ -48,6 +48,9 @@ impl Names {
     /// addresses go before virtual ones, as they are all that an application
     /// which knows the service has ever seen.
     pub fn claim(&self, host: &str, namespace: &str) -> Claim {
+        if self.is_plain(host, namespace) {
+            return Claim::Virtual;
+        }
         let mut listed = Vec::new();
         let mut exact = false;
         let mut derived = false;
@@ -81,6 +84,14 @@ impl Names {
         } else {
             Claim::Forward
         }
+    }
+
+    /// Whether everything that the client sees of `host` has its virtual
+    /// address: the usual case, told without a list.
+    fn is_plain(&self, host: &str, namespace: &str) -> bool {
+        let exact = self.snapshot.by_host.get(host).into_iter().flatten();
+        let mut visible = exact.filter(|service| service.visibility.includes(namespace));
+        visible.next().is_some_and(|first| claims(first)) && visible.all(|other| claims(other))
     }
 
     /// Every full name that holds a virtual address under this policy.
@@ -161,7 +172,7 @@ pub(super) fn hidden(service: &Service, name: &str, services: &[Arc<Service>]) -
 }
 
 /// Whether the policy gives the service's names virtual addresses.
-pub(super) fn claims(service: &Service) -> bool {
+pub fn claims(service: &Service) -> bool {
     service.virtual_address
         && service.resolution != Resolution::None
         && service.addresses.is_empty()
@@ -230,10 +241,15 @@ pub(super) mod tests {
     }
 
     pub(crate) fn snapshot(services: Vec<Service>) -> Arc<Snapshot> {
+        snapshot_of(services.into_iter().map(Arc::new).collect())
+    }
+
+    /// In order, as the compiler would make it.
+    pub(crate) fn snapshot_of(mut services: Vec<Arc<Service>>) -> Arc<Snapshot> {
+        services.sort_by(|a, b| a.key.cmp(&b.key));
         let mut snapshot = Snapshot::default();
         let mut wildcards: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
         for service in services {
-            let service = Arc::new(service);
             match &service.key.host {
                 HostPattern::Exact(host) => snapshot
                     .by_host

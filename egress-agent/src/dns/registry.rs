@@ -16,9 +16,10 @@ use tokio::time::timeout;
 use super::DnsError;
 use super::answer::View;
 use super::names::{self, Claim, Names};
+use super::real::RealAddresses;
 use super::seen::SeenNames;
 use super::virtual_address::{
-    Assignment, Holding, NETWORK_V4, SELF_TEST_V4, VirtualAddress, VirtualAddresses,
+    Assignment, Holding, NETWORK_V4, SELF_TEST_V4, VirtualAddress, VirtualAddresses, is_virtual,
 };
 use crate::policy::snapshot::{Service, Snapshot};
 
@@ -70,6 +71,7 @@ pub struct Registry {
     addresses: Arc<VirtualAddresses>,
     publish: Box<dyn Publish>,
     seen: SeenNames,
+    real: Arc<RealAddresses>,
     /// Names whose kernel entries are being made, each with the turn of those
     /// who wait for them.
     pending: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
@@ -84,6 +86,7 @@ impl Registry {
             addresses,
             publish: Box::new(publish),
             seen: SeenNames::default(),
+            real: Arc::default(),
             pending: Mutex::default(),
         }
     }
@@ -91,6 +94,24 @@ impl Registry {
     /// Names that forwarded answers told.
     pub const fn seen(&self) -> &SeenNames {
         &self.seen
+    }
+
+    /// Real addresses of names under wildcard hosts.
+    pub const fn real(&self) -> &Arc<RealAddresses> {
+        &self.real
+    }
+
+    /// Learns from the answer of a resolver.
+    pub fn learn(&self, reply: &[u8]) {
+        let Some(told) = self.seen.learn(reply) else {
+            return;
+        };
+        if self.names.load().covers(&told.name) {
+            // Our own networks are nobody's real address.
+            let mut addresses = told.addresses;
+            addresses.retain(|ip| !is_virtual(*ip));
+            self.real.told(&told.name, &addresses, told.ttl);
+        }
     }
 
     /// The names in force.

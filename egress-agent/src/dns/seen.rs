@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RData;
@@ -26,19 +27,27 @@ struct Seen {
     order: VecDeque<IpAddr>,
 }
 
+/// What an answer said of a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// The name that was asked for, lower case, no trailing dot.
+    pub name: Arc<str>,
+    /// At least one.
+    pub addresses: Vec<IpAddr>,
+    /// The shortest TTL in the answer.
+    pub ttl: Duration,
+}
+
 impl SeenNames {
     /// Remembers what a reply says: every address in it belongs to the name
-    /// that was asked for, whatever aliases lie between.
-    pub fn learn(&self, reply: &[u8]) {
-        let Ok(message) = Message::from_bytes(reply) else {
-            return;
-        };
+    /// that was asked for, whatever aliases lie between. Returns it, if it
+    /// says any.
+    pub fn learn(&self, reply: &[u8]) -> Option<Told> {
+        let message = Message::from_bytes(reply).ok()?;
         if message.metadata.response_code != ResponseCode::NoError {
-            return;
+            return None;
         }
-        let Some(question) = message.queries.first() else {
-            return;
-        };
+        let question = message.queries.first()?;
         let addresses: Vec<IpAddr> = message
             .answers
             .iter()
@@ -49,14 +58,21 @@ impl SeenNames {
             })
             .collect();
         if addresses.is_empty() {
-            return;
+            return None;
         }
         let name = question.name().to_ascii().to_ascii_lowercase();
         let name: Arc<str> = name.trim_end_matches('.').into();
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for address in addresses {
-            seen.add(address, &name);
+        for address in &addresses {
+            seen.add(*address, &name);
         }
+        drop(seen);
+        let ttl = message.answers.iter().map(|record| record.ttl).min();
+        Some(Told {
+            name,
+            addresses,
+            ttl: Duration::from_secs(ttl.unwrap_or_default().into()),
+        })
     }
 
     /// Names of an address, the one that was told last first.
@@ -125,7 +141,11 @@ mod tests {
     #[test]
     fn addresses_belong_to_the_name_that_was_asked_for() {
         let seen = SeenNames::default();
-        seen.learn(&reply("A.example.", &[[192, 0, 2, 1], [192, 0, 2, 2]]));
+        let told = seen.learn(&reply("A.example.", &[[192, 0, 2, 1], [192, 0, 2, 2]]));
+        let told = told.unwrap();
+        assert_eq!((&*told.name, told.addresses.len()), ("a.example", 2));
+        assert_eq!(told.ttl, Duration::from_mins(1));
+        assert_eq!(seen.learn(&reply("none.example.", &[])), None);
         seen.learn(&reply("b.example.", &[[192, 0, 2, 2]]));
         assert_eq!(names(&seen, [192, 0, 2, 1]), ["a.example"]);
         assert_eq!(names(&seen, [192, 0, 2, 2]), ["b.example", "a.example"]);

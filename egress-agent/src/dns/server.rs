@@ -10,7 +10,7 @@ use egress_common::{RESOLVER_NET, RESOLVER_SLOTS};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::DnsError;
-use super::answer::{Context, Extended, Transport, Verdict, answer, failure, has_address};
+use super::answer::{Context, Extended, Transport, Verdict, answer, failure, has_address, quick};
 use super::forward::Forwarder;
 use super::registry::Registry;
 
@@ -148,6 +148,23 @@ impl Server {
         }
     }
 
+    /// Appends the answer to `query` to `out`; false when it needs the long
+    /// way, [`decide`](Self::decide).
+    fn answer_quickly(
+        &self,
+        query: &[u8],
+        namespace: &str,
+        transport: Transport,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let view = self.registry.view(namespace);
+        let answered = quick(query, &view, self.context(transport), out);
+        if answered {
+            Counters::count(&self.counters.answered);
+        }
+        answered
+    }
+
     fn decide(&self, query: &[u8], namespace: &str, transport: Transport) -> Verdict {
         let view = self.registry.view(namespace);
         let verdict = answer(query, &view, self.context(transport));
@@ -217,7 +234,7 @@ impl Server {
             Transport::Udp => self.forwarder.udp(query, resolver).await,
             Transport::Tcp => self.forwarder.tcp(query, resolver).await,
         }?;
-        self.registry.seen().learn(&reply);
+        self.registry.learn(&reply);
         Ok(reply)
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use prometheus_client::collector::Collector;
@@ -43,6 +44,18 @@ struct Told {
 }
 
 impl Told {
+    /// Labels of one endpoint, and more.
+    fn of(&self, endpoint: &EndpointStatus, more: &[(&'static str, &str)]) -> Labels {
+        let mut labels = self.labels(&[
+            ("address", endpoint.address.as_str()),
+            ("name", endpoint.name.as_deref().unwrap_or_default()),
+            ("locality", endpoint.locality.as_str()),
+        ]);
+        let more = more.iter().map(|(key, value)| (*key, (*value).to_owned()));
+        labels.extend(more);
+        labels
+    }
+
     fn labels(&self, more: &[(&'static str, &str)]) -> Labels {
         let mut labels = self.labels.clone();
         let more = more.iter().map(|(key, value)| (*key, (*value).to_owned()));
@@ -145,7 +158,33 @@ const LIMITS: [OfLimit; 3] = [
     ),
 ];
 
-const EACH: [OfEndpoint; 6] = [
+const EACH: [OfEndpoint; 9] = [
+    (
+        "egress_endpoint_weight",
+        "Weight of an endpoint",
+        false,
+        |endpoint| endpoint.weight.into(),
+    ),
+    (
+        "egress_endpoint_out_seconds",
+        "Seconds until the ejection of an endpoint ends, or the connections to one that vanished \
+         are closed; 0 for others",
+        false,
+        |endpoint| match endpoint.state {
+            EndpointState::Ejected { remaining_ms, .. }
+            | EndpointState::Draining { remaining_ms, .. } => remaining_ms.div_ceil(1000),
+            _ => 0,
+        },
+    ),
+    (
+        "egress_endpoint_last_failure_timestamp_seconds",
+        "When an endpoint failed last, Unix time; 0: never",
+        false,
+        |endpoint| {
+            let failure = endpoint.last_failure.as_ref();
+            failure.map_or(0, |failure| unix_seconds_ago(failure.ms_ago))
+        },
+    ),
     (
         "egress_endpoint_available",
         "Whether an endpoint may be picked",
@@ -183,6 +222,24 @@ const EACH: [OfEndpoint; 6] = [
         |endpoint| endpoint.ejections,
     ),
 ];
+
+fn unix_seconds_ago(ms: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default()
+        .saturating_sub(Duration::from_millis(ms))
+        .as_secs()
+}
+
+/// State and reason, as `proxy-config endpoints` says them.
+fn state(state: &EndpointState) -> (&'static str, String) {
+    match state {
+        EndpointState::Healthy => ("healthy", String::new()),
+        EndpointState::Ejected { reason, .. } => ("ejected", reason.to_string()),
+        // What a check says may be anything.
+        EndpointState::Unhealthy { .. } => ("unhealthy", "health-check".to_owned()),
+        EndpointState::Draining { .. } | EndpointState::Gone => ("draining", "dns".to_owned()),
+    }
+}
 
 fn family<'a>(
     encoder: &mut DescriptorEncoder<'_>,
@@ -251,17 +308,21 @@ impl Collector for Metrics {
         for (name, help, counts, value) in EACH {
             let series = told.iter().filter(|told| told.one_by_one);
             let series = series.flat_map(|told| {
-                told.status.endpoints.iter().map(move |endpoint| {
-                    let more = [
-                        ("address", endpoint.address.as_str()),
-                        ("name", endpoint.name.as_deref().unwrap_or_default()),
-                        ("locality", endpoint.locality.as_str()),
-                    ];
-                    (told.labels(&more), value(endpoint))
-                })
+                let endpoints = told.status.endpoints.iter();
+                endpoints.map(move |endpoint| (told.of(endpoint, &[]), value(endpoint)))
             });
             family(encoder, (name, help, counts), series)?;
         }
+        let help = "1 for the state that an endpoint is in";
+        let series = told.iter().filter(|told| told.one_by_one);
+        let series = series.flat_map(|told| {
+            told.status.endpoints.iter().map(move |endpoint| {
+                let (state, reason) = state(&endpoint.state);
+                let more = [("state", state), ("reason", reason.as_str())];
+                (told.of(endpoint, &more), 1)
+            })
+        });
+        family(encoder, ("egress_endpoint_state", help, false), series)?;
         Ok(())
     }
 }

@@ -215,12 +215,16 @@ pub async fn identify(
             // seen from here.
             Name::Unseen => Some(service),
             Name::Missing => None,
-            Name::Told(name) if service.key.host.matches(name) => Some(service),
+            Name::Told(name) if service.key.host.exact().is_some_and(|own| **own == **name) => {
+                Some(service)
+            }
+            // Of a wildcard host and a full name, the full name.
             Name::Told(name) => context
                 .snapshot
                 .services_of(name, &client.namespace)
                 .find(|other| other.key.port == port)
-                .cloned(),
+                .cloned()
+                .or_else(|| service.key.host.matches(name).then_some(service)),
         };
         match meant {
             Some(meant) => service = meant,

@@ -73,6 +73,13 @@ async fn config(kubeconfig: Option<&Path>) -> Result<Config, KubernetesError> {
         }
         None => Config::incluster().map_err(|error| access(&error))?,
     };
+    if config.proxy_url.is_some() {
+        // It may hold a password, so it is not told.
+        tracing::warn!(
+            "the API server is dialled itself; the proxy that the kubeconfig or the environment \
+             names is not used"
+        );
+    }
     // Ours waits longer, and counts.
     config.default_retry = false;
     Ok(config)

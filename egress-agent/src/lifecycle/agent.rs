@@ -26,6 +26,7 @@ use crate::admin::AdminApi;
 use crate::admin::metrics::MetricsListener;
 use crate::admin::socket::AdminListener;
 use crate::capture::Kernel;
+use crate::memory;
 use crate::settings::value::{ConnectionLimit, MetricsListener as MetricsSetting};
 use crate::settings::{Loaded, Settings, Sources};
 
@@ -119,6 +120,7 @@ async fn control(
     admitted: u32,
 ) -> Result<(Exit, Option<AccessLog>), StartError> {
     let settings = &loaded.settings;
+    let start = memory::Start::new();
     let (mut orders, order) = Orders::listen().map_err(|error| StartError::Process {
         what: "signal handlers",
         error,
@@ -185,6 +187,7 @@ async fn control(
         .spawn("watchdog", systemd::watchdog(pulses));
     agent.store(&sockets);
     say_ready(&process);
+    drop(start);
 
     let mut parts = Parts {
         sources,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::StartError;
 use super::bridges::Callers;
 use super::direct::Direct;
+use super::drains::Drains;
 use super::dynamic_names;
 use super::following::{
     follow, follow_cgroups, follow_locality, follow_pods, follow_policy, look_around,
@@ -59,11 +60,20 @@ impl Agent {
         self.tasks.push(beat.abort_handle());
         let reports = namespaces::reports(&self.kernel)?;
         vitals.spawn("network namespaces", namespaces.clone().run(reports));
-        self.namespaces = Some(namespaces);
+        self.namespaces = Some(namespaces.clone());
         let sweeps = node.sets.run_sweeps();
         vitals.spawn("ejection sweeps", sweeps);
-        let names = dynamic_names::follow(node.resolver.clone(), node.sets.subscribe());
+        let real = Arc::clone(node.names.real());
+        let names = dynamic_names::follow(
+            node.resolvers.clone(),
+            Arc::clone(&real),
+            node.sets.subscribe(),
+        );
         vitals.spawn("dynamic names", names);
+        let changed = Arc::clone(&node.feed.changed);
+        vitals.spawn("real addresses", async move {
+            real.keep(|| changed.notify_one()).await;
+        });
         let secrets = Arc::clone(&node.secrets);
         let prober = EndpointProber::new(self.sockets.clone(), self.netns.clone(), secrets);
         let checks = node.sets.run_health_checks(Arc::new(prober), CHECKS);
@@ -97,6 +107,7 @@ impl Agent {
                 Callers(node.directory.clone()),
                 account,
                 &settings.namespace.0,
+                Drains::new(namespaces),
             );
             vitals.spawn(
                 "direct",

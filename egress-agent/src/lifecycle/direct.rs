@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use twox_hash::XxHash64;
 
 use super::bridges::Callers;
+use super::drains::Drains;
 use crate::account::{Account, DirectConnection, DirectEnd};
 use crate::capture::{
     Captured, DirectBalance, DirectKeepalive, DirectOutcome, DirectPlan, DirectReport,
@@ -50,6 +51,7 @@ pub(super) struct Direct {
     adopted_until: Option<Instant>,
     /// What the endpoint number of a report stands for.
     seats: HashMap<u64, Seat>,
+    drains: Drains,
 }
 
 struct Seat {
@@ -65,6 +67,7 @@ impl Direct {
         callers: Callers,
         account: Account,
         namespace: &Arc<str>,
+        drains: Drains,
     ) -> Self {
         let plans: HashMap<_, _> = kernel.adopted_plans().into_iter().collect();
         Self {
@@ -80,6 +83,7 @@ impl Direct {
             },
             plans,
             seats: HashMap::new(),
+            drains,
         }
     }
 
@@ -242,12 +246,22 @@ impl Direct {
         for id in gone {
             self.remove(id);
         }
+        let now = Instant::now();
+        let mut over = Vec::new();
         self.seats.retain(|number, seat| {
             let open = self.kernel.direct_connections_of(*number).unwrap_or(0);
+            let drained = seat.endpoint.drain_deadline().is_some_and(|at| at <= now);
+            if open > 0
+                && drained
+                && let Destination::Tcp(address) = seat.endpoint.destination
+            {
+                over.push((address, *number));
+            }
             seat.endpoint
                 .set_direct_connections(u32::try_from(open).unwrap_or(u32::MAX));
             open > 0 || !seat.endpoint.is_gone()
         });
+        self.drains.cut(&self.kernel, over);
         if let Err(error) = self.kernel.collect_direct() {
             tracing::error!("{error}");
         }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Weak};
 
 use tokio::task::{AbortHandle, spawn_local};
 
-use crate::endpoint::resolve::{Answer, Resolver, State};
+use crate::dns::real::{Guard, RealAddresses};
+use crate::endpoint::resolve::{Answer, Resolver, Resolvers, State};
 use crate::endpoint::resolved::{Destination, ResolvedEndpoint};
 use crate::endpoint::{Changes, EndpointSet};
 use crate::policy::model::{Labels, Locality, Resolution};
@@ -29,7 +30,7 @@ impl Drop for Followed {
 
 /// Follows the names of all sets, present and future. Never ends; must run in
 /// a `LocalSet`.
-pub(super) async fn follow(resolver: Resolver, mut changes: Changes) {
+pub(super) async fn follow(resolvers: Resolvers, real: Arc<RealAddresses>, mut changes: Changes) {
     let mut followed: HashMap<usize, Followed> = HashMap::new();
     loop {
         for set in changes.next().await {
@@ -42,7 +43,8 @@ pub(super) async fn follow(resolver: Resolver, mut changes: Changes) {
                     set: Arc::downgrade(&set),
                     names: HashMap::new(),
                 });
-            reconcile(entry, &set, &resolver);
+            let resolver = resolvers.of(&set.cluster().key.service.namespace);
+            reconcile(entry, &set, resolver, &real);
         }
         // The address of a set stays taken while its weak reference is here.
         followed.retain(|_, followed| followed.set.strong_count() > 0);
@@ -50,7 +52,12 @@ pub(super) async fn follow(resolver: Resolver, mut changes: Changes) {
 }
 
 /// Follows exactly the names that the set has.
-fn reconcile(followed: &mut Followed, set: &Arc<EndpointSet>, resolver: &Resolver) {
+fn reconcile(
+    followed: &mut Followed,
+    set: &Arc<EndpointSet>,
+    resolver: &Resolver,
+    real: &Arc<RealAddresses>,
+) {
     let wanted: HashSet<Arc<str>> = set.names_in_use().into_iter().collect();
     followed.names.retain(|name, task| {
         let stays = wanted.contains(name);
@@ -65,6 +72,7 @@ fn reconcile(followed: &mut Followed, set: &Arc<EndpointSet>, resolver: &Resolve
                 Arc::downgrade(set),
                 Arc::clone(name),
                 resolver.clone(),
+                real.follow(name),
             ));
             task.abort_handle()
         });
@@ -72,11 +80,12 @@ fn reconcile(followed: &mut Followed, set: &Arc<EndpointSet>, resolver: &Resolve
 }
 
 /// Hands each answer for a name to its set.
-async fn keep(set: Weak<EndpointSet>, name: Arc<str>, resolver: Resolver) {
+async fn keep(set: Weak<EndpointSet>, name: Arc<str>, resolver: Resolver, real: Guard) {
     let mut answers = resolver.watch(&name);
     loop {
         let answer = Arc::clone(&answers.borrow_and_update());
         let Some(set) = set.upgrade() else { return };
+        real.set(&answer.addresses);
         match &answer.state {
             State::Pending => {}
             State::Fresh => set.update_name(&name, endpoints(&set, &name, &answer)),

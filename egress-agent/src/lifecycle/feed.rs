@@ -8,14 +8,14 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
 
-use crate::endpoint::resolve::{Answer, Resolver};
+use crate::endpoint::resolve::{Answer, Resolvers};
 use crate::endpoint::{EndpointSet, Live, is_at};
 use crate::policy::model::{EndpointAddress, EndpointSpec, Resolution};
 use crate::policy::snapshot::{ClusterKey, Service};
 
 /// The tasks that feed the endpoint sets. Must live in a `LocalSet`.
 pub(super) struct Feed {
-    resolver: Resolver,
+    resolvers: Resolvers,
     followed: HashMap<ClusterKey, Followed>,
     /// What was reconciled last.
     live: Arc<Live>,
@@ -35,9 +35,9 @@ impl Drop for Followed {
 }
 
 impl Feed {
-    pub(super) fn new(resolver: Resolver) -> Self {
+    pub(super) fn new(resolvers: Resolvers) -> Self {
         Self {
-            resolver,
+            resolvers,
             followed: HashMap::new(),
             live: Arc::default(),
             changed: Arc::default(),
@@ -65,13 +65,19 @@ impl Feed {
             let kept = leaving
                 .remove(&cluster.key)
                 .filter(|followed| followed.specs == cluster.endpoints);
-            let followed = kept.unwrap_or_else(|| self.follow(set, &cluster.endpoints));
+            let namespace = &cluster.key.service.namespace;
+            let followed = kept.unwrap_or_else(|| self.follow(namespace, set, &cluster.endpoints));
             self.followed.insert(cluster.key.clone(), followed);
         }
     }
 
-    fn follow(&self, set: &Arc<EndpointSet>, specs: &Arc<[EndpointSpec]>) -> Followed {
-        let mut endpoints = self.resolver.endpoints(specs);
+    fn follow(
+        &self,
+        namespace: &str,
+        set: &Arc<EndpointSet>,
+        specs: &Arc<[EndpointSpec]>,
+    ) -> Followed {
+        let mut endpoints = self.resolvers.of(namespace).endpoints(specs);
         let set = Arc::clone(set);
         let changed = Arc::clone(&self.changed);
         let task = spawn_local(async move {
@@ -117,7 +123,8 @@ impl Feed {
         own.map_or_else(
             || Arc::from([]),
             |host| {
-                let answer: Arc<Answer> = Arc::clone(&self.resolver.watch(host).borrow());
+                let resolver = self.resolvers.of(&service.key.namespace);
+                let answer: Arc<Answer> = Arc::clone(&resolver.watch(host).borrow());
                 Arc::clone(&answer.addresses)
             },
         )

@@ -59,6 +59,7 @@ struct Shared {
     kernel: Arc<Kernel>,
     /// Cookie of the agent's own namespace.
     home: u64,
+    home_netns: NetNs,
     cgroup: PathBuf,
     dns: Option<DnsShared>,
     workers: Vec<WorkerChannels>,
@@ -118,11 +119,21 @@ impl Namespaces {
             cgroup: kernel.cgroup().to_owned(),
             kernel,
             home: home.cookie,
+            home_netns: home.clone(),
             dns,
             workers,
             open: RefCell::default(),
             stopped: Cell::new(false),
         }))
+    }
+
+    /// Every namespace that captured programs use, as far as it is known.
+    pub(super) fn all(&self) -> Vec<NetNs> {
+        let open = self.0.open.borrow();
+        let others = open.values().map(|entry| entry.netns.clone());
+        std::iter::once(self.0.home_netns.clone())
+            .chain(others)
+            .collect()
     }
 
     /// Opens listeners in the namespaces of all processes that are captured

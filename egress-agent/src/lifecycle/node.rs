@@ -16,9 +16,10 @@ use super::bridges::Derived;
 use super::feed::Feed;
 use crate::capture::keys::{AddressBook, Changed, Planner, ScopeNames, Scopes};
 use crate::capture::{AllowedNetwork, Kernel, KernelSettings, Numbered, OutboundControl};
+use crate::dns::names;
 use crate::dns::registry::{Publish, Registry as Names};
 use crate::dns::virtual_address::VirtualAddresses;
-use crate::endpoint::resolve::Resolver;
+use crate::endpoint::resolve::Resolvers;
 use crate::endpoint::{Live, Options, Registry as Sets, is_at};
 use crate::policy::schema::secret::Secret;
 use crate::policy::snapshot::{Service, ServiceId, Snapshot};
@@ -34,7 +35,7 @@ pub(super) struct Node {
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) secrets: Arc<Secrets>,
     pub(super) directory: Directory,
-    pub(super) resolver: Resolver,
+    pub(super) resolvers: Resolvers,
     pub(super) sets: Sets,
     pub(super) feed: Feed,
     scopes: Arc<Mutex<Scopes>>,
@@ -57,6 +58,12 @@ impl AddressBook for Book<'_> {
     }
 
     fn resolved(&self, service: &Service) -> Arc<[IpAddr]> {
+        // Where connections do not say whose they are, an address that other
+        // names may share is not enough to tell.
+        let wildcard = service.key.host.exact().is_none();
+        if wildcard && names::claims(service) && service.protocol.client_speaks_first() {
+            return self.names.real().under(&service.key.host).into();
+        }
         self.feed.addresses_of(service)
     }
 }
@@ -66,7 +73,7 @@ impl Node {
         kernel: Arc<Kernel>,
         settings: &Settings,
         directory: Directory,
-        resolver: Resolver,
+        resolvers: Resolvers,
         secrets: Arc<Secrets>,
     ) -> Result<Self, StartError> {
         let known = kernel.known(Numbered::Scope).map_err(StartError::Capture)?;
@@ -84,12 +91,12 @@ impl Node {
                 locality: settings.locality.clone().unwrap_or_default(),
                 drain_grace: settings.dns_drain_grace,
             }),
-            feed: Feed::new(resolver.clone()),
+            feed: Feed::new(resolvers.clone()),
             published: BTreeMap::new(),
             kernel,
             secrets,
             directory,
-            resolver,
+            resolvers,
             scopes,
             planner: Mutex::default(),
             derived,

@@ -17,6 +17,7 @@ use super::capture_metrics::CaptureMetrics;
 use super::connect::Connector;
 use super::drain::Drain;
 use super::kubernetes::{Cluster, Rooms};
+use super::name_servers;
 use super::namespaces::{Namespaces, WorkerChannels};
 use super::node::Node;
 use super::policies;
@@ -26,8 +27,8 @@ use crate::accept::{Inherited, IntakeStats, Kept};
 use crate::account::{AccessLog, LogTarget, Metrics};
 use crate::capture::sockets::{NetNs, Sockets};
 use crate::capture::{Kernel, Numbered, Options as AttachOptions, cgroup_root};
+use crate::dns;
 use crate::endpoint;
-use crate::endpoint::resolve::{Resolver, SocketRoutes, Upstream, UpstreamOptions};
 use crate::flow::{self, Command, Shared};
 use crate::kubernetes::metrics::Slot as ClusterMetrics;
 use crate::policy::source::keeper::Keeper;
@@ -51,6 +52,7 @@ pub(super) struct Agent {
     pub(super) policy: Option<Keeper>,
     pub(super) workers: Vec<WorkerChannels>,
     pub(super) dns: Option<DnsShared>,
+    dns_counters: Arc<dns::server::Counters>,
     pub(super) namespaces: Option<Namespaces>,
     /// The Kubernetes API server, where the settings ask for it.
     pub(super) cluster: Option<Cluster>,
@@ -97,14 +99,7 @@ impl Agent {
         let kernel = Arc::new(kernel);
         let netns = NetNs::current().map_err(failed("a socket"))?;
         let sockets = Sockets::marked(kernel.bypass());
-        let servers = settings.dns_upstream.iter().map(|s| s.0).collect();
-        let upstream = Upstream::new(
-            UpstreamOptions::new(servers),
-            sockets.clone(),
-            netns.clone(),
-        );
-        let routes = SocketRoutes::new(sockets.clone(), netns.clone());
-        let resolver = Resolver::new(upstream, routes);
+        let resolvers = name_servers::resolvers(settings, &sockets, &netns);
         let root = cgroup_root().map_err(StartError::Capture)?;
         let directory =
             Directory::new(Hierarchy::at(root), &settings.workload, &settings.namespace);
@@ -120,6 +115,9 @@ impl Agent {
         let capture_metrics = CaptureMetrics::new(Arc::clone(&kernel), registry);
         let cluster_metrics = ClusterMetrics::default();
         cluster_metrics.register(registry);
+        let dns_counters = Arc::default();
+        let dns_metrics = dns::metrics::Metrics::new(Arc::clone(&dns_counters));
+        registry.register_collector(Box::new(dns_metrics));
         let target = match &settings.access_log {
             LogSetting::Off => None,
             LogSetting::Stdout => Some(LogTarget::Stdout),
@@ -129,7 +127,7 @@ impl Agent {
             .map(|target| AccessLog::open(target, &metrics))
             .transpose()
             .map_err(failed("the access log"))?;
-        let node = Node::new(Arc::clone(&kernel), settings, directory, resolver, secrets)?;
+        let node = Node::new(Arc::clone(&kernel), settings, directory, resolvers, secrets)?;
         let live = Arc::clone(&node.live);
         registry.register_collector(Box::new(endpoint::Metrics::new(live)));
         Ok(Self {
@@ -146,6 +144,7 @@ impl Agent {
             cluster_metrics,
             workers: Vec::new(),
             dns: None,
+            dns_counters,
             namespaces: None,
             listeners: None,
             admitted,
@@ -220,7 +219,7 @@ impl Agent {
             kernel: Arc::clone(&self.kernel),
             live: Arc::clone(&node.live),
             names: Arc::clone(&node.names),
-            resolver: node.resolver.clone(),
+            resolvers: node.resolvers.clone(),
             secrets: Arc::clone(&node.secrets),
             policy: self.policy.clone()?,
             directory: node.directory.clone(),
@@ -273,7 +272,7 @@ impl Agent {
                 default: Arc::clone(&settings.namespace.0),
             }),
             callers,
-            counters: Arc::default(),
+            counters: Arc::clone(&self.dns_counters),
             sockets: self.sockets.clone(),
         });
         self.dns.clone_from(&dns);

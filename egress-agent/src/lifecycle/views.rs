@@ -14,7 +14,7 @@ use crate::admin::{ApiError, Query, view};
 use crate::capture::{AttachedProgram, CaptureError, Counters, Kernel, Usage};
 use crate::dns::registry::Registry as Names;
 use crate::endpoint::Live;
-use crate::endpoint::resolve::Resolver;
+use crate::endpoint::resolve::Resolvers;
 use crate::kubernetes::health::Board;
 use crate::policy::explain::{self, LiveEndpoint, LiveView};
 use crate::policy::snapshot::{Client, Cluster};
@@ -30,7 +30,7 @@ pub(super) struct Views {
     pub(super) kernel: Arc<Kernel>,
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) names: Arc<Names>,
-    pub(super) resolver: Resolver,
+    pub(super) resolvers: Resolvers,
     pub(super) secrets: Arc<Secrets>,
     pub(super) policy: Keeper,
     pub(super) directory: Directory,
@@ -282,24 +282,28 @@ impl Views {
     }
 
     pub(super) fn dns(&self, query: &Query) -> Vec<view::Name> {
-        let mut names: BTreeMap<String, view::Name> = BTreeMap::new();
+        // By host, and the namespace of a resolver of its own.
+        let mut names: BTreeMap<(String, Option<String>), view::Name> = BTreeMap::new();
         for holding in self.names.addresses().all() {
             if holding.held() {
                 let host = holding.name.to_string();
-                let name = names.entry(host).or_default();
+                let name = names.entry((host, None)).or_default();
                 let (v4, v6) = (holding.address.v4(), holding.address.v6());
                 name.virtual_addresses = vec![v4.to_string(), v6.to_string()];
             }
         }
-        for status in self.resolver.status() {
-            let name = names.entry(status.name.to_string()).or_default();
+        for (namespace, status) in self.resolvers.status() {
+            let namespace = namespace.map(|namespace| namespace.to_string());
+            let key = (status.name.to_string(), namespace);
+            let name = names.entry(key).or_default();
             name.resolved = status.addresses.iter().map(ToString::to_string).collect();
             name.age_seconds = status.age;
             name.refresh_seconds = Some(status.ttl);
             name.error = status.error;
         }
-        for (host, name) in &mut names {
+        for ((host, namespace), name) in &mut names {
             name.host.clone_from(host);
+            name.namespace.clone_from(namespace);
         }
         let mut list: Vec<_> = names.into_values().collect();
         if let Some(host) = query.get("host") {

@@ -49,6 +49,14 @@ fn entry(text: &mut String, setting: &Setting) {
             text,
             "#dns-upstream = [\"192.0.2.53\", \"[2001:db8::53]:53\"]"
         ),
+        ("dns-search", ..) => writeln!(text, "#dns-search = [\"corp.example.com\"]"),
+        ("dns-upstream-in", ..) => writeln!(
+            text,
+            "#dns-upstream-in = [\"payments=10.0.0.2\", \"legacy=10.9.0.2:5353@/run/netns/legacy\"]"
+        ),
+        ("dns-search-in", ..) => {
+            writeln!(text, "#dns-search-in = [\"payments=corp.example.com\"]")
+        }
         ("outbound-in", ..) => writeln!(text, "#outbound-in = [\"payments=registry-only\"]"),
         ("outbound-allow", ..) => writeln!(
             text,

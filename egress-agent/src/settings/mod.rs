@@ -28,8 +28,9 @@ pub use load::{Loaded, Sources};
 use table::settings;
 use value::{
     AccessLog, AdminSocket, AllowedDestination, ClusterDomain, ConnectionLimit, LogFilter,
-    LogFormat, MetricsListener, NameServer, NamespaceName, NamespaceOutbound, NodeName, Outbound,
-    RefusalErrno, Switch, UnknownFields, Workers,
+    LogFormat, MetricsListener, NameServer, NamespaceName, NamespaceOutbound, NamespaceSearch,
+    NamespaceServer, NodeName, Outbound, RefusalErrno, SearchDomain, Switch, UnknownFields,
+    Workers,
 };
 
 settings! {
@@ -179,6 +180,22 @@ settings! {
             /// for unregistered names always go to the server that the
             /// application asked.
             dns_upstream: Vec<NameServer> { "dns-upstream" "ADDR[:PORT]" Start separator ',' }
+
+            /// Domain that is tried behind names of a single label, with the
+            /// servers of `dns-upstream`; may be given several times. Without
+            /// `dns-upstream` those of `/etc/resolv.conf` are.
+            dns_search: Vec<SearchDomain> { "dns-search" "DOMAIN" Start separator ',' }
+
+            /// Name server for the names in ServiceEntries of one namespace,
+            /// in place of all others; may be given several times. With
+            /// `@NETNS`, the file of a network namespace, it is asked from
+            /// there, for a server that can be reached nowhere else.
+            dns_upstream_in: Vec<NamespaceServer> { "dns-upstream-in" "NAMESPACE=ADDR[:PORT][@NETNS]" Start separator ',' }
+
+            /// Domain that is tried behind names of a single label in
+            /// ServiceEntries of one namespace, with the servers of
+            /// `dns-upstream-in`; may be given several times.
+            dns_search_in: Vec<NamespaceSearch> { "dns-search-in" "NAMESPACE=DOMAIN" Start separator ',' }
         }
 
         "Process" {

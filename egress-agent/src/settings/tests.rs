@@ -250,6 +250,9 @@ fn the_example_file_is_what_the_table_says_and_loads_as_the_defaults() {
     assert_eq!(settings.workload.len(), 2);
     settings.workload.clear();
     settings.dns_upstream.clear();
+    settings.dns_search.clear();
+    settings.dns_upstream_in.clear();
+    settings.dns_search_in.clear();
     settings.outbound_in.clear();
     settings.outbound_allow.clear();
     (settings.cgroup, settings.locality) = (None, None);

@@ -197,7 +197,8 @@ impl Report {
                 text.push_str(&format!("{name:28}{now:>14}{:>14}  new\n", "-"));
                 continue;
             };
-            let change = (now as f64 / then.max(1) as f64 - 1.0) * 100.0;
+            // In this order, so that whole percentages come out whole.
+            let change = (now as f64 - then as f64) * 100.0 / then.max(1) as f64;
             text.push_str(&format!("{name:28}{now:>14}{then:>14}  {change:+.1} %\n"));
             if change > TOLERANCE {
                 worse.push(format!("{name} ({change:+.1} %)"));

@@ -25,11 +25,16 @@ apt=(apt-get -q -o "Dir::Etc::sourcelist=$work/sources.list"
 "${apt[@]}" update
 "${apt[@]}" source --download-only kubernetes
 apt-get -q -o APT::Sandbox::User=root download \
-    etcd-server kubernetes-client golang-1.19-go golang-1.19-src
+    etcd-server kubernetes-client golang-1.19-go golang-1.19-src \
+    golang-github-modern-go-reflect2-dev
 for package in ./*.deb; do dpkg --extract "$package" packages; done
 mkdir source
 tar --extract --file kubernetes_*.orig.tar.gz --directory source --strip-components 1
 cd source
+# The vendored one is older than Go 1.18 and makes the server crash under it.
+rm vendor/github.com/modern-go/reflect2/*.{go,s}
+cp "$work"/packages/usr/share/gocode/src/github.com/modern-go/reflect2/*.{go,s} \
+    vendor/github.com/modern-go/reflect2/
 mkdir -p .go/src/k8s.io home
 ln -s ../../.. .go/src/k8s.io/kubernetes
 go=$work/packages/usr/lib/go-1.19

@@ -13,10 +13,6 @@ use crate::failure::Failure;
 
 /// Memory of the machine, in MiB: the image lives in it, unpacked.
 const MEMORY: &str = "3072";
-/// A machine that has not ended by then has hung. Emulated, and beside others,
-/// all tests take most of an hour.
-const DEADLINE: Duration = Duration::from_mins(90);
-
 /// Boots `kernel` with `image` and hands each line of its console to `line`.
 /// The console is kept in `log` as well. There is no network device.
 ///
@@ -25,6 +21,7 @@ pub(crate) fn run(
     kernel: &Kernel,
     image: &Path,
     log: &Path,
+    deadline: Duration,
     mut line: impl FnMut(&str),
 ) -> Result<(), Failure> {
     let mut console = File::create(log).map_err(|e| Failure::io(log.display(), &e))?;
@@ -57,7 +54,7 @@ pub(crate) fn run(
             }
         }
     });
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + deadline;
     loop {
         match received.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(text) => {

@@ -52,6 +52,8 @@ impl View for Policy {
     }
 }
 
+static POLICY: LazyLock<Policy> = LazyLock::new(Policy::new);
+
 const UDP: Context = Context {
     transport: Transport::Udp,
     ipv6: true,
@@ -346,7 +348,6 @@ fn tells_whether_a_resolver_knows_an_address() {
 
 /// Whatever comes in: no panic; what goes out is a message with the same id.
 fn holds(message: &[u8], context: Context) -> Result<(), TestCaseError> {
-    static POLICY: LazyLock<Policy> = LazyLock::new(Policy::new);
     let reply = match answer(message, &*POLICY, context) {
         Verdict::Answer(bytes) => Some(bytes),
         Verdict::Drop => {
@@ -427,5 +428,117 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         holds(&bytes, context)?;
+    }
+}
+
+/// The quick way, on the same bytes.
+fn quickly(bytes: &[u8], context: Context) -> Option<Vec<u8>> {
+    let mut out = b"before".to_vec();
+    let answered = quick(bytes, &*POLICY, context, &mut out);
+    assert!(out.starts_with(b"before"));
+    (answered || out.len() > 6).then(|| out.split_off(6))
+}
+
+#[test]
+fn the_quick_way_is_taken_by_what_clients_send() {
+    for kind in [
+        RecordType::A,
+        RecordType::AAAA,
+        RecordType::HTTPS,
+        RecordType::SVCB,
+    ] {
+        for ipv6 in [true, false] {
+            let context = Context { ipv6, ..UDP };
+            let mut message = query("Db.eXample.", kind);
+            assert!(quickly(&message.to_vec().unwrap(), context).is_some());
+            let mut edns = Edns::new();
+            edns.set_max_payload(1232).set_dnssec_ok(true);
+            let cookie = EdnsOption::Unknown(10, vec![1; 8]);
+            edns.options_mut().insert(cookie);
+            message.set_edns(edns);
+            assert!(quickly(&message.to_vec().unwrap(), context).is_some());
+        }
+    }
+    // The long way knows what to do with these.
+    for name in [
+        "late.example.",
+        "listed.example.",
+        "a.w.example.",
+        "other.",
+        ".",
+    ] {
+        let bytes = query(name, RecordType::A).to_vec().unwrap();
+        assert_eq!(quickly(&bytes, UDP), None, "{name}");
+    }
+    let bytes = query("db.example.", RecordType::MX).to_vec().unwrap();
+    assert_eq!(quickly(&bytes, UDP), None);
+}
+
+prop_compose! {
+    fn queries()(
+        id in any::<u16>(),
+        flags in any::<[u8; 2]>(),
+        counts in prop_oneof![
+            8 => Just([0, 1, 0, 0, 0, 0, 0, 0]),
+            8 => Just([0, 1, 0, 0, 0, 0, 0, 1]),
+            1 => any::<[u8; 8]>(),
+        ],
+        plain in any::<bool>(),
+        name in prop_oneof![
+            8 => Just(b"\x02dB\x07exAmple\0".to_vec()),
+            1 => Just(b"\x06listed\x07example\0".to_vec()),
+            1 => Just(b"\x02db\x07example\x01x\0".to_vec()),
+            1 => proptest::collection::vec(any::<u8>(), 0..20),
+        ],
+        kind in prop_oneof![
+            6 => proptest::sample::select(vec![1_u16, 28, 64, 65]),
+            1 => any::<u16>(),
+        ],
+        class in prop_oneof![9 => Just(1_u16), 1 => any::<u16>()],
+        edns in prop_oneof![
+            Just(Vec::new()),
+            (any::<[u8; 2]>(), any::<[u8; 2]>(), any::<u8>()).prop_map(|(size, version, flags)| {
+                let mut opt = vec![0, 0, 41, size[0], size[1], 0, version[1] & version[0] & 1];
+                opt.extend([flags, 0, 0, 0]);
+                opt
+            }),
+            proptest::collection::vec(any::<u8>(), 0..16).prop_map(|option| {
+                let mut opt = vec![0, 0, 41, 4, 208, 0, 0, 0, 0, 0];
+                opt.push(4 + u8::try_from(option.len()).unwrap());
+                opt.extend([0, 10, 0, u8::try_from(option.len()).unwrap()]);
+                opt.extend(option);
+                opt
+            }),
+        ],
+    ) -> Vec<u8> {
+        let mut bytes = id.to_be_bytes().to_vec();
+        let flags = if plain { [flags[0] & 1, flags[1] & 0x30] } else { flags };
+        bytes.extend(flags);
+        bytes.extend(counts);
+        bytes.extend(name);
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(class.to_be_bytes());
+        bytes.extend(edns);
+        bytes
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn the_quick_way_says_what_the_long_one_says(bytes in queries(), ipv6 in any::<bool>()) {
+        let context = Context { ipv6, ..UDP };
+        if let Some(quick) = quickly(&bytes, context) {
+            let Verdict::Answer(long) = answer(&bytes, &*POLICY, context) else {
+                panic!("the long way has no answer to {bytes:?}");
+            };
+            let (quick, long) = (Message::from_vec(&quick).unwrap(), Message::from_vec(&long).unwrap());
+            prop_assert_eq!(quick, long);
+        }
+    }
+
+    #[test]
+    fn the_quick_way_takes_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+        quickly(&bytes, UDP);
     }
 }

@@ -261,3 +261,54 @@ async fn the_kernel_knows_a_service_by_its_own_names_only() {
     let all = ["x.a.w.example", "x.b.w.example", "x.w.example"];
     assert_eq!(shown("*.w.example", 80), all);
 }
+
+mod changes {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::super::super::names::tests::snapshot_of;
+    use super::*;
+
+    /// Full names, and two wildcard hosts that cover some of them.
+    fn host(n: u8) -> String {
+        match n {
+            6 => "*.a.example".into(),
+            7 => "*.example".into(),
+            n if n % 2 == 0 => format!("h{n}.a.example"),
+            n => format!("h{n}.b.example"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn names_hold_addresses_by_the_policy_whatever_came_before(
+            steps in prop::collection::vec(prop::collection::btree_set(0..8_u8, 0..7), 1..7)
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap();
+            let registry = registry(&Kernel::default(), 10);
+            let mut services: BTreeMap<u8, Arc<Service>> = BTreeMap::new();
+            let mut held: BTreeSet<String> = BTreeSet::new();
+            for step in steps {
+                // What did not change stays the same value.
+                services.retain(|n, _| step.contains(n));
+                for n in &step {
+                    let new = || Arc::new(service(&host(*n), 443));
+                    services.entry(*n).or_insert_with(new);
+                }
+                let policy = snapshot_of(services.values().cloned().collect());
+                runtime.block_on(apply(&registry, &policy));
+                let covers = |name: &String| services.values().any(|s| s.key.host.matches(name));
+                held.retain(covers);
+                held.extend(step.iter().filter(|n| **n < 6).map(|n| host(*n)));
+                let all = registry.addresses().all();
+                prop_assert!(all.iter().all(|holding| holding.ready()));
+                let all: BTreeSet<String> = all.iter().map(|h| h.name.to_string()).collect();
+                prop_assert_eq!(&all, &held);
+            }
+        }
+    }
+}

@@ -1,4 +1,6 @@
-//! DNS over UDP.
+//! DNS over UDP: what waits on a socket is read, decided and answered
+//! together, with one system call for each step; only a query that needs
+//! somebody else gets a task.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -10,29 +12,21 @@ use std::time::Duration;
 use egress_common::DNS6_PORTS;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::super::DnsError;
 use super::super::answer::{Transport, Verdict};
 use super::{Asked, Counters, Server, is_ours, slot_of};
-use crate::accept::pktinfo::{self, Datagram};
+use crate::accept::pktinfo::{self, Answers, Batch, COUNT, Received};
 
 /// Longest time that an answer waits for room in the socket's buffer.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// Room for the longest datagram. Each network namespace has many sockets,
-    /// and a query is short, so they share one and keep a copy.
-    static SCRATCH: RefCell<Box<[u8]>> =
-        RefCell::new(vec![0; usize::from(u16::MAX)].into_boxed_slice());
-}
-
-fn with_scratch<T>(receive: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Result<T> {
-    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-        Ok(mut buffer) => receive(&mut buffer),
-        Err(_) => Err(io::ErrorKind::ResourceBusy.into()),
-    })
+    /// Each network namespace has many sockets, which share the room of their
+    /// thread: nothing in it is kept while one waits.
+    static SCRATCH: RefCell<(Batch, Answers)> = RefCell::default();
 }
 
 /// Serves the IPv4 listener: one non-blocking socket on `0.0.0.0`. Ends only
@@ -46,46 +40,13 @@ pub async fn serve_v4(
 ) -> Result<Infallible, DnsError> {
     pktinfo::enable(&socket).map_err(DnsError::Socket)?;
     let socket = Arc::new(UdpSocket::from_std(socket).map_err(DnsError::Socket)?);
-    let mut tasks = JoinSet::new();
-    loop {
-        while tasks.try_join_next().is_some() {}
-        let received = socket
-            .async_io(Interest::READABLE, || {
-                with_scratch(|buffer| {
-                    let datagram = pktinfo::receive(&socket, buffer)?;
-                    Ok((datagram, Box::from(&buffer[..datagram.length])))
-                })
-            })
-            .await;
-        let (
-            Datagram {
-                source,
-                destination,
-                ..
-            },
-            query,
-        ): (Datagram, Box<[u8]>) = match received {
-            Ok(received) => received,
-            Err(error) => {
-                pause(&error).await;
-                continue;
-            }
-        };
-        let asked = slot_of(destination)
-            .and_then(|slot| server.resolvers.v4(slot))
-            .filter(|asked| !is_ours(asked.resolver));
-        let Some(asked) = asked else {
-            tracing::debug!(%source, %destination, "dropped a datagram that stands for no resolver");
-            Counters::count(&server.counters.dropped);
-            continue;
-        };
-        let reply = Reply {
-            socket: Arc::clone(&socket),
-            from: Some(destination),
-            to: source.into(),
-        };
-        serve(&server, query, asked, reply, &mut tasks).await;
+    Ok(Listener {
+        server,
+        socket,
+        slot: None,
     }
+    .run()
+    .await)
 }
 
 /// Serves the IPv6 listeners: non-blocking sockets on `[::1]`, in the order of
@@ -99,8 +60,13 @@ pub async fn serve_v6(
 ) -> Result<Infallible, DnsError> {
     let mut loops = JoinSet::new();
     for (slot, socket) in (0..).zip(sockets) {
-        let socket = UdpSocket::from_std(socket).map_err(DnsError::Socket)?;
-        loops.spawn(serve_slot(Arc::clone(&server), Arc::new(socket), slot));
+        let socket = Arc::new(UdpSocket::from_std(socket).map_err(DnsError::Socket)?);
+        let listener = Listener {
+            server: Arc::clone(&server),
+            socket,
+            slot: Some(slot),
+        };
+        loops.spawn(listener.run());
     }
     match loops.join_next().await {
         Some(Ok(never)) => match never {},
@@ -108,35 +74,173 @@ pub async fn serve_v6(
     }
 }
 
-async fn serve_slot(server: Arc<Server>, socket: Arc<UdpSocket>, slot: u32) -> Infallible {
-    let mut tasks = JoinSet::new();
-    loop {
-        while tasks.try_join_next().is_some() {}
-        let received = socket
-            .async_io(Interest::READABLE, || {
-                with_scratch(|buffer| {
-                    let (length, source) = socket.try_recv_from(buffer)?;
-                    Ok((Box::from(&buffer[..length]), source))
-                })
-            })
-            .await;
-        let (query, source): (Box<[u8]>, SocketAddr) = match received {
-            Ok(received) => received,
-            Err(error) => {
+/// One socket.
+struct Listener {
+    server: Arc<Server>,
+    socket: Arc<UdpSocket>,
+    /// The one slot of a socket on `[::1]`; `None`: the destination tells.
+    slot: Option<u32>,
+}
+
+/// Which resolver the datagrams of a batch meant; most are for the same one,
+/// and asking the kernel costs a system call.
+#[derive(Default)]
+struct Meant(Vec<(u32, Option<Asked>)>);
+
+impl Meant {
+    fn get(&mut self, slot: u32, ask: impl FnOnce(u32) -> Option<Asked>) -> Option<&Asked> {
+        let known = self.0.iter().position(|(known, _)| *known == slot);
+        let place = known.unwrap_or_else(|| {
+            let asked = ask(slot).filter(|asked| !is_ours(asked.resolver));
+            self.0.push((slot, asked));
+            self.0.len() - 1
+        });
+        self.0.get(place)?.1.as_ref()
+    }
+}
+
+impl Listener {
+    async fn run(self) -> Infallible {
+        let mut tasks = JoinSet::new();
+        loop {
+            while tasks.try_join_next().is_some() {}
+            if let Err(error) = self.socket.readable().await {
                 pause(&error).await;
                 continue;
             }
+            match self.round(&mut tasks) {
+                // Others have their turn while more may be waiting.
+                Ok(COUNT) => yield_now().await,
+                Ok(_) => {}
+                Err(error) => pause(&error).await,
+            }
+        }
+    }
+
+    /// Serves what waits, and says how much that was.
+    fn round(&self, tasks: &mut JoinSet<()>) -> io::Result<usize> {
+        SCRATCH.with(|scratch| {
+            let Ok(mut scratch) = scratch.try_borrow_mut() else {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            };
+            let (batch, answers) = &mut *scratch;
+            let mut received = Ok(0);
+            // A batch that is not full has emptied the socket: said as
+            // `WouldBlock`, it saves the call that would say so.
+            let _ = self.socket.try_io(Interest::READABLE, || {
+                received = batch.receive(&*self.socket);
+                match received {
+                    Ok(COUNT) => Ok(()),
+                    _ => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            });
+            let count = match received {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                Err(error) => return Err(error),
+            };
+            let mut meant = Meant::default();
+            for index in 0..count {
+                match batch.get(index) {
+                    Some(received) => self.serve(received, &mut meant, answers, tasks),
+                    None => Counters::count(&self.server.counters.dropped),
+                }
+            }
+            let lost = answers.send(&*self.socket, |bytes, from, to| {
+                let reply = self.reply(from, to);
+                let bytes: Box<[u8]> = bytes.into();
+                tasks.spawn(async move { reply.send(&bytes).await });
+            });
+            if lost > 0 {
+                tracing::debug!(lost, "answers were lost");
+            }
+            Ok(count)
+        })
+    }
+
+    fn reply(&self, from: Option<Ipv4Addr>, to: SocketAddr) -> Reply {
+        Reply {
+            socket: Arc::clone(&self.socket),
+            from,
+            to,
+        }
+    }
+
+    fn serve(
+        &self,
+        received: Received<'_>,
+        meant: &mut Meant,
+        answers: &mut Answers,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let server = &self.server;
+        let Received {
+            bytes: query,
+            truncated,
+            source,
+            destination,
+        } = received;
+        let asked = match self.slot {
+            Some(slot) => meant.get(slot, |slot| server.resolvers.v6(slot)),
+            None => destination
+                .and_then(slot_of)
+                .and_then(|slot| meant.get(slot, |slot| server.resolvers.v4(slot))),
         };
-        let Some(asked) = server.resolvers.v6(slot) else {
+        let Some(asked) = asked.filter(|_| !truncated) else {
+            tracing::debug!(%source, ?destination, "dropped a datagram that stands for no resolver, or is too long");
             Counters::count(&server.counters.dropped);
-            continue;
+            return;
         };
-        let reply = Reply {
-            socket: Arc::clone(&socket),
-            from: None,
-            to: source,
+        let from = if self.slot.is_some() {
+            None
+        } else {
+            destination
         };
-        serve(&server, query, asked, reply, &mut tasks).await;
+        if answers.add(from, source, |out| {
+            server.answer_quickly(query, &asked.namespace, Transport::Udp, out)
+        }) {
+            return;
+        }
+        let whole = |answers: &mut Answers, bytes: &[u8]| {
+            answers.add(from, source, |out| {
+                out.extend_from_slice(bytes);
+                true
+            });
+        };
+        match server.decide(query, &asked.namespace, Transport::Udp) {
+            Verdict::Answer(bytes) => whole(answers, &bytes),
+            Verdict::Drop => {}
+            verdict @ (Verdict::Forward | Verdict::Allocate { .. }) => {
+                match server.queries.take() {
+                    Ok(permit) => {
+                        let (server, reply) = (Arc::clone(server), self.reply(from, source));
+                        let (query, asked): (Box<[u8]>, Asked) = (query.into(), asked.clone());
+                        tasks.spawn(async move {
+                            let Asked {
+                                resolver,
+                                namespace,
+                            } = asked;
+                            let finish = server.finish(
+                                &query,
+                                verdict,
+                                resolver,
+                                &namespace,
+                                Transport::Udp,
+                            );
+                            if let Some(bytes) = finish.await {
+                                reply.send(&bytes).await;
+                            }
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => {
+                        if let Some(bytes) = server.refuse(query, &error) {
+                            whole(answers, &bytes);
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -170,41 +274,5 @@ impl Reply {
         if let Ok(Err(error)) = timeout(SEND_LIMIT, sent).await {
             tracing::debug!("an answer was lost: {error}");
         }
-    }
-}
-
-async fn serve(
-    server: &Arc<Server>,
-    query: Box<[u8]>,
-    asked: Asked,
-    reply: Reply,
-    tasks: &mut JoinSet<()>,
-) {
-    let Asked {
-        resolver,
-        namespace,
-    } = asked;
-    let verdict = server.decide(&query, &namespace, Transport::Udp);
-    match verdict {
-        Verdict::Answer(bytes) => reply.send(&bytes).await,
-        Verdict::Drop => {}
-        Verdict::Forward | Verdict::Allocate { .. } => match server.queries.take() {
-            Ok(permit) => {
-                let server = Arc::clone(server);
-                tasks.spawn(async move {
-                    let finish =
-                        server.finish(&query, verdict, resolver, &namespace, Transport::Udp);
-                    if let Some(bytes) = finish.await {
-                        reply.send(&bytes).await;
-                    }
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                if let Some(bytes) = server.refuse(&query, &error) {
-                    reply.send(&bytes).await;
-                }
-            }
-        },
     }
 }

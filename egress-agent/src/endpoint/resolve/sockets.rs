@@ -1,9 +1,13 @@
 //! hickory's sockets, made by the one place that makes the agent's: let past
 //! our own capture, in the right network namespace.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,16 +27,37 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 pub(super) struct Provider {
     sockets: Sockets,
     netns: NetNs,
+    elsewhere: ServerNetns,
     handle: TokioHandle,
 }
 
+/// Files of the network namespaces that name servers are asked from, where that
+/// is not the agent's own. Opened for each query: nothing here keeps a
+/// namespace alive, and one may be made anew under its name.
+pub type ServerNetns = Arc<HashMap<SocketAddr, PathBuf>>;
+
 impl Provider {
-    pub(super) fn new(sockets: Sockets, netns: NetNs) -> Self {
+    pub(super) fn new(sockets: Sockets, netns: NetNs, elsewhere: ServerNetns) -> Self {
         Self {
             sockets,
             netns,
+            elsewhere,
             handle: TokioHandle::default(),
         }
+    }
+
+    fn netns(&self, server: SocketAddr) -> io::Result<NetNs> {
+        let Some(path) = self.elsewhere.get(&server) else {
+            return Ok(self.netns.clone());
+        };
+        let opened = File::open(path).and_then(|file| NetNs::open(file.into()));
+        opened.map_err(|error| {
+            let text = format!(
+                "cannot enter the network namespace {}: {error}",
+                path.display()
+            );
+            io::Error::new(error.kind(), text)
+        })
     }
 }
 
@@ -56,7 +81,7 @@ impl RuntimeProvider for Provider {
     ) -> Pending<Self::Tcp> {
         let this = self.clone();
         Box::pin(async move {
-            let socket = this.sockets.tcp(&this.netns, &server)?;
+            let socket = this.sockets.tcp(&this.netns(server)?, &server)?;
             if let Some(bind) = bind {
                 socket.bind(bind)?;
             }
@@ -71,7 +96,7 @@ impl RuntimeProvider for Provider {
     fn bind_udp(&self, local: SocketAddr, server: SocketAddr) -> Pending<Self::Udp> {
         let this = self.clone();
         Box::pin(async move {
-            let socket = this.sockets.udp(&this.netns, local)?;
+            let socket = this.sockets.udp(&this.netns(server)?, local)?;
             let socket = UdpSocket::from_std(socket)?;
             socket.connect(server).await?;
             Ok(Udp { socket, server })

@@ -18,7 +18,7 @@ use hickory_resolver::system_conf::parse_resolv_conf;
 use tokio::time::Instant;
 
 use super::error::ResolveError;
-use super::sockets::Provider;
+use super::sockets::{Provider, ServerNetns};
 use crate::capture::sockets::{NetNs, Sockets};
 
 /// Time for one try of one server.
@@ -98,6 +98,10 @@ pub trait Query: Send + Sync + 'static {
 pub struct UpstreamOptions {
     /// `--dns-upstream`; empty: what the system's files say.
     pub servers: Vec<SocketAddr>,
+    /// `--dns-search`, with `servers` only.
+    pub search: Vec<String>,
+    /// From where some of `servers` are asked.
+    pub netns: ServerNetns,
     /// `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
     /// systemd-resolved's list of the servers behind its stub.
@@ -111,6 +115,8 @@ impl UpstreamOptions {
     pub fn new(servers: Vec<SocketAddr>) -> Self {
         Self {
             servers,
+            search: Vec::new(),
+            netns: ServerNetns::default(),
             resolv_conf: "/etc/resolv.conf".into(),
             resolved_conf: "/run/systemd/resolve/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
@@ -141,8 +147,8 @@ impl Upstream {
     /// Sends from `netns`.
     pub fn new(options: UpstreamOptions, sockets: Sockets, netns: NetNs) -> Self {
         Self {
+            provider: Provider::new(sockets, netns, Arc::clone(&options.netns)),
             options,
-            provider: Provider::new(sockets, netns),
             built: Mutex::new(None),
         }
     }
@@ -191,7 +197,13 @@ impl Upstream {
         } else {
             options.use_hosts_file = ResolveHosts::Never;
             let servers = self.options.servers.iter().copied().map(server).collect();
-            ResolverConfig::from_name_servers(servers)
+            let search = self.options.search.iter();
+            let search = search.filter_map(|domain| Name::from_ascii(domain).ok());
+            let search = search.map(|mut domain| {
+                domain.set_fqdn(true);
+                domain
+            });
+            ResolverConfig::from_parts(None, search.collect(), servers)
         };
         options.timeout = TRY_LIMIT;
         options.attempts = RETRIES;

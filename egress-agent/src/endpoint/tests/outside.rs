@@ -77,6 +77,24 @@ async fn metrics_tell_the_same() {
             "egress_endpoint_available{{{of_set},address=\"10.0.0.1:443\",name=\"\",locality=\"\"}} 0"
         ),
         format!(
+            "egress_endpoint_state{{{of_set},address=\"10.0.0.0:443\",name=\"\",locality=\"\",\
+             state=\"healthy\",reason=\"\"}} 1"
+        ),
+        format!(
+            "egress_endpoint_state{{{of_set},address=\"10.0.0.1:443\",name=\"\",locality=\"\",\
+             state=\"ejected\",reason=\"consecutive-5xx\"}} 1"
+        ),
+        format!(
+            "egress_endpoint_out_seconds{{{of_set},address=\"10.0.0.1:443\",name=\"\",locality=\"\"}} 30"
+        ),
+        format!(
+            "egress_endpoint_weight{{{of_set},address=\"10.0.0.1:443\",name=\"\",locality=\"\"}} 1"
+        ),
+        format!(
+            "egress_endpoint_last_failure_timestamp_seconds{{{of_set},address=\"10.0.0.0:443\",\
+             name=\"\",locality=\"\"}} 0"
+        ),
+        format!(
             "egress_endpoint_requests{{{of_set},address=\"10.0.0.0:443\",name=\"\",locality=\"\"}} 1"
         ),
     ] {
@@ -85,6 +103,17 @@ async fn metrics_tell_the_same() {
             "{line} is not in:\n{first}"
         );
     }
+    let failed = "egress_endpoint_last_failure_timestamp_seconds";
+    let mut failed = first.lines().filter(|line| line.starts_with(failed));
+    let failed = failed.find(|line| line.contains("10.0.0.1")).unwrap();
+    assert!(!failed.ends_with(" 0"), "{failed}");
+    // One that left DNS drains, and says so.
+    let drains =
+        "address=\"10.0.0.0:443\",name=\"\",locality=\"\",state=\"draining\",reason=\"dns\"} 1";
+    let _open = pick_at(&set, 0).endpoint.open_connection();
+    set.update(vec![many(2).swap_remove(1)]);
+    let gone = text();
+    assert!(gone.contains(drains), "{gone}");
     // A large set is told as a whole.
     set.update(many(101));
     let large = text();

@@ -9,12 +9,14 @@ use crate::policy::model::Locality;
 
 mod address;
 mod count;
+mod dns;
 mod name;
 mod outbound;
 mod word;
 
 pub use address::{ADMIN_PATH_LIMIT, AdminSocket, MetricsListener, NameServer};
 pub use count::{ConnectionLimit, Workers};
+pub use dns::{NamespaceSearch, NamespaceServer, SearchDomain};
 pub use name::{ClusterDomain, LogFilter, NamespaceName, NodeName};
 pub use outbound::{AllowedDestination, NamespaceOutbound};
 pub use word::{LogFormat, Outbound, RefusalErrno, Switch, UnknownFields};

@@ -187,6 +187,8 @@ impl Files {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = UpstreamOptions {
+            search: Vec::new(),
+            netns: ServerNetns::default(),
             servers: Vec::new(),
             resolv_conf: directory.path().join("resolv.conf"),
             resolved_conf: directory.path().join("resolved.conf"),
