@@ -254,15 +254,6 @@ impl ConnectionRecord {
         self.ended = true;
     }
 
-    /// The access log's line as it would be written now.
-    pub fn json(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        if let Some(line) = &self.line {
-            json::connection(&mut text, line);
-        }
-        text
-    }
-
     /// Whether there is a log, so that what only the log shows is worth keeping.
     pub fn is_logged(&self) -> bool {
         self.account.0.log.is_some()

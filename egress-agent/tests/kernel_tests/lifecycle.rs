@@ -117,7 +117,7 @@ fn what_is_missing_is_said() {
         let cgroup = Lab::unattached().cgroup;
         // A folder with something in it: on an empty one a file system is mounted.
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("file"), "").unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
         let said = attach(cgroup.to_str().unwrap(), folder.path().to_str());
         assert!(said.contains("is not on a bpf file system"), "{said}");
     });
