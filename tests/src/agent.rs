@@ -194,6 +194,8 @@ impl Builder<'_> {
             .stderr(stderr);
         if !self.arguments.iter().any(|flag| flag == "--access-log") {
             spawn = spawn.arg("--access-log").arg(&access_log);
+            // A test looks for the line of what has just ended.
+            spawn = spawn.arg("--access-log-linger").arg("0");
         }
         if !self.arguments.iter().any(|flag| flag == "--metrics") {
             spawn = spawn.args(["--metrics", METRICS]);

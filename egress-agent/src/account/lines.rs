@@ -1,7 +1,6 @@
 //! The lines of one worker on their way to the log's thread.
 
 use std::cell::{Cell, RefCell};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -10,8 +9,6 @@ use super::log::AccessLog;
 
 /// Bytes of lines that are handed over at once.
 const FULL: usize = 32 * 1024;
-/// How long a line may wait for others.
-const LINGER: Duration = Duration::from_millis(100);
 
 /// Lines are written into a buffer of the worker's own; the thread is woken
 /// for many of them.
@@ -53,16 +50,17 @@ impl Lines {
         }
     }
 
-    /// Lines may wait for others as long as what is returned lives.
+    /// Lines may wait for others as long as what is returned lives, if the log
+    /// lets them.
     pub(super) fn gather(&self) -> Gathering<'_> {
-        self.gathers.set(true);
+        self.gathers.set(!self.log.linger().is_zero());
         Gathering(self)
     }
 
     /// Completes when the first line has waited for long enough.
     pub(super) async fn gathered(&self) {
         self.begun.notified().await;
-        sleep(LINGER).await;
+        sleep(self.log.linger()).await;
     }
 
     /// Gives the thread what there is.

@@ -22,6 +22,8 @@ pub(super) mod json;
 
 /// Bytes of lines waiting for the thread.
 const WAITING: usize = 8 << 20;
+/// How long a line may wait for others by default.
+const LINGER: Duration = Duration::from_millis(100);
 /// Messages waiting for the thread.
 const QUEUE: usize = 8_192;
 /// Bytes written at once.
@@ -67,6 +69,7 @@ enum Message {
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     queue: SyncSender<Message>,
+    linger: Duration,
     /// Bytes in the queue.
     waiting: Arc<AtomicUsize>,
     reopen: Arc<AtomicBool>,
@@ -84,6 +87,7 @@ impl AccessLog {
         let (queue, lines) = sync_channel(QUEUE);
         let log = Self {
             queue,
+            linger: LINGER,
             waiting: Arc::default(),
             reopen: Arc::default(),
             dropped: metrics.log_dropped(),
@@ -101,6 +105,16 @@ impl AccessLog {
             .name("egress-log".to_owned())
             .spawn(move || writer.run(&lines))?;
         Ok(log)
+    }
+
+    /// Lets lines wait for others so long, to be written with them.
+    #[must_use]
+    pub fn lingering(self, linger: Duration) -> Self {
+        Self { linger, ..self }
+    }
+
+    pub(super) fn linger(&self) -> Duration {
+        self.linger
     }
 
     /// Opens the file anew before the next line (SIGHUP, after a rotation).

@@ -124,7 +124,10 @@ impl Agent {
             LogSetting::File(path) => Some(LogTarget::File(path.clone())),
         };
         let log = target
-            .map(|target| AccessLog::open(target, &metrics))
+            .map(|target| {
+                let log = AccessLog::open(target, &metrics)?;
+                Ok(log.lingering(settings.access_log_linger))
+            })
             .transpose()
             .map_err(failed("the access log"))?;
         let node = Node::new(Arc::clone(&kernel), settings, directory, resolvers, secrets)?;

@@ -240,6 +240,10 @@ settings! {
             /// output, `off` is none. Opened again at a reload, for rotation.
             access_log: AccessLog { "access-log" "PATH|-|off" Reload default "-" }
 
+            /// How long a line may wait for others, to be written with them; 0
+            /// writes each one at once.
+            access_log_linger: Duration { "access-log-linger" "DURATION" Start default "100ms" }
+
             /// Log what the kernel programs decide, at level debug. Costs time
             /// on every connection of the node.
             kernel_log: Switch { "kernel-log" "on|off" Start default "off" }
