@@ -13,12 +13,20 @@ use crate::policy::diagnostic::{Diagnostic, Severity, Source, Span};
 use crate::policy::document::Outcome;
 use crate::policy::load::{Loaded, load_paths};
 use crate::policy::render::render;
+use crate::policy::schema::meta::Kind;
 use crate::policy::{Options, UnknownFields};
 use crate::settings::value::{self, Scalar};
 
 /// Exit code of a wrong command line, and of files that cannot be read: what
 /// could not be looked at must not count as valid, nor as looked at.
 pub(super) const USAGE: u8 = 2;
+
+/// Rules that speak of a host which no document registers.
+const UNREGISTERED: [&str; 3] = [
+    "rule-without-service",
+    "host-unregistered",
+    "destination-unknown",
+];
 
 /// Arguments of `egressctl validate`.
 #[derive(Args, Clone, Debug)]
@@ -146,7 +154,8 @@ pub fn check(args: &ValidateArgs) -> Report {
     let standard_input = paths.iter().any(|path| path.as_os_str() == "-");
     let nothing = loaded.files.is_empty() && !standard_input;
     loaded.diagnostics.extend(empty);
-    let (_, across) = compile(&mut Ids::default(), &loaded.documents, &options);
+    let (_, mut across) = compile(&mut Ids::default(), &loaded.documents, &options);
+    tell_of_refused(&mut across, &loaded.outcomes);
     loaded.diagnostics.extend(across);
     let problems = in_order(loaded.diagnostics);
     let outcomes = |fits: fn(&Outcome) -> bool| loaded.outcomes.iter().filter(|o| fits(o)).count();
@@ -164,6 +173,26 @@ pub fn check(args: &ValidateArgs) -> Report {
         warnings: count(Severity::Warning),
         problems,
         unreadable,
+    }
+}
+
+/// A host may be missing only because the ServiceEntry that registers it is
+/// refused.
+fn tell_of_refused(across: &mut [Diagnostic], outcomes: &[Outcome]) {
+    let registers = |outcome: &&Outcome| match outcome {
+        Outcome::Rejected(Some(id)) => id.kind == Kind::ServiceEntry,
+        Outcome::Rejected(None) => true,
+        Outcome::Valid(_) | Outcome::Skipped => false,
+    };
+    if !outcomes.iter().any(|outcome| registers(&outcome)) {
+        return;
+    }
+    for problem in across {
+        if UNREGISTERED.contains(&problem.rule)
+            && let Some(help) = &mut problem.help
+        {
+            *help = format!("mend the documents that are refused first; then {help}").into();
+        }
     }
 }
 
