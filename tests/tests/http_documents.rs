@@ -202,13 +202,14 @@ for t in threads: t.start()
 for t in threads: t.join()
 limited, full = answers.count(429), answers.count(503)
 assert limited + full == 80, answers
-# Which of them were under way when the others came depends on the machine.
-assert 60 <= limited <= 75 and full >= 5, (limited, full)
+# Who waits for a connection that is being made waits, too: so 50 are served
+# if all come before the first connection stands, more if some come later.
+assert 50 <= limited <= 75 and full >= 5, (limited, full)
 "#
     );
     lab.python(&script).text()?;
     let got = server.requests().len();
-    assert!((60..=75).contains(&got), "{got}");
+    assert!((50..=75).contains(&got), "{got}");
     // 429 ejects nobody and is not retried.
     let records = agent.wait_records(80)?;
     for record in &records {
