@@ -159,7 +159,10 @@ impl Builder<'_> {
         let lab = self.lab;
         let directory = lab.directory();
         fs::create_dir_all(lab.policy_directory())?;
-        let file = |name: &str| directory.join(format!("{name}{}", self.suffix));
+        // Apart from the folder of the policy, which the agent watches.
+        let logs = directory.join("logs");
+        fs::create_dir_all(&logs)?;
+        let file = |name: &str| logs.join(format!("{name}{}", self.suffix));
         let (access_log, error_log) = (file("access.log"), file("agent.log"));
         let stderr = fs::OpenOptions::new()
             .create(true)
@@ -194,8 +197,10 @@ impl Builder<'_> {
             .stderr(stderr);
         if !self.arguments.iter().any(|flag| flag == "--access-log") {
             spawn = spawn.arg("--access-log").arg(&access_log);
+        }
+        if !self.arguments.iter().any(|flag| flag == "--access-log-linger") {
             // A test looks for the line of what has just ended.
-            spawn = spawn.arg("--access-log-linger").arg("0");
+            spawn = spawn.args(["--access-log-linger", "0"]);
         }
         if !self.arguments.iter().any(|flag| flag == "--metrics") {
             spawn = spawn.args(["--metrics", METRICS]);

@@ -22,6 +22,8 @@ impl Egress {
             .agent()
             .policy("services", &policies(arena, services))?
             .setting("--workers", THREADS.to_string())
+            // The default, which the lab's other agents do not have.
+            .setting("--access-log-linger", "100ms")
             .log_filter("warn")
             .start()?;
         Ok(Self { agent })

@@ -124,6 +124,24 @@ impl UpstreamOptions {
     }
 }
 
+impl UpstreamOptions {
+    /// Who is asked, and from where: the end of a sentence.
+    fn whom(&self) -> String {
+        let servers = self.servers.iter().map(|server| {
+            let from = self.netns.get(server).map(|path| {
+                let path = path.display();
+                format!(" in the network namespace {path}")
+            });
+            format!("{server}{}", from.unwrap_or_default())
+        });
+        let servers = servers.collect::<Vec<_>>().join(", ");
+        if servers.is_empty() {
+            return format!(" (those of {})", self.resolv_conf.display());
+        }
+        format!(" ({servers})")
+    }
+}
+
 type Hickory = hickory_resolver::Resolver<Provider>;
 
 /// The name servers of the agent, asked through hickory.
@@ -269,8 +287,8 @@ impl Query for Upstream {
                 hickory.lookup(host.clone(), RecordType::AAAA),
             );
             Families {
-                v4: found(v4, &name),
-                v6: found(v6, &name),
+                v4: found(v4, &name, &self.options),
+                v6: found(v6, &name, &self.options),
             }
         })
     }
@@ -302,7 +320,11 @@ fn server(address: SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections)
 }
 
-fn found(result: Result<hickory_resolver::lookup::Lookup, NetError>, name: &Arc<str>) -> Found {
+fn found(
+    result: Result<hickory_resolver::lookup::Lookup, NetError>,
+    name: &Arc<str>,
+    options: &UpstreamOptions,
+) -> Found {
     let error = match result {
         Ok(lookup) => {
             let records = lookup.answers().iter();
@@ -345,7 +367,9 @@ fn found(result: Result<hickory_resolver::lookup::Lookup, NetError>, name: &Arc<
             name: Arc::clone(name),
             limit: TRY_LIMIT * 2,
         }),
-        NetError::NoConnections => failed("no name server could be reached".to_owned()),
+        NetError::NoConnections => {
+            failed(format!("no name server could be reached{}", options.whom()))
+        }
         NetError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             failed("the name server refused the connection".to_owned())
         }

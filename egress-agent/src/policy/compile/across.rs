@@ -92,7 +92,7 @@ impl<'d> Across<'_, 'd> {
             let known = self
                 .shells
                 .iter()
-                .filter_map(|shell| shell.key.host.exact());
+                .filter_map(|shell| Some(&**shell.key.host.exact()?));
             nearest(name, known)
         });
         match near {
