@@ -198,7 +198,11 @@ impl Builder<'_> {
         if !self.arguments.iter().any(|flag| flag == "--access-log") {
             spawn = spawn.arg("--access-log").arg(&access_log);
         }
-        if !self.arguments.iter().any(|flag| flag == "--access-log-linger") {
+        if !self
+            .arguments
+            .iter()
+            .any(|flag| flag == "--access-log-linger")
+        {
             // A test looks for the line of what has just ended.
             spawn = spawn.args(["--access-log-linger", "0"]);
         }
