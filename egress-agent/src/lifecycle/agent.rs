@@ -120,7 +120,6 @@ async fn control(
     admitted: u32,
 ) -> Result<(Exit, Option<AccessLog>), StartError> {
     let settings = &loaded.settings;
-    let start = memory::Start::new();
     let (mut orders, order) = Orders::listen().map_err(|error| StartError::Process {
         what: "signal handlers",
         error,
@@ -187,7 +186,7 @@ async fn control(
         .spawn("watchdog", systemd::watchdog(pulses));
     agent.store(&sockets);
     say_ready(&process);
-    drop(start);
+    memory::give_back();
 
     let mut parts = Parts {
         sources,
