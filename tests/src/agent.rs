@@ -79,7 +79,6 @@ impl Lab {
             .args(arguments))
     }
 
-    /// A bpf file system of this lab's own.
     /// Removes what a stopped agent has left in force.
     pub fn clean_up(&self) -> Result<()> {
         let cleaned = self
@@ -91,6 +90,7 @@ impl Lab {
         Ok(())
     }
 
+    /// A bpf file system of this lab's own.
     fn bpffs(&self) -> Result<PathBuf> {
         let directory = self.directory().join("bpffs");
         if !directory.exists() {

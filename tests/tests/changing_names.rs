@@ -36,7 +36,7 @@ spec:
   trafficPolicy:
     connectionPool:
       tcp:
-        idleTimeout: 60s
+        idleTimeout: 5m
 "
     )
 }

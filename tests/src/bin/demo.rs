@@ -90,10 +90,16 @@ fn story() -> Result<()> {
     let record = agent.record("the record of curl's connection", |_| true)?;
     tell.output(&record.to_string())?;
 
-    tell.title("The agent stops; nothing of it stays in the kernel")?;
+    tell.title("The agent stops; what is declared stays in force until it is withdrawn")?;
     agent.stop()?;
-    let left = kernel::attached(&lab.client_cgroup())?;
-    tell.output(&format!("programs attached to the cgroup: {}", left.len()))?;
+    let attached = || -> Result<()> {
+        let count = kernel::attached(&lab.client_cgroup())?.len();
+        tell.output(&format!("programs attached to the cgroup: {count}"))
+    };
+    attached()?;
+    tell.command("egress-agent --cleanup")?;
+    lab.clean_up()?;
+    attached()?;
     drop((nginx, dns, lab));
 
     tell.title("With your own policy, on this host")?;
