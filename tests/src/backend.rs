@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::{Context, Lab, Result};
 
 /// How long a server waits for its client before it gives up.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// What a backend speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
