@@ -15,7 +15,6 @@ use crate::policy::diagnostic::Span;
 use crate::policy::document::Document;
 use crate::policy::model::{HostPattern, Resolution};
 use crate::policy::schema::destination_rule::Subset;
-use crate::policy::schema::reader::nearest;
 use crate::policy::schema::tls::Mode;
 use crate::policy::schema::virtual_service::Destination;
 
@@ -25,13 +24,7 @@ pub(super) struct Across<'c, 'd> {
     pub(super) rules: &'c Rules<'d>,
     pub(super) options: &'c Options,
     pub(super) problems: &'c mut Problems,
-    /// Names that may still be compared to find what a mistyped one meant, so
-    /// that thousands of strange hosts beside thousands of services cost little.
-    comparisons: usize,
 }
-
-/// Names compared at most in one compilation.
-const COMPARISONS: usize = 100_000;
 
 /// Warns about documents that do not fit each other.
 pub(super) fn check<'d>(
@@ -51,7 +44,6 @@ pub(super) fn check<'d>(
         rules,
         options,
         problems,
-        comparisons: COMPARISONS,
     };
     for rule in &rules.list {
         across.rule(rule);
@@ -85,22 +77,6 @@ impl<'d> Across<'_, 'd> {
         true
     }
 
-    /// What mends a host that nothing registers.
-    fn correction(&mut self, host: &HostPattern) -> String {
-        let near = host.exact().and_then(|name| {
-            self.comparisons = self.comparisons.checked_sub(self.shells.len())?;
-            let known = self
-                .shells
-                .iter()
-                .filter_map(|shell| Some(&**shell.key.host.exact()?));
-            nearest(name, known)
-        });
-        match near {
-            Some(near) => format!("did you mean {near}? Otherwise add a ServiceEntry for the host"),
-            None => "add a ServiceEntry for the host, or correct the name".to_owned(),
-        }
-    }
-
     fn rule(&mut self, rule: &Rule<'d>) {
         let all = self.shells;
         let exact = self.by_host.get(&rule.host).cloned();
@@ -127,7 +103,7 @@ impl<'d> Across<'_, 'd> {
                 "no ServiceEntry registers {}, so this rule acts on nothing yet",
                 rule.host
             );
-            let mut help = self.correction(&rule.host);
+            let mut help = "add a ServiceEntry for the host, or correct the name".to_owned();
             let wide = all.iter().find(|shell| {
                 shell.key.host.exact().is_none()
                     && rule
@@ -302,10 +278,9 @@ impl<'d> Across<'_, 'd> {
         }
         let message =
             format!("no ServiceEntry registers {host}, so its traffic does not come here");
-        let help = self.correction(host);
         self.problems
             .warn("host-unregistered", document, span, message)
-            .help(help);
+            .help("add a ServiceEntry for the host, or correct the name");
     }
 
     fn destination(&mut self, document: &Document, namespace: &Arc<str>, to: &Destination) {
@@ -325,10 +300,9 @@ impl<'d> Across<'_, 'd> {
             }
             let message =
                 format!("no ServiceEntry registers the destination {host}: requests get 503 NC");
-            let help = self.correction(&host);
             self.problems
                 .warn("destination-unknown", document, written.span, message)
-                .help(help);
+                .help("add a ServiceEntry for the host, or correct the name");
             return;
         }
         if let Some(port) = to.port {
