@@ -162,8 +162,9 @@ impl Builder<'_> {
         // Apart from the folder of the policy, which the agent watches.
         let logs = directory.join("logs");
         fs::create_dir_all(&logs)?;
-        let file = |name: &str| logs.join(format!("{name}{}", self.suffix));
-        let (access_log, error_log) = (file("access.log"), file("agent.log"));
+        let log = |name: &str| logs.join(format!("{name}{}", self.suffix));
+        let (access_log, error_log) = (log("access.log"), log("agent.log"));
+        let file = |name: &str| directory.join(format!("{name}{}", self.suffix));
         let stderr = fs::OpenOptions::new()
             .create(true)
             .append(true)
