@@ -58,6 +58,15 @@ impl Agent {
             heartbeat::beat(limit, || beating.heartbeat()).await;
         });
         self.tasks.push(beat.abort_handle());
+        // Before namespaces are followed: its own would be taken for a caller's.
+        let kernel = Arc::clone(&self.kernel);
+        tokio::task::spawn_blocking(move || kernel.prove())
+            .await
+            .map_err(|error| StartError::Process {
+                what: "the proof that capture works",
+                error: std::io::Error::other(error),
+            })?
+            .map_err(StartError::Capture)?;
         let reports = namespaces::reports(&self.kernel)?;
         vitals.spawn("network namespaces", namespaces.clone().run(reports));
         self.namespaces = Some(namespaces.clone());
@@ -144,14 +153,6 @@ impl Agent {
             }
         }
 
-        let kernel = Arc::clone(&self.kernel);
-        tokio::task::spawn_blocking(move || kernel.prove())
-            .await
-            .map_err(|error| StartError::Process {
-                what: "the proof that capture works",
-                error: std::io::Error::other(error),
-            })?
-            .map_err(StartError::Capture)?;
         match self.kernel.remove_obsolete() {
             Ok(0) => {}
             Ok(sets) => tracing::info!(sets, "kernel programs of an agent before were replaced"),
