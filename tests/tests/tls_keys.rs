@@ -7,14 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use lab::agent::Agent;
-use lab::certificates::{Authority, Certificate};
-use lab::dns::NameServer;
-use lab::nginx::{Nginx, RunningNginx};
+use lab::certificates::Certificate;
 use lab::process::wait_for;
-use lab::{Group, Lab, RESOLVER, Result, bail, policy};
-
-const HOST: &str = "pay.example.com";
-const REAL: &str = "203.0.113.50";
+use lab::scene::MutualUpstream;
+use lab::{Group, Result, bail};
 
 /// Looks for keys in a process's memory and prints, for each, the forms that
 /// it was found in: the text of the file (with and without line ends), the
@@ -64,58 +60,15 @@ for key in keys:
     print(" ".join(sorted(hits[key])) or "nothing")
 "#;
 
-struct World {
-    _nginx: RunningNginx,
-    _dns: NameServer,
-    authority: Authority,
-    lab: Lab,
-}
+struct World(MutualUpstream);
 
 impl World {
-    fn new() -> Result<Self> {
-        let lab = Lab::new()?;
-        let authority = Authority::new(&lab, "world")?;
-        let server = authority.issue(&[HOST])?;
-        let lines = format!(
-            "ssl_verify_client on;\nssl_client_certificate {};\n\
-             location /who {{ return 200 '$ssl_client_serial'; }}\n",
-            authority.path().display()
-        );
-        Ok(Self {
-            _nginx: Nginx::new(&lab, "pay")
-                .https(&format!("{REAL}:443"), &server)?
-                .with(&lines)
-                .start()?,
-            _dns: NameServer::start(&lab, RESOLVER, &format!("{REAL} {HOST}\n"))?,
-            authority,
-            lab,
-        })
-    }
-
-    fn policy(identity: &str) -> String {
-        let entry =
-            policy::tcp(HOST, 80).replace("protocol: TCP", "protocol: TCP\n      targetPort: 443");
-        let rule = format!(
-            "apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: pay, namespace: default}}
-spec:
-  host: {HOST}
-  trafficPolicy:
-    tls:
-      mode: MUTUAL
-      {identity}
-"
-        );
-        policy::join(&[&entry, &rule])
-    }
-
     /// A client certificate with a key in this form, an option of `openssl`.
     fn issue(&self, number: usize, form: &[&str]) -> Result<Certificate> {
-        let mut made = self.authority.issue(&[&format!("client{number}")])?;
+        let mut made = self.0.authority.issue(&[&format!("client{number}")])?;
         if !form.is_empty() {
             let key = made.key.with_extension("other.key");
-            self.lab
+            self.0.lab
                 .spawn(Group::Outside, "openssl")
                 .args(form)
                 .arg("-in")
@@ -126,16 +79,6 @@ spec:
             made.key = key;
         }
         Ok(made)
-    }
-
-    /// Waits until the service sees this certificate.
-    fn sees(&self, certificate: &Certificate) -> Result<()> {
-        let what = "the service to see the new certificate";
-        wait_for(what, Duration::from_secs(10), || {
-            let url = format!("http://{HOST}/who");
-            let serial = self.lab.curl(&["--fail", &url]).text()?;
-            Ok((serial.trim() == certificate.serial).then_some(()))
-        })
     }
 
     /// In which forms each of these keys is in the agent's memory.
@@ -179,8 +122,8 @@ const FORMS: [&[&str]; 4] = [&[], &["ec"], &[], &[]];
 
 #[test]
 fn keys_of_files_leave_nothing_behind() -> Result<()> {
-    let world = World::new()?;
-    let lab = &world.lab;
+    let world = World(MutualUpstream::new()?);
+    let lab = &world.0.lab;
     let files = lab.directory().join("files");
     fs::create_dir(&files)?;
     let (pem, key) = (files.join("client.pem"), files.join("client.key"));
@@ -188,7 +131,7 @@ fn keys_of_files_leave_nothing_behind() -> Result<()> {
         "clientCertificate: {}\n      privateKey: {}\n      caCertificates: {}",
         pem.display(),
         key.display(),
-        world.authority.path().display()
+        world.0.authority.path().display()
     );
     let mut used = Vec::new();
     let mut agent = None;
@@ -197,10 +140,10 @@ fn keys_of_files_leave_nothing_behind() -> Result<()> {
         replace(&made.certificate, &pem)?;
         replace(&made.key, &key)?;
         if agent.is_none() {
-            let policy = World::policy(&identity);
+            let policy = MutualUpstream::policy(&identity);
             agent = Some(lab.agent().policy("pay", &policy)?.start()?);
         }
-        world.sees(&made)?;
+        world.0.sees(&made)?;
         used.push(made);
     }
     let Some(agent) = agent else {
@@ -212,11 +155,11 @@ fn keys_of_files_leave_nothing_behind() -> Result<()> {
 
 #[test]
 fn keys_of_applied_secrets_leave_nothing_behind() -> Result<()> {
-    let world = World::new()?;
-    let lab = &world.lab;
+    let world = World(MutualUpstream::new()?);
+    let lab = &world.0.lab;
     let agent = lab
         .agent()
-        .policy("pay", &World::policy("credentialName: client"))?
+        .policy("pay", &MutualUpstream::policy("credentialName: client"))?
         .start()?;
     let indented = |path: &Path| -> Result<String> {
         Ok(fs::read_to_string(path)?.trim().replace('\n', "\n    "))
@@ -229,12 +172,12 @@ fn keys_of_applied_secrets_leave_nothing_behind() -> Result<()> {
              stringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n  ca.crt: |\n    {}\n",
             indented(&made.certificate)?,
             indented(&made.key)?,
-            indented(&world.authority.path())?,
+            indented(&world.0.authority.path())?,
         );
         let file = lab.write("secret.yaml", &document)?;
         lab.egressctl(&["apply", "-f", &file.display().to_string()])?
             .text()?;
-        world.sees(&made)?;
+        world.0.sees(&made)?;
         used.push(made);
     }
     world.only_the_last(&agent, &used)?;
