@@ -149,6 +149,24 @@ spec:
     )
 }
 
+/// A DestinationRule of these lines of a `trafficPolicy`, to be put after
+/// another document.
+pub fn rule(host: &str, traffic_policy: &str) -> String {
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: rule
+  namespace: default
+spec:
+  host: \"{host}\"
+  trafficPolicy:
+{traffic_policy}
+"
+    )
+}
+
 /// Several documents as one file.
 pub fn join(documents: &[&str]) -> String {
     documents.join("---\n")

@@ -216,7 +216,8 @@ fn a_dead_address_family_is_not_waited_for() -> Result<()> {
       name: http
       protocol: HTTP
 ";
-    let document = policy::tcp("dual.example.com", 7000) + ports + &policy::rule("dual.example.com", pool);
+    let document =
+        policy::tcp("dual.example.com", 7000) + ports + &policy::rule("dual.example.com", pool);
     let agent = lab.agent().policy("dual", &document)?.start()?;
     // Several times, since each connection begins with either of them.
     let script = r#"

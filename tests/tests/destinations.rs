@@ -328,7 +328,8 @@ fn an_old_connection_is_closed_and_keepalive_is_on() -> Result<()> {
           time: 7200s
           interval: 75s
           probes: 9";
-    let document = policy::tcp("aging.example.com", 7000) + &policy::rule("aging.example.com", pool);
+    let document =
+        policy::tcp("aging.example.com", 7000) + &policy::rule("aging.example.com", pool);
     let agent = lab.agent().policy("aging", &document)?.start()?;
     let mut client = lab
         .python(
@@ -366,4 +367,3 @@ print("closed", flush=True)
     ensure!(record.duration() >= 2900.0, "{record}");
     agent.stop()
 }
-

@@ -40,9 +40,7 @@ impl Scene {
             // A digest of what came, so that the client can compare.
             Reply::ok(format!(
                 "{} {} {}\n",
-                request.method,
-                request.target,
-                request.length
+                request.method, request.target, request.length
             ))
         })?;
         let big = lab.directory().join("files");

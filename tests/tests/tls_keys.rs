@@ -68,7 +68,8 @@ impl World {
         let mut made = self.0.authority.issue(&[&format!("client{number}")])?;
         if !form.is_empty() {
             let key = made.key.with_extension("other.key");
-            self.0.lab
+            self.0
+                .lab
                 .spawn(Group::Outside, "openssl")
                 .args(form)
                 .arg("-in")
@@ -85,6 +86,7 @@ impl World {
     fn search(&self, agent: &Agent, keys: &[Certificate]) -> Result<Vec<String>> {
         let id = agent.id().to_string();
         let search = self
+            .0
             .lab
             .python_in(Group::Outside, SEARCH)
             .arg(&id)

@@ -6,11 +6,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use lab::Result;
 use lab::agent::Agent;
 use lab::certificates::Certificate;
 use lab::process::{Process, wait_for};
 use lab::scene::{MutualUpstream, PAY};
-use lab::Result;
 
 /// What is done with the scene while certificates change.
 trait Rotating {

@@ -152,11 +152,7 @@ impl Forwarder {
 
 /// Sends a query with an id of the socket's own and waits for its answer, which
 /// has the client's id again.
-async fn ask(
-    connected: &mut Connected,
-    query: &[u8],
-    resolver: SocketAddr,
-) -> io::Result<Vec<u8>> {
+async fn ask(connected: &mut Connected, query: &[u8], resolver: SocketAddr) -> io::Result<Vec<u8>> {
     let Some((own_id, rest)) = query.split_first_chunk::<2>() else {
         return Err(io::ErrorKind::InvalidInput.into());
     };

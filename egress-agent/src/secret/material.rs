@@ -92,9 +92,10 @@ impl Piece {
         &self,
     ) -> Result<Vec<CertificateRevocationListDer<'static>>, SecretError> {
         let purpose = Purpose::RevocationList;
-        let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&without_keys(&self.bytes))
-            .collect::<Result<_, _>>()
-            .map_err(|error| self.malformed(purpose, &error))?;
+        let found: Vec<_> =
+            CertificateRevocationListDer::pem_slice_iter(&without_keys(&self.bytes))
+                .collect::<Result<_, _>>()
+                .map_err(|error| self.malformed(purpose, &error))?;
         if found.is_empty() {
             return Err(SecretError::NoPem(purpose, self.path.clone()));
         }

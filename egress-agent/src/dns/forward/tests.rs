@@ -76,7 +76,9 @@ impl Resolver {
             let mut buffer = [0; 1500];
             loop {
                 let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-                told.lock().unwrap().push((from.port(), [buffer[0], buffer[1]]));
+                told.lock()
+                    .unwrap()
+                    .push((from.port(), [buffer[0], buffer[1]]));
                 let answer = response(&buffer[..length]);
                 for _ in 0..=u8::from(twice) {
                     socket.send_to(&answer, from).await.unwrap();
@@ -153,7 +155,10 @@ async fn queries_that_wait_share_no_socket_and_few_are_kept() {
         for (query, from) in &asked {
             server.send_to(&response(query), *from).await.unwrap();
         }
-        asked.iter().map(|(_, from)| from.port()).collect::<std::collections::HashSet<_>>()
+        asked
+            .iter()
+            .map(|(_, from)| from.port())
+            .collect::<std::collections::HashSet<_>>()
     };
     let query = query();
     let all = (0..count).map(|_| forwarder.udp(&query, resolver));
@@ -195,16 +200,25 @@ async fn a_resolver_that_went_away_and_came_back_is_found_on_a_new_socket() {
     let serve = async |buffer: &mut [u8], ports: &mut Vec<u16>| {
         let (length, from) = server.recv_from(buffer).await.unwrap();
         ports.push(from.port());
-        server.send_to(&response(&buffer[..length]), from).await.unwrap();
+        server
+            .send_to(&response(&buffer[..length]), from)
+            .await
+            .unwrap();
     };
-    let (answer, ()) = tokio::join!(forwarder.udp(&query, resolver), serve(&mut buffer, &mut ports));
+    let (answer, ()) = tokio::join!(
+        forwarder.udp(&query, resolver),
+        serve(&mut buffer, &mut ports)
+    );
     answer.unwrap();
     // What an ICMP error leaves on the socket that is kept: its next call
     // fails, whoever answers by then.
     let kept = forwarder.idle.take(resolver).unwrap();
     rustix::net::shutdown(&kept.socket, rustix::net::Shutdown::Write).unwrap();
     forwarder.idle.keep(kept);
-    let (answer, ()) = tokio::join!(forwarder.udp(&query, resolver), serve(&mut buffer, &mut ports));
+    let (answer, ()) = tokio::join!(
+        forwarder.udp(&query, resolver),
+        serve(&mut buffer, &mut ports)
+    );
     answer.unwrap();
     assert_ne!(ports[0], ports[1]);
 }
