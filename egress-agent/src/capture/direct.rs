@@ -15,8 +15,8 @@ use crate::policy::snapshot::ServiceId;
 
 mod tables;
 
-use self::tables::{Written, count, value};
 pub(super) use self::tables::{DirectControl, DirectMaps};
+use self::tables::{Written, count, value};
 
 /// How the kernel serves one service without a proxy.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -172,7 +172,12 @@ impl DirectMaps {
             .map_err(|error| CaptureError::map("ENDPOINTS", error))
     }
 
-    pub(super) fn remove_slots(&self, service: u32, generation: u32, count: u32) -> Result<(), CaptureError> {
+    pub(super) fn remove_slots(
+        &self,
+        service: u32,
+        generation: u32,
+        count: u32,
+    ) -> Result<(), CaptureError> {
         for index in 0..count {
             self.slots
                 .remove(&SlotKey {

@@ -20,7 +20,8 @@ use crate::capture::system;
 use crate::numbers::Fingerprint;
 
 /// The object that the build script made; empty when it was told to skip it.
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.bpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.bpf.o"));
 
 /// Our programs with the names of their hooks (as `bpftool cgroup` has them)
 /// and the kernel's numbers for those (`enum bpf_attach_type`), in the order in

@@ -120,7 +120,10 @@ pub(in crate::capture) fn link(
 }
 
 /// Puts another program behind a live link: no connection sees neither.
-pub(in crate::capture) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(in crate::capture) fn replace_program(
+    link: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
     let mut attributes = LinkAttributes {
         first_fd: link.as_raw_fd().cast_unsigned(),
         second_fd: program.as_raw_fd().cast_unsigned(),
@@ -139,7 +142,10 @@ pub(in crate::capture) fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<u64> {
 
 /// The ids of the programs that are attached to a cgroup at one hook, in the
 /// order in which they run, those inherited from above included.
-pub(in crate::capture) fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+pub(in crate::capture) fn attached(
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<Vec<u32>> {
     const BPF_F_QUERY_EFFECTIVE: u32 = 1;
     // The kernel attaches at most 64 programs to one hook of one cgroup
     // (BPF_CGROUP_MAX_PROGS); this leaves room for several levels.
