@@ -118,3 +118,36 @@ impl Drop for Gathering<'_> {
         self.0.hand_over();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::fmt::Write as _;
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::account::{LogTarget, Metrics};
+
+    #[test]
+    fn many_lines_are_written_once_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access.log");
+        let log = AccessLog::open(LogTarget::File(path.clone()), &Metrics::new()).unwrap();
+        let lines = Lines::new(log.clone());
+        let mut wanted = String::new();
+        for pause in [false, true] {
+            let _gathering = lines.gather();
+            for number in 0..10_000 {
+                lines.line(|text| write!(text, "{number:>99}").unwrap());
+                writeln!(wanted, "{number:>99}").unwrap();
+                if pause && number % 1_000 == 0 {
+                    // A few at a time, as when the time for them is over.
+                    lines.hand_over();
+                }
+            }
+        }
+        assert!(log.flush(Duration::from_secs(10)));
+        assert!(std::fs::read_to_string(&path).unwrap() == wanted);
+    }
+}

@@ -358,7 +358,10 @@ fn push_v4(text: &mut Vec<u8>, address: SocketAddrV4) {
 fn push_millis(text: &mut Vec<u8>, duration: Duration) {
     // To the nearest microsecond.
     let part = u64::from(duration.subsec_nanos() + 500) / 1000;
-    let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(part);
+    let micros = duration
+        .as_secs()
+        .saturating_mul(1_000_000)
+        .saturating_add(part);
     push_number(text, micros / 1000);
     text.push(b'.');
     push_thousandths(text, micros % 1000);
@@ -429,6 +432,29 @@ mod tests {
             let written = text(|text| push_millis(text, Duration::from_nanos(nanos)));
             let micros = (nanos + 500) / 1000;
             prop_assert_eq!(written, format!("{}.{:03}", micros / 1000, micros % 1000));
+        }
+
+        #[test]
+        fn text_is_that_of_serde(value: String) {
+            let wanted = serde_json::to_string(&value).unwrap();
+            prop_assert_eq!(text(|text| push_text(text, &value)), wanted);
+        }
+
+        #[test]
+        fn headers_are_read_back(value in "[\\t -~]{0,40}", bytes: Vec<u8>) {
+            for value in [value.as_bytes(), &bytes] {
+                let Ok(header) = HeaderValue::from_bytes(value) else {
+                    continue;
+                };
+                let line = text(|text| {
+                    text.extend_from_slice(b"{\"first\":0");
+                    Fields(text).header(key!("header"), &header);
+                    text.push(b'}');
+                });
+                let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+                let wanted = String::from_utf8_lossy(value);
+                prop_assert_eq!(read["header"].as_str(), Some(&*wanted));
+            }
         }
 
         #[test]
