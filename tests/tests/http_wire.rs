@@ -277,6 +277,9 @@ for round in range({rounds}):
     through, closed = talk(H, stream, rng.choice([1, 1, 3]), 0.15)
     direct, _ = talk("203.0.113.10", stream, 1, 0.1)
     a, b = lines(through), lines(direct)
+    if len(b) < len(a) or "cut" in b:
+        # Slow rather than silent: a busy machine.
+        b = lines(talk("203.0.113.10", stream, 1, 3)[0])
     for n, one in enumerate(a):
         if isinstance(one, int):
             # Refused by the agent: nothing may follow.
