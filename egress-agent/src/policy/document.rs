@@ -312,7 +312,10 @@ fn document(
     let read = reader.object(node, |r, f| {
         f.take("apiVersion");
         f.take("kind");
-        f.take("status");
+        r.field(f, "status", |r, n| match n.value {
+            Value::Mapping(_) => Some(()),
+            _ => r.object(n, |_, _| ()),
+        });
         let at = f
             .peek("metadata")
             .map_or(f.span.start(), |node| node.span.start());
