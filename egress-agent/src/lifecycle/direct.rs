@@ -44,7 +44,8 @@ pub(super) struct Direct {
     callers: Callers,
     account: Account,
     client: Client,
-    plans: HashMap<ServiceId, DirectPlan>,
+    /// Services that have a plan. The kernel's room keeps what it says.
+    planned: HashSet<ServiceId>,
     /// Services whose plan is that of an agent before.
     adopted: HashSet<ServiceId>,
     /// Until when it stays if nothing takes its place.
@@ -52,6 +53,12 @@ pub(super) struct Direct {
     /// What the endpoint number of a report stands for.
     seats: HashMap<u64, Seat>,
     drains: Drains,
+}
+
+/// Services of which the kernel has a plan already.
+fn planned(kernel: &Kernel) -> HashSet<ServiceId> {
+    let plans = kernel.adopted_plans().into_iter();
+    plans.map(|(service, _)| service).collect()
 }
 
 struct Seat {
@@ -69,9 +76,9 @@ impl Direct {
         namespace: &Arc<str>,
         drains: Drains,
     ) -> Self {
-        let plans: HashMap<_, _> = kernel.adopted_plans().into_iter().collect();
+        let planned = planned(&kernel);
         Self {
-            adopted: plans.keys().copied().collect(),
+            adopted: planned.clone(),
             adopted_until: kernel.is_adopted().then(|| Instant::now() + ADOPTED),
             kernel,
             live,
@@ -81,7 +88,7 @@ impl Direct {
                 namespace: Arc::clone(namespace),
                 labels: Arc::default(),
             },
-            plans,
+            planned,
             seats: HashMap::new(),
             drains,
         }
@@ -140,7 +147,7 @@ impl Direct {
 
     /// The other agent gave up: what it wrote is replaced.
     fn resume(&mut self) {
-        self.plans = self.kernel.adopted_plans().into_iter().collect();
+        self.planned = planned(&self.kernel);
         let live = self.live.load_full();
         for set in &live.sets {
             self.plan(set);
@@ -194,13 +201,12 @@ impl Direct {
                 address: slot.address,
             })
             .collect();
-        if self.plans.get(&id) == Some(&plan) {
-            return;
-        }
         match self.kernel.set_direct(id, &plan) {
-            Ok(()) => {
-                tracing::debug!(host = %cluster.target.host, slots = plan.slots.len(), "direct");
-                self.plans.insert(id, plan);
+            Ok(new) => {
+                self.planned.insert(id);
+                if new {
+                    tracing::debug!(host = %cluster.target.host, slots = plan.slots.len(), "direct");
+                }
             }
             Err(error) => {
                 tracing::error!(host = %cluster.target.host, "through the agent: {error}");
@@ -210,7 +216,7 @@ impl Direct {
     }
 
     fn remove(&mut self, id: ServiceId) {
-        if self.plans.remove(&id).is_some()
+        if self.planned.remove(&id)
             && let Err(error) = self.kernel.remove_direct(id)
         {
             tracing::error!("{error}");
@@ -234,8 +240,8 @@ impl Direct {
         }
         let live = self.live.load();
         let gone: Vec<ServiceId> = self
-            .plans
-            .keys()
+            .planned
+            .iter()
             .filter(|id| {
                 live.snapshot
                     .service(**id)

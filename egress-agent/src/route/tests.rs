@@ -145,10 +145,7 @@ fn repeated_headers_are_compared_joined() {
 fn without_headers_rejects_a_block_when_any_matches() {
     let block = HttpMatch {
         without_headers: vec![
-            (
-                RequestField::new("x-debug"),
-                StringMatch::Exact("1".into()),
-            ),
+            (RequestField::new("x-debug"), StringMatch::Exact("1".into())),
             (RequestField::new("x-off"), StringMatch::Present),
         ],
         ..HttpMatch::default()
@@ -251,7 +248,11 @@ fn obvious(block: &HttpMatch, facts: &RequestFacts<'_>) -> bool {
             false => vec![values.join(",")],
         }
     };
-    let has = |name, want| joined(name).iter().any(|v| as_regex(want, false).is_match(v));
+    let has = |name, want| {
+        joined(name)
+            .iter()
+            .any(|v| as_regex(want, false).is_match(v))
+    };
     let mut verdicts = Vec::new();
     if let Some(want) = &block.uri {
         verdicts.push(as_regex(want, block.ignore_uri_case).is_match(facts.path));
@@ -283,7 +284,15 @@ fn obvious(block: &HttpMatch, facts: &RequestFacts<'_>) -> bool {
 
 /// Two headers that may be there, the pseudo-headers, and what never is.
 const FIELDS: [&str; 9] = [
-    "x-a", "x-b", "X-A", "host", ":method", ":scheme", ":authority", ":path", ":status",
+    "x-a",
+    "x-b",
+    "X-A",
+    "host",
+    ":method",
+    ":scheme",
+    ":authority",
+    ":path",
+    ":status",
 ];
 
 fn short() -> impl Strategy<Value = String> {

@@ -9,11 +9,11 @@ use regex::Regex;
 
 use super::headers::operations;
 use super::hosts::pattern;
+use crate::policy::check::action::base64;
 use crate::policy::check::fault::grpc_status;
 use crate::policy::check::names::subnet;
 use crate::policy::check::regexp;
 use crate::policy::model::Labels;
-use crate::policy::check::action::base64;
 use crate::policy::routes::{
     Abort, Fault, HttpAction, HttpDestination, HttpMatch, HttpRoute, Mirror, OpaqueMatch,
     OpaqueRoute, PathRewrite, Redirect, RedirectPath, RedirectPort, RequestField, RetryOn,
@@ -130,9 +130,9 @@ fn http_match(rule: &shape::HttpMatch, expressions: &mut Expressions) -> Option<
     let (uri, scheme) = (one(&rule.uri)?, one(&rule.scheme)?);
     let (method, authority) = (one(&rule.method)?, one(&rule.authority)?);
     let mut headers = |list: &Entries<shape::StringMatch>| -> Option<Vec<_>> {
-        let list = list.iter().map(|(name, text)| {
-            Some((RequestField::new(name), string(text, expressions)?))
-        });
+        let list = list
+            .iter()
+            .map(|(name, text)| Some((RequestField::new(name), string(text, expressions)?)));
         list.collect()
     };
     let (with, without) = (headers(&rule.headers)?, headers(&rule.without_headers)?);
