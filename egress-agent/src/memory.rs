@@ -85,7 +85,11 @@ fn untouched(smaps: &str) -> Vec<std::ops::Range<usize>> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::single_range_in_vec_init,
+        reason = "tests"
+    )]
 
     use super::*;
 
@@ -103,7 +107,8 @@ mod tests {
             format!("{head}\nRss: 8 kB\nAnonymous: {anonymous} kB\nSwap: {swap} kB\nVmFlags: rd\n")
         };
         let code = "1000-3000 r-xp 00001000 fe:00 7    /usr/bin/a b";
-        assert_eq!(untouched(&mapping(code, "0", "0")), [0x1000..0x3000]);
+        let one = untouched(&mapping(code, "0", "0"));
+        assert_eq!(one, vec![0x1000..0x3000]);
         assert!(untouched(&mapping(code, "4", "0")).is_empty());
         assert!(untouched(&mapping(code, "0", "4")).is_empty());
         for other in [
@@ -115,7 +120,7 @@ mod tests {
             assert!(untouched(&mapping(other, "0", "0")).is_empty(), "{other}");
         }
         let two = mapping(code, "4", "0") + &mapping("4000-5000 r--p 0 fe:00 7 x", "0", "0");
-        assert_eq!(untouched(&two), [0x4000..0x5000]);
+        assert_eq!(untouched(&two), vec![0x4000..0x5000]);
     }
 
     #[test]

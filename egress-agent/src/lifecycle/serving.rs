@@ -202,7 +202,7 @@ pub(super) async fn body(context: WorkerContext, starts: Starts) -> Result<(), S
     context.vitals.spawn("flow", async move {
         flow::run_worker(start.shared, start.commands).await;
     });
-    tokio::task::spawn_local(memory::settle());
+    spawn_local(memory::settle());
     context.ready();
     context.drain.ended().await;
     Ok(())

@@ -243,9 +243,10 @@ fn obvious(block: &HttpMatch, facts: &RequestFacts<'_>) -> bool {
             .filter(|(n, _)| *n == name.as_str())
             .map(|(_, v)| v.to_str().unwrap().to_owned())
             .collect();
-        match values.is_empty() {
-            true => vec![],
-            false => vec![values.join(",")],
+        if values.is_empty() {
+            Vec::new()
+        } else {
+            vec![values.join(",")]
         }
     };
     let has = |name, want| {

@@ -152,7 +152,7 @@ impl<'d> Compiler<'_, 'd> {
             )
         });
         for rule in rules.lost.iter().filter_map(|rule| self.rules.get(*rule)) {
-            lose(&rule.document, reason.clone());
+            lose(rule.document, reason.clone());
         }
         let virtuals = &choices.chosen;
         let winner = virtuals.chosen.and_then(|one| self.virtuals.get(one));
@@ -167,7 +167,7 @@ impl<'d> Compiler<'_, 'd> {
             .iter()
             .filter_map(|one| self.virtuals.get(*one))
         {
-            lose(&other.document, reason.clone());
+            lose(other.document, reason.clone());
         }
     }
 }
