@@ -340,7 +340,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(crate::policy::cases(2000))]
     #[test]
     fn matcher_agrees_with_the_obvious_one(
         block in block(),
