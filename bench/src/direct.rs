@@ -22,6 +22,8 @@ const NAME: &str = "direct-path";
 
 const ECHO: u16 = 9010;
 const BULK: u16 = 9011;
+/// Of no service.
+const PLAIN: u16 = 9012;
 /// Services of the large policy, and endpoints of each service.
 const MANY: u32 = 10_000;
 const ENDPOINTS: u32 = 10;
@@ -29,8 +31,8 @@ const ENDPOINTS: u32 = 10;
 /// Rounds of each measurement.
 const LATENCY: f64 = 100.0;
 const THROUGHPUT: f64 = 60.0;
-const CONNECT: f64 = 120.0;
-const LIFE: f64 = 60.0;
+const CONNECT: f64 = 300.0;
+const LIFE: f64 = 150.0;
 
 /// Work of one turn: connections, bytes there and back, bytes.
 const CONNECTS: usize = 300;
@@ -99,7 +101,11 @@ impl Side {
             tls: Tls::Off,
         };
         let serve = Serve {
-            listeners: vec![listener(ECHO, Speaks::Echo), listener(BULK, Speaks::Bulk)],
+            listeners: vec![
+                listener(ECHO, Speaks::Echo),
+                listener(BULK, Speaks::Bulk),
+                listener(PLAIN, Speaks::Echo),
+            ],
             certificate: String::new(),
             key: String::new(),
         };
@@ -293,6 +299,7 @@ pub(crate) fn measure(share: f64) -> Result<Vec<Row>> {
         format!("{turn} {}", chosen.join(" "))
     };
     let connect = {
+        let one_captured = std::cell::RefCell::new(&mut one.captured);
         let many_captured = std::cell::RefCell::new(&mut many.captured);
         interleave(
             rounds(CONNECT),
@@ -303,7 +310,13 @@ pub(crate) fn measure(share: f64) -> Result<Vec<Row>> {
                     ask(&mut one.untouched, &format!("{turn} {real}:{ECHO}"))
                 }),
                 ("one", &mut || {
-                    ask(&mut one.captured, &format!("{turn} {name}"))
+                    ask(&mut one_captured.borrow_mut(), &format!("{turn} {name}"))
+                }),
+                ("unregistered", &mut || {
+                    ask(
+                        &mut one_captured.borrow_mut(),
+                        &format!("{turn} {real}:{PLAIN}"),
+                    )
                 }),
                 ("many", &mut || {
                     ask(&mut many_captured.borrow_mut(), &format!("{turn} {name}"))
@@ -363,6 +376,12 @@ pub(crate) fn measure(share: f64) -> Result<Vec<Row>> {
             "connect, no interception",
             "µs",
             median(&connect, "none"),
+            None,
+        ),
+        row(
+            "connect to an address that is not registered",
+            "µs more than no interception",
+            between(&connect, "unregistered", "none", more, 0.3),
             None,
         ),
         row(

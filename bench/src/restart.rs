@@ -2,9 +2,10 @@
 //! steady rate while the proxy makes place for its successor, in its own way.
 
 use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use lab::Group;
 use lab::agent::Agent;
 use lab::process::{DEADLINE, Process};
@@ -89,7 +90,7 @@ fn twice(
     arena: &Arena,
     group: Group,
     target: &str,
-    restart: impl FnOnce() -> Result<()> + Send,
+    restart: impl FnOnce() -> Result<()>,
 ) -> Result<[Outcome; 2]> {
     let load = Load {
         target: target.to_owned(),
@@ -104,19 +105,24 @@ fn twice(
     if let Some(error) = &quiet.first_error {
         bail!("it fails without a restart, too: {error}");
     }
+    let (begun, begins) = mpsc::channel();
     let restarted = std::thread::scope(|scope| {
-        let mut running = None;
-        let outcome = arena.load(group, &load, || {
-            running = Some(scope.spawn(|| {
-                std::thread::sleep(AFTER);
-                restart()
-            }));
-            Ok(())
+        let load = &load;
+        let loading = scope.spawn(move || {
+            arena.load(group, load, || {
+                begun.send(()).context("nobody waits for the load")
+            })
         });
-        match running.map(std::thread::ScopedJoinHandle::join) {
-            Some(Ok(done)) => done.context("the restart")?,
-            _ => bail!("the restart did not run"),
-        }
+        // Not in a thread of its own: what it starts dies with the thread that
+        // started it. A load that never began says why below.
+        let done = begins.recv().map_or(Ok(()), |()| {
+            std::thread::sleep(AFTER);
+            restart()
+        });
+        let outcome = loading
+            .join()
+            .map_err(|_| anyhow!("the thread of the load ended early"))?;
+        done.context("the restart")?;
         outcome
     })?;
     Ok([quiet, restarted])

@@ -148,6 +148,11 @@ pub struct DirectEvent {
     pub reserved: [u8; 5],
 }
 
+/// The agent is woken at most once in this time, unless an event is urgent: a
+/// failed connection, or the ring half full. It looks again when this time has
+/// passed since it was woken.
+pub const WAKE_AGAIN_NS: u64 = 100_000_000;
+
 /// The handshake succeeded.
 pub const EVENT_ESTABLISHED: u8 = 1;
 /// The handshake failed: refused, timed out, given up.

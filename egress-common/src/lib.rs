@@ -14,7 +14,7 @@ pub mod caller;
 pub mod direct;
 
 /// Version of the layouts below and of the maps that hold them.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Scope of entries that are exported to every namespace.
 pub const SCOPE_ALL: u32 = 0;

@@ -14,16 +14,17 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_common::direct::{
-    BALANCE_LEAST_CONNECTIONS, BALANCE_ROUND_ROBIN, DirectEvent, DirectService, DirectSocket,
-    EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_FAILED, EVENT_NO_ENDPOINT, EVENT_OVERFLOW, Places,
-    STAGE_CONNECTING, STAGE_ESTABLISHED, STAGE_NONE, STAGE_TAKEN, Slot, SlotKey,
+    BALANCE_LEAST_CONNECTIONS, BALANCE_ROUND_ROBIN, DirectService, DirectSocket, EVENT_CLOSED,
+    EVENT_ESTABLISHED, EVENT_FAILED, EVENT_NO_ENDPOINT, EVENT_OVERFLOW, Places, STAGE_CONNECTING,
+    STAGE_ESTABLISHED, STAGE_NONE, STAGE_TAKEN, Slot, SlotKey,
 };
 use egress_common::{SOCKET_DIRECT, ServiceValue, SocketState, counter};
 
 use crate::atomic::{compare_exchange, fetch_add};
 use crate::connect::{Record, remember};
 use crate::lookup::now;
-use crate::maps::{DIRECT, ENDPOINTS, EVENTS, PLACES, SLOTS, count};
+use crate::maps::{DIRECT, ENDPOINTS, PLACES, SLOTS, count};
+use crate::report::report;
 use crate::socket::{ALLOW, Ip, Released, SockAddr, SockOps, Transport};
 
 const SOL_TCP: u32 = 6;
@@ -344,49 +345,4 @@ fn report_refusal(address: &SockAddr<'_>, kind: u8) {
     if let Some(state) = address.state() {
         report(kind, state, None, 0, 0, 0);
     }
-}
-
-#[inline(always)]
-fn report(
-    kind: u8,
-    state: &SocketState,
-    direct: Option<*mut DirectSocket>,
-    old: u32,
-    sent: u64,
-    received: u64,
-) {
-    let Some(mut place) = EVENTS.reserve(0) else {
-        count(counter::EVENTS_LOST);
-        return;
-    };
-    let event: *mut DirectEvent = place.as_mut_ptr();
-    // SAFETY: memory of this event's size, reserved for it, of which every
-    // field is written; `direct` is the socket's storage.
-    unsafe {
-        (*event).caller = state.caller;
-        (*event).original = state.original;
-        (*event).connected_ns = state.connected_ns;
-        (*event).now_ns = now();
-        (*event).sent = sent;
-        (*event).received = received;
-        (*event).service = state.service;
-        (*event).original_port = state.port;
-        (*event).kind = kind;
-        (*event).old_state = old as u8;
-        (*event).reserved = [0; 5];
-        if let Some(direct) = direct {
-            (*event).released = (*direct).released as u8;
-            (*event).address = (*direct).address;
-            (*event).port = (*direct).port;
-            (*event).endpoint = (*direct).endpoint;
-            (*event).established_ns = (*direct).established_ns;
-        } else {
-            (*event).released = 0;
-            (*event).address = [0; 16];
-            (*event).port = 0;
-            (*event).endpoint = 0;
-            (*event).established_ns = 0;
-        }
-    }
-    place.submit(0);
 }

@@ -21,6 +21,7 @@ mod lookup;
 mod maps;
 mod message;
 mod outbound;
+mod report;
 mod sock_create;
 mod socket;
 

@@ -104,8 +104,17 @@ pub static ENDPOINTS: HashMap<u64, u64, 131072, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub static DIRECT_SOCKETS: SkStorage<DirectSocket> = SkStorage::new();
 
+/// Bytes of the ring `EVENTS`.
+pub const EVENTS_SIZE: usize = 1 << 20;
+
 #[btf_map]
-pub static EVENTS: RingBuf<DirectEvent, { 1 << 20 }> = RingBuf::new();
+pub static EVENTS: RingBuf<DirectEvent, EVENTS_SIZE> = RingBuf::new();
+
+/// `CLOCK_MONOTONIC` nanoseconds when the agent was last woken for a report in
+/// `EVENTS` that is not urgent. Not pinned: it belongs to the programs that use
+/// it.
+#[btf_map]
+pub static WOKEN: Array<u64, 1> = Array::new();
 
 /// Fingerprints of names to the numbers that stand for them in the other maps.
 /// Only the agent uses it.

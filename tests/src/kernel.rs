@@ -72,6 +72,12 @@ pub fn maps(cgroup: &Path) -> Result<BTreeMap<String, u64>> {
     Ok(maps)
 }
 
+/// Whether there is a map of this id.
+pub fn is_map(id: u64) -> Result<bool> {
+    let maps = bpftool(&["map", "list"])?;
+    Ok(list(&maps).iter().any(|map| map["id"].as_u64() == Some(id)))
+}
+
 /// Number of entries of a hash map.
 pub fn entries(map: u64) -> Result<usize> {
     Ok(list(&bpftool(&["map", "dump", "id", &map.to_string()])?).len())

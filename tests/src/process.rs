@@ -20,7 +20,7 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// Joins the cgroup, mounts the lab's name service files over the host's in a
 /// mount namespace of its own (`$1` cgroup, `$2` folder of the files), hides a
 /// name service cache daemon of the host, and becomes the program. It dies
-/// with the process that started it.
+/// with the thread that started it (`PR_SET_PDEATHSIG`).
 const WRAPPER: &str = r#"
 set -e
 echo 0 >"$1/cgroup.procs"
@@ -118,7 +118,8 @@ impl Spawn {
         self
     }
 
-    /// Starts it, and returns once it is in its cgroup (or has ended).
+    /// Starts it, and returns once it is in its cgroup (or has ended). It is
+    /// killed when the thread that calls this ends.
     pub fn start(mut self) -> Result<Process> {
         if self.input.is_some() {
             self.command.stdin(Stdio::piped());

@@ -468,7 +468,7 @@ fn limits_overflow_at_once_and_are_not_retried() -> Result<()> {
     let lab = Lab::new()?;
     let _dns = NameServer::start(&lab, RESOLVER, "")?;
     let server = HttpServer::start(&lab, "203.0.113.10:80", |_| {
-        Reply::ok("ok").after(Duration::from_secs(1))
+        Reply::ok("ok").after(Duration::from_secs(2))
     })?;
     let agent = lab
         .agent()
@@ -476,7 +476,7 @@ fn limits_overflow_at_once_and_are_not_retried() -> Result<()> {
         .start()?;
     let script = format!(
         r#"
-import http.client, threading, time
+import http.client, sys, threading, time
 answers = []
 def one(number):
     started = time.monotonic()
@@ -486,15 +486,22 @@ def one(number):
     r.read()
     answers.append((r.status, r.getheader("x-envoy-overloaded"), time.monotonic() - started))
 threads = [threading.Thread(target=one, args=(n,)) for n in range(6)]
-for t in threads: t.start()
+threads[0].start()
+sys.stdin.readline()
+for t in threads[1:]: t.start()
 for t in threads: t.join()
 good = [a for a in answers if a[0] == 200]
 full = [a for a in answers if a[0] == 503]
 assert len(good) == 2 and len(full) == 4, answers
 assert all(a[1] == "true" for a in full), answers
+print("as it should be", flush=True)
 "#
     );
-    lab.python(&script).text()?;
+    let mut client = lab.python(&script).interactive().start()?;
+    // A request whose connection is being made is a pending one as well.
+    server.wait(1)?;
+    client.send_line("go on")?;
+    client.expect_line("as it should be")?;
     assert_eq!(server.requests().len(), 2);
     let records = agent.wait_records(6)?;
     let overflown = records.iter().filter(|r| r.has_flag("UO")).count();

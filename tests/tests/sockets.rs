@@ -2,8 +2,6 @@
 //! mean: half-close, reset, refusal.
 #![allow(clippy::panic, reason = "tests")]
 
-use std::time::Duration;
-
 use lab::agent::Agent;
 use lab::dns::NameServer;
 use lab::tcp::{Behaviour, Server};
@@ -266,8 +264,8 @@ for family, address in (
 #[test]
 fn a_port_that_is_not_registered_is_refused_promptly() -> Result<()> {
     let service = service(Behaviour::Echo)?;
-    // A virtual address leads nowhere but to the registered ports.
-    let before = std::time::Instant::now();
+    // A virtual address leads nowhere but to the registered ports: without a
+    // refusal, this would only time out.
     run(
         &service,
         r#"
@@ -279,7 +277,6 @@ for address in ((V4[0], 9), (V6[0], 9)):
         pass
 "#,
     )?;
-    assert!(before.elapsed() < Duration::from_secs(4));
     service.agent.stop()
 }
 

@@ -70,7 +70,8 @@ pub enum ResetBy {
 }
 
 /// Reads the reports. Wait for its descriptor to be readable, then call
-/// [`Self::next`] until it answers `None`.
+/// [`Self::next`] until it answers `None`, and again after
+/// [`Self::LOOK_AGAIN`].
 pub struct DirectReports {
     ring: RingBuf<MapData>,
 }
@@ -94,6 +95,11 @@ impl AsRawFd for DirectReports {
 }
 
 impl DirectReports {
+    /// Only what is urgent makes the descriptor readable at once. Other
+    /// reports do so at most once in this time: look once more when it has
+    /// passed since then.
+    pub const LOOK_AGAIN: Duration = Duration::from_nanos(layout::WAKE_AGAIN_NS);
+
     pub(super) const fn new(ring: RingBuf<MapData>) -> Self {
         Self { ring }
     }

@@ -137,10 +137,17 @@ fn verifier(
     PolicyVerifier::new(chain, &tls.subject_alt_names, pinned)
 }
 
-/// aws-lc-rs with the cipher suites that the policy asks for.
+/// aws-lc-rs with the cipher suites that the policy asks for. Without a choice
+/// AES-128 comes first, as browsers, Go and Envoy have it: its records cost
+/// less than those of AES-256, and key derivation is hashing, for which
+/// processors have instructions for SHA-256 far more often than for SHA-384.
 fn provider(extra: &TlsExtra) -> Result<Arc<CryptoProvider>, SecretError> {
     let mut provider = aws_lc_rs::default_provider();
-    if !extra.cipher_suites.is_empty() {
+    if extra.cipher_suites.is_empty() {
+        provider
+            .cipher_suites
+            .sort_by_key(|suite| !is_aes128(suite.suite()));
+    } else {
         provider.cipher_suites = extra
             .cipher_suites
             .iter()
@@ -154,6 +161,15 @@ fn provider(extra: &TlsExtra) -> Result<Arc<CryptoProvider>, SecretError> {
             .collect::<Result<_, _>>()?;
     }
     Ok(Arc::new(provider))
+}
+
+fn is_aes128(suite: CipherSuite) -> bool {
+    matches!(
+        suite,
+        CipherSuite::TLS13_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+    )
 }
 
 /// IANA's name of a suite: rustls writes `TLS13_` where IANA writes `TLS_`.

@@ -571,18 +571,24 @@ fn cipher_suites_and_versions_follow_the_policy() {
             crl: None,
         },
     );
+    let suites = |tls: &ClientTls| -> Vec<String> {
+        ask(&place.secrets(), tls)
+            .unwrap()
+            .client
+            .crypto_provider()
+            .cipher_suites
+            .iter()
+            .map(|suite| iana_name(suite.suite()))
+            .collect()
+    };
+    let all = suites(&tls);
+    assert_eq!(all[0], "TLS_AES_128_GCM_SHA256");
+    assert_eq!(all.len(), 9, "{all:?}");
     tls.extra.cipher_suites = vec![
         "TLS_AES_256_GCM_SHA384".into(),
         "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256".into(),
     ];
-    let suites: Vec<_> = ask(&place.secrets(), &tls)
-        .unwrap()
-        .client
-        .crypto_provider()
-        .cipher_suites
-        .iter()
-        .map(|suite| iana_name(suite.suite()))
-        .collect();
+    let suites = suites(&tls);
     assert_eq!(suites[0], "TLS_AES_256_GCM_SHA384");
     assert_eq!(suites.len(), 2);
     tls.extra.only_tls13 = true;

@@ -43,6 +43,15 @@ impl Line {
         }
     }
 
+    /// The Debian release that has it for good, while it is on the mirrors.
+    fn release(self) -> &'static str {
+        match self {
+            Self::V5_10 => "bullseye",
+            Self::V6_1 => "bookworm",
+            Self::V6_12 => "trixie",
+        }
+    }
+
     /// Packages that depend on the newest kernel of this line, under the names
     /// that Debian's releases give them.
     fn names(self) -> &'static [&'static str] {
@@ -61,20 +70,24 @@ struct Apt {
 }
 
 impl Apt {
-    fn of(line: Line) -> Result<Self, Failure> {
-        if line != Line::V5_10 {
-            packages::refresh()?;
-            return Ok(Self {
-                options: Vec::new(),
-            });
-        }
-        let folder = super::folder().join("bullseye");
+    /// This system's own lists.
+    fn own() -> Result<Self, Failure> {
+        packages::refresh()?;
+        Ok(Self {
+            options: Vec::new(),
+        })
+    }
+
+    /// The lists of a release.
+    fn of(release: &str) -> Result<Self, Failure> {
+        let folder = super::folder().join(release);
         for part in ["lists/partial", "cache/archives/partial"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).map_err(|e| Failure::io(part.display(), &e))?;
         }
         let sources = folder.join("debian.sources");
-        fs::write(&sources, BULLSEYE).map_err(|e| Failure::io(sources.display(), &e))?;
+        fs::write(&sources, repositories(release))
+            .map_err(|e| Failure::io(sources.display(), &e))?;
         let folder = folder.display();
         let apt = Self {
             options: [
@@ -88,7 +101,7 @@ impl Apt {
             .collect(),
         };
         step::run(
-            "refreshing the package lists of Debian 11",
+            &format!("refreshing the package lists of Debian's {release}"),
             apt.command("apt-get").args(["-q", "update"]),
         )?;
         Ok(apt)
@@ -99,22 +112,38 @@ impl Apt {
         command.args(&self.options);
         command
     }
+
+    /// The newest kernel package of a line, if it knows one.
+    fn newest(&self, line: Line) -> Option<String> {
+        line.names().iter().find_map(|name| {
+            let output = self
+                .command("apt-cache")
+                .args(["depends", "--important", name])
+                .output()
+                .ok()?;
+            dependency(&String::from_utf8_lossy(&output.stdout), line.number())
+        })
+    }
 }
 
-/// Debian 11, for its kernel.
-const BULLSEYE: &str = "\
+/// Sources of a Debian release, for its kernel.
+fn repositories(release: &str) -> String {
+    format!(
+        "\
 Types: deb
 URIs: http://deb.debian.org/debian
-Suites: bullseye
+Suites: {release}
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 Types: deb
 URIs: http://deb.debian.org/debian-security
-Suites: bullseye-security
+Suites: {release}-security
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-";
+"
+    )
+}
 
 /// An unpacked kernel.
 pub(crate) struct Kernel {
@@ -125,26 +154,32 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// Finds the newest kernel of `line`, and fetches and unpacks it unless it
-    /// is there. Fails when apt knows none, or the package is not as expected.
+    /// is there. Where that fails, one that an earlier run has unpacked will do.
     pub(crate) fn prepare(line: Line) -> Result<Self, Failure> {
-        let apt = Apt::of(line)?;
-        let package = line
-            .names()
-            .iter()
-            .find_map(|name| newest(&apt, name, line))
-            .ok_or_else(|| {
-                Failure::with_remedy(
-                    format!("apt knows no cloud kernel of Linux {}", line.number()),
-                    "run this on Debian 12 or 13 (amd64)",
-                )
-            })?;
-        let release = package.trim_start_matches("linux-image-").to_owned();
-        let root = super::folder().join(&release);
-        let kernel = Self { release, root };
+        Self::newest(line).or_else(|failure| match unpacked(line) {
+            Some(kernel) => {
+                println!("{failure}");
+                println!("going on with {}, of an earlier run", kernel.release);
+                Ok(kernel)
+            }
+            None => Err(failure),
+        })
+    }
+
+    fn newest(line: Line) -> Result<Self, Failure> {
+        let (apt, package) = find(line)?;
+        let kernel = Self::of(package.trim_start_matches("linux-image-"));
         if !kernel.image().exists() {
             kernel.fetch(&apt, &package)?;
         }
         Ok(kernel)
+    }
+
+    fn of(release: &str) -> Self {
+        Self {
+            release: release.to_owned(),
+            root: super::folder().join(release),
+        }
     }
 
     fn fetch(&self, apt: &Apt, package: &str) -> Result<(), Failure> {
@@ -227,14 +262,45 @@ fn unpack(path: &Path) -> Result<Vec<u8>, Failure> {
     )))
 }
 
-/// The kernel package of `line` that the package `name` depends on.
-fn newest(apt: &Apt, name: &str, line: Line) -> Option<String> {
-    let output = apt
-        .command("apt-cache")
-        .args(["depends", "--important", name])
-        .output()
-        .ok()?;
-    dependency(&String::from_utf8_lossy(&output.stdout), line.number())
+/// The newest kernel package of `line`: of this system's release, else of the
+/// one that it came with.
+fn find(line: Line) -> Result<(Apt, String), Failure> {
+    if !line.is_too_old() {
+        let own = Apt::own()?;
+        if let Some(package) = own.newest(line) {
+            return Ok((own, package));
+        }
+    }
+    let apt = Apt::of(line.release())?;
+    let package = apt.newest(line).ok_or_else(|| {
+        Failure::with_remedy(
+            format!(
+                "neither this system nor Debian's {} has a cloud kernel of Linux {} any more",
+                line.release(),
+                line.number()
+            ),
+            "leave it out with --kernel",
+        )
+    })?;
+    Ok((apt, package))
+}
+
+/// A kernel of `line` that an earlier run has unpacked.
+fn unpacked(line: Line) -> Option<Kernel> {
+    fs::read_dir(super::folder())
+        .ok()?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_of(name, line.number()))
+        .map(|release| Kernel::of(&release))
+        .find(|kernel| kernel.image().exists())
+}
+
+/// Whether a kernel release is of the line `number`.
+fn is_of(release: &str, number: &str) -> bool {
+    release
+        .strip_prefix(number)
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Picks it out of what `apt-cache depends` prints.
@@ -242,8 +308,7 @@ fn dependency(listing: &str, number: &str) -> Option<String> {
     listing.lines().find_map(|line| {
         let package = line.trim().strip_prefix("Depends: ")?;
         let release = package.strip_prefix("linux-image-")?;
-        let rest = release.strip_prefix(number)?;
-        rest.starts_with('.').then(|| package.to_owned())
+        is_of(release, number).then(|| package.to_owned())
     })
 }
 

@@ -193,3 +193,66 @@ fn a_full_ring_buffer_holds_nothing_up() {
         },
     );
 }
+
+/// Wake-ups cost the application's `connect` most of all, so they are few; but
+/// a failure, which may eject an endpoint, is one.
+#[test]
+fn only_failures_wake_the_reader_at_once() {
+    in_lab(
+        "direct::reports::only_failures_wake_the_reader_at_once",
+        || {
+            let Direct {
+                lab,
+                reports,
+                servers,
+            } = Direct::new(&["127.0.1.1:0"], &DirectPlan::default());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut reports = reports.watched().unwrap();
+                let started = Instant::now();
+                let (mut woken, mut read) = (0, 0);
+                let quiet = loop {
+                    let client = TcpStream::connect((HOST, 80)).unwrap();
+                    drop((client, servers[0].accept().unwrap()));
+                    tokio::task::yield_now().await;
+                    let wait = tokio::time::timeout(Duration::ZERO, reports.readable_mut());
+                    if let Ok(ready) = wait.await {
+                        let mut ready = ready.unwrap();
+                        woken += 1;
+                        read += std::iter::from_fn(|| ready.get_inner_mut().next()).count();
+                        ready.clear_ready();
+                    }
+                    if started.elapsed() > 3 * DirectReports::LOOK_AGAIN {
+                        break started.elapsed();
+                    }
+                };
+                let most = quiet.as_nanos() / DirectReports::LOOK_AGAIN.as_nanos() + 1;
+                assert!((1..=most).contains(&woken), "{woken} times in {quiet:?}");
+                read += std::iter::from_fn(|| reports.get_mut().next()).count();
+                assert!(read as u128 > 2 * most, "{read} reports");
+
+                lab.kernel
+                    .set_direct(
+                        SERVICE,
+                        &DirectPlan {
+                            slots: vec![slot(1, "127.0.1.1:1".parse().unwrap())],
+                            ..DirectPlan::default()
+                        },
+                    )
+                    .unwrap();
+                for _ in 0..20 {
+                    refused(TcpStream::connect((HOST, 80)));
+                    let wait = tokio::time::timeout(Duration::from_secs(5), reports.readable_mut());
+                    let mut ready = wait.await.expect("a failure wakes").unwrap();
+                    let ring = ready.get_inner_mut();
+                    let last = std::iter::from_fn(|| ring.next()).last().unwrap();
+                    assert_eq!(last.outcome, DirectOutcome::Failed);
+                    ready.clear_ready();
+                }
+            });
+        },
+    );
+}
