@@ -350,10 +350,17 @@ for number in range({count}):
     for endpoint in ends(&talk(7002, 4), 4)? {
         assert!(endpoint.ends_with(":7002"), "{endpoint}");
     }
+    let what = format!("{HOST}:7000");
+    let text = lab.egressctl(&["explain", &what])?.text()?;
+    for part in ["tcp routes of a VirtualService", "port is 7000", V2] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let cgroup = lab.client_cgroup().join("batch.slice");
+    let from = cgroup.display().to_string();
     let text = lab
-        .egressctl(&["explain", &format!("{HOST}:7000")])?
+        .egressctl(&["explain", &what, "--from", &from])?
         .text()?;
-    for part in ["the caller has the label role=batch", "port is 7000", V2] {
+    for part in ["the caller has the label role=batch", OTHER] {
         assert!(text.contains(part), "{part}: {text}");
     }
     agent.stop()

@@ -59,11 +59,14 @@ async fn passes_bytes_both_ways_and_ignores_forgeries() {
     assert_eq!(answer[2..], good[2..]);
 }
 
+/// Port and id of a query.
+type Seen = (u16, [u8; 2]);
+
 /// A resolver that answers every query, and tells of each the port it came
 /// from and its id.
 struct Resolver {
     address: SocketAddr,
-    seen: Arc<Mutex<Vec<(u16, [u8; 2])>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Resolver {
