@@ -187,10 +187,7 @@ async fn control(
     agent.store(&sockets);
     say_ready(&process);
     memory::give_back();
-    tokio::task::spawn_local(async {
-        memory::settle().await;
-        memory::unmap_code();
-    });
+    tokio::task::spawn_local(memory::settle());
 
     let mut parts = Parts {
         sources,
