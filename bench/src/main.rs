@@ -68,7 +68,8 @@ enum Command {
 
 #[derive(Args)]
 struct Arguments {
-    /// Workloads by the beginning of their names; all without.
+    /// Workloads by name, or by the beginning of the names of several; all
+    /// without.
     workloads: Vec<String>,
     /// Less work and fewer workloads: under three minutes.
     #[arg(long)]
@@ -129,8 +130,12 @@ impl Arguments {
         if self.workloads.is_empty() {
             return quick || !self.quick;
         }
-        let mut names = self.workloads.iter();
-        names.any(|wanted| name.starts_with(wanted.as_str()))
+        let known = || workloads::ALL.iter().map(|one| one.name);
+        self.workloads.iter().any(|wanted| {
+            // `http1-1k` is not `http1-1k-2000`, too.
+            name == wanted
+                || (name.starts_with(wanted.as_str()) && !known().any(|one| one == wanted))
+        })
     }
 }
 

@@ -90,6 +90,13 @@ impl Backend {
         Ok(backend)
     }
 
+    /// Starts `b1`, `b2`, … at 10.0.0.1, 10.0.0.2, …
+    pub fn numbered(lab: &Lab, count: u8, port: u16, speaks: Speaks) -> Result<Vec<Self>> {
+        (1..=count)
+            .map(|n| Self::start(lab, &format!("b{n}"), &format!("10.0.0.{n}:{port}"), speaks))
+            .collect()
+    }
+
     /// Starts it again after [`Self::kill`].
     pub fn revive(&mut self, lab: &Lab) -> Result<()> {
         let address = self.address;

@@ -11,6 +11,18 @@ use rustix::process::Signal;
 use crate::process::{DEADLINE, Process, wait_for};
 use crate::{Context, Group, Lab, Result, bail, tcp};
 
+/// Options for a dnsmasq that reads nothing of the host's and stays in the
+/// foreground.
+pub const DNSMASQ: [&str; 7] = [
+    "--keep-in-foreground",
+    "--conf-file=/dev/null",
+    "--user=root",
+    "--pid-file=",
+    "--no-resolv",
+    "--no-hosts",
+    "--bind-interfaces",
+];
+
 /// A running name server on port 53 of one address; ended on drop.
 ///
 /// It answers with the records given, and NXDOMAIN for every other name.
@@ -41,17 +53,7 @@ impl NameServer {
         let output = fs::File::create(directory.join("output"))?;
         let mut process = lab
             .spawn(Group::Servers, "dnsmasq")
-            .args([
-                "--keep-in-foreground",
-                "--conf-file=/dev/null",
-                "--user=root",
-            ])
-            .args([
-                "--pid-file=",
-                "--no-resolv",
-                "--no-hosts",
-                "--bind-interfaces",
-            ])
+            .args(DNSMASQ)
             .args(["--local-ttl=1", "--log-queries", "--local=/#/"])
             .arg(format!("--listen-address={address}"))
             .arg("--except-interface=eth0")

@@ -16,6 +16,9 @@ use crate::{Context, Lab, Result, bail};
 /// How long a connection may stay silent.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Bytes of a body that a server keeps.
+pub const KEPT: usize = 1 << 20;
+
 /// One request as the server got it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -25,8 +28,10 @@ pub struct Request {
     pub target: String,
     /// Header lines in order, names as they were spelt.
     pub headers: Vec<(String, String)>,
-    /// Body, without its framing.
+    /// Body, without its framing: the first [`KEPT`] bytes.
     pub body: Vec<u8>,
+    /// Bytes of the whole body.
+    pub length: u64,
     /// Trailer lines of a chunked body.
     pub trailers: Vec<(String, String)>,
     /// Number of the connection, from 0.
@@ -47,6 +52,19 @@ impl Request {
             .iter()
             .filter(move |(one, _)| one.eq_ignore_ascii_case(name))
             .map(|(_, value)| value.as_str())
+    }
+
+    /// Reads so many bytes of the body.
+    fn read(&mut self, reader: &mut impl BufRead, count: u64) -> io::Result<()> {
+        let room = KEPT.saturating_sub(self.body.len()) as u64;
+        let mut kept = reader.by_ref().take(count.min(room));
+        let kept = kept.read_to_end(&mut self.body)? as u64;
+        let rest = io::copy(&mut reader.by_ref().take(count - kept), &mut io::sink())?;
+        self.length += kept + rest;
+        if kept + rest < count {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
     }
 }
 
@@ -240,6 +258,7 @@ fn read_request(
         target: target.to_owned(),
         headers: read_lines(reader)?,
         body: Vec::new(),
+        length: 0,
         trailers: Vec::new(),
         connection,
         number: 0,
@@ -256,19 +275,13 @@ fn read_request(
             if size == 0 {
                 break;
             }
-            reader.by_ref().take(size).read_to_end(&mut request.body)?;
+            request.read(reader, size)?;
             reader.read_line(&mut String::new())?;
         }
         request.trailers = read_lines(reader)?;
     } else if let Some(length) = request.header("content-length") {
         let length = length.parse().map_err(|_| malformed())?;
-        reader
-            .by_ref()
-            .take(length)
-            .read_to_end(&mut request.body)?;
-        if request.body.len() as u64 != length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        request.read(reader, length)?;
     }
     Ok(Some(request))
 }

@@ -121,6 +121,52 @@ spec:
     join(&[&entry, &rule])
 }
 
+/// An HTTP service on port 80 with one endpoint, which it is reached at on
+/// `port`: in the clear or over TLS, with `h2UpgradePolicy` as `http2` says.
+pub fn http(host: &str, address: &str, port: u16, tls: bool, http2: bool) -> String {
+    let name = host.replace('.', "-");
+    let tls = if tls { "\n    tls: {mode: SIMPLE}" } else { "" };
+    let upgrade = if http2 { "UPGRADE" } else { "DEFAULT" };
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: default}}
+spec:
+  hosts: [{host}]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]
+  resolution: STATIC
+  endpoints: [{{address: {address}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {name}, namespace: default}}
+spec:
+  host: {host}
+  trafficPolicy:
+    connectionPool: {{http: {{h2UpgradePolicy: {upgrade}}}}}{tls}
+---
+"
+    )
+}
+
+/// A DestinationRule of these lines of a `trafficPolicy`, to be put after
+/// another document.
+pub fn rule(host: &str, traffic_policy: &str) -> String {
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: rule
+  namespace: default
+spec:
+  host: \"{host}\"
+  trafficPolicy:
+{traffic_policy}
+"
+    )
+}
+
 /// Several documents as one file.
 pub fn join(documents: &[&str]) -> String {
     documents.join("---\n")

@@ -135,17 +135,7 @@ fn a_stub_resolver_on_loopback_is_covered() -> Result<()> {
     // As systemd-resolved has it: programs ask 127.0.0.53.
     let _stub = lab
         .outsider("dnsmasq")
-        .args([
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--user=root",
-        ])
-        .args([
-            "--pid-file=",
-            "--no-resolv",
-            "--no-hosts",
-            "--bind-interfaces",
-        ])
+        .args(lab::dns::DNSMASQ)
         .args([
             "--listen-address=127.0.0.53",
             &format!("--server={RESOLVER}"),

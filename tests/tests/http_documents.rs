@@ -4,14 +4,63 @@
 
 use std::time::{Duration, Instant};
 
+use lab::agent::Agent;
 use lab::certificates::Authority;
 use lab::dns::NameServer;
-use lab::http::{HttpServer, Reply};
-use lab::nginx::Nginx;
+use lab::http::{HttpServer, Reply, Request};
+use lab::nginx::{Nginx, RunningNginx};
 use lab::{Lab, RESOLVER, Result};
 
 /// Where the recorder is, behind the nginx that ends TLS.
 const RECORDER: &str = "10.255.0.1:8080";
+
+/// A service of a document behind TLS, with a server that records what it got.
+struct Scene {
+    agent: Agent,
+    server: HttpServer,
+    authority: Authority,
+    _nginx: RunningNginx,
+    _dns: NameServer,
+    lab: Lab,
+}
+
+impl Scene {
+    /// `host` at these addresses, which its DNS record names, too; `document`
+    /// is the policy of callers in the namespace production.
+    fn new(
+        host: &str,
+        addresses: &[&str],
+        http2: bool,
+        document: &str,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let lab = Lab::new()?;
+        let authority = Authority::new(&lab, "world")?;
+        let certificate = authority.issue(&[host])?;
+        let mut nginx = Nginx::new(&lab, "documents");
+        let mut records = String::new();
+        for address in addresses {
+            let listen = format!("{address}:443");
+            nginx = nginx.proxy(&listen, Some(&certificate), http2, RECORDER)?;
+            records.push_str(&format!("{address} {host}\n"));
+        }
+        let server = HttpServer::start(&lab, RECORDER, handler)?;
+        let nginx = nginx.start()?;
+        Ok(Self {
+            _dns: NameServer::start(&lab, RESOLVER, &records)?,
+            agent: lab
+                .agent()
+                .policy("document", document)?
+                .setting("--namespace", "production")
+                .environment("SSL_CERT_FILE", &authority.path().display().to_string())
+                .start()?,
+            server,
+            authority,
+            _nginx: nginx,
+            lab,
+        })
+    }
+}
 
 #[test]
 fn a_legacy_service_gets_its_old_paths_and_new_headers() -> Result<()> {
@@ -57,15 +106,9 @@ fn a_legacy_service_gets_its_old_paths_and_new_headers() -> Result<()> {
 #[test]
 fn a_flaky_service_is_asked_again_as_written() -> Result<()> {
     const HOST: &str = "api.third-party.io";
-    let lab = Lab::new()?;
-    let authority = Authority::new(&lab, "world")?;
-    let certificate = authority.issue(&[HOST])?;
-    let _dns = NameServer::start(
-        &lab,
-        RESOLVER,
-        &format!("203.0.113.10 {HOST}\n203.0.113.20 {HOST}\n"),
-    )?;
-    let server = HttpServer::start(&lab, RECORDER, |request| {
+    let document = include_str!("policies/11-flaky-external-api.yaml");
+    let addresses = ["203.0.113.10", "203.0.113.20"];
+    let scene = Scene::new(HOST, &addresses, false, document, |request| {
         match (request.target.as_str(), request.number) {
             ("/second", 0) => Reply::status(500),
             ("/conflict", _) => Reply::status(409),
@@ -73,16 +116,13 @@ fn a_flaky_service_is_asked_again_as_written() -> Result<()> {
             _ => Reply::ok("fine"),
         }
     })?;
-    let _nginx = Nginx::new(&lab, "flaky")
-        .proxy("203.0.113.10:443", Some(&certificate), false, RECORDER)?
-        .proxy("203.0.113.20:443", Some(&certificate), false, RECORDER)?
-        .start()?;
-    let agent = lab
-        .agent()
-        .policy("11", include_str!("policies/11-flaky-external-api.yaml"))?
-        .setting("--namespace", "production")
-        .environment("SSL_CERT_FILE", &authority.path().display().to_string())
-        .start()?;
+    let Scene {
+        agent,
+        server,
+        authority,
+        lab,
+        ..
+    } = &scene;
     let fetch = |path: &str| lab.fetch(&[&format!("http://{HOST}:443{path}")]);
     // Cleartext HTTP to port 443 leaves as TLS, and is tried again.
     let answer = fetch("/second")?;
@@ -106,21 +146,15 @@ fn a_flaky_service_is_asked_again_as_written() -> Result<()> {
     let answer = lab.fetch(&["--cacert", &ca, &format!("https://{HOST}/conflict")])?;
     assert_eq!(answer.status, 409);
     assert_eq!(server.requests().len(), 8);
-    agent.stop()
+    scene.agent.stop()
 }
 
 #[test]
 fn a_payment_processor_gets_http2_over_tls_on_its_three_routes() -> Result<()> {
     const HOST: &str = "api.payments.example.com";
-    let lab = Lab::new()?;
-    let authority = Authority::new(&lab, "world")?;
-    let certificate = authority.issue(&[HOST])?;
-    let _dns = NameServer::start(
-        &lab,
-        RESOLVER,
-        &format!("203.0.113.10 {HOST}\n203.0.113.20 {HOST}\n"),
-    )?;
-    let server = HttpServer::start(&lab, RECORDER, |request| {
+    let document = include_str!("policies/14-payment-processor.yaml");
+    let addresses = ["203.0.113.10", "203.0.113.20"];
+    let scene = Scene::new(HOST, &addresses, true, document, |request| {
         if request.target.contains("slow") {
             Reply::ok("late").after(Duration::from_secs(5))
         } else if request.target.contains("fail") {
@@ -129,16 +163,7 @@ fn a_payment_processor_gets_http2_over_tls_on_its_three_routes() -> Result<()> {
             Reply::ok("paid")
         }
     })?;
-    let _nginx = Nginx::new(&lab, "payments")
-        .proxy("203.0.113.10:443", Some(&certificate), true, RECORDER)?
-        .proxy("203.0.113.20:443", Some(&certificate), true, RECORDER)?
-        .start()?;
-    let agent = lab
-        .agent()
-        .policy("14", include_str!("policies/14-payment-processor.yaml"))?
-        .setting("--namespace", "production")
-        .environment("SSL_CERT_FILE", &authority.path().display().to_string())
-        .start()?;
+    let Scene { server, lab, .. } = &scene;
     let url = |path: &str| format!("http://{HOST}:443{path}");
     let answer = lab.fetch(&["--data", "amount=5", &url("/v1/charges")])?;
     assert_eq!((answer.status, &*answer.body), (200, "paid"));
@@ -164,28 +189,19 @@ fn a_payment_processor_gets_http2_over_tls_on_its_three_routes() -> Result<()> {
         assert!(started.elapsed() < Duration::from_secs(13));
         assert_eq!(server.requests().len() - before, 4);
     }
-    agent.stop()
+    scene.agent.stop()
 }
 
 #[test]
 fn a_rate_limited_service_is_spared() -> Result<()> {
     const HOST: &str = "api.limited-service.com";
-    let lab = Lab::new()?;
-    let authority = Authority::new(&lab, "world")?;
-    let certificate = authority.issue(&[HOST])?;
-    let _dns = NameServer::start(&lab, RESOLVER, &format!("203.0.113.10 {HOST}\n"))?;
-    let server = HttpServer::start(&lab, RECORDER, |_| {
+    let document = include_str!("policies/13-rate-limited-api.yaml");
+    let scene = Scene::new(HOST, &["203.0.113.10"], false, document, |_| {
         Reply::status(429).after(Duration::from_secs(1))
     })?;
-    let _nginx = Nginx::new(&lab, "limited")
-        .proxy("203.0.113.10:443", Some(&certificate), false, RECORDER)?
-        .start()?;
-    let agent = lab
-        .agent()
-        .policy("13", include_str!("policies/13-rate-limited-api.yaml"))?
-        .setting("--namespace", "production")
-        .environment("SSL_CERT_FILE", &authority.path().display().to_string())
-        .start()?;
+    let Scene {
+        agent, server, lab, ..
+    } = &scene;
     // 10 connections, 50 waiting: the rest of 80 are turned away at once.
     let script = format!(
         r#"
@@ -219,31 +235,18 @@ assert 50 <= limited <= 75 and full >= 5, (limited, full)
             _ => panic!("{record}"),
         }
     }
-    agent.stop()
+    scene.agent.stop()
 }
 
 #[test]
 fn an_upgrade_policy_speaks_http2_to_all_fixed_addresses() -> Result<()> {
     const HOST: &str = "api.external-service.com";
-    let lab = Lab::new()?;
-    let authority = Authority::new(&lab, "world")?;
-    let certificate = authority.issue(&[HOST])?;
-    let _dns = NameServer::start(&lab, RESOLVER, "")?;
-    let server = HttpServer::start(&lab, RECORDER, |_| Reply::ok("ok"))?;
-    let _nginx = Nginx::new(&lab, "external")
-        .proxy("198.51.100.1:443", Some(&certificate), true, RECORDER)?
-        .proxy("198.51.100.2:443", Some(&certificate), true, RECORDER)?
-        .proxy("198.51.100.3:443", Some(&certificate), true, RECORDER)?
-        .start()?;
-    let agent = lab
-        .agent()
-        .policy(
-            "05",
-            include_str!("policies/05-external-api-with-health.yaml"),
-        )?
-        .setting("--namespace", "production")
-        .environment("SSL_CERT_FILE", &authority.path().display().to_string())
-        .start()?;
+    let document = include_str!("policies/05-external-api-with-health.yaml");
+    let addresses = ["198.51.100.1", "198.51.100.2", "198.51.100.3"];
+    let scene = Scene::new(HOST, &addresses, true, document, |_| Reply::ok("ok"))?;
+    let Scene {
+        agent, server, lab, ..
+    } = &scene;
     lab.curl(&["--fail", &format!("http://{HOST}:443/[1-30]")])
         .text()?;
     let got = server.requests();
@@ -260,5 +263,5 @@ fn an_upgrade_policy_speaks_http2_to_all_fixed_addresses() -> Result<()> {
     endpoints.sort();
     endpoints.dedup();
     assert_eq!(endpoints.len(), 3, "{endpoints:?}");
-    agent.stop()
+    scene.agent.stop()
 }

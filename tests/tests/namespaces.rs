@@ -67,7 +67,8 @@ impl Service {
     }
 }
 
-/// `virtual()` waits until the name resolves to a virtual address, as a client
+/// `forward()` asks the resolver for a name that is not registered, through the
+/// agent; `virtual()` waits until the name resolves to a virtual address, as a client
 /// of a namespace that was made this moment must; `ask(address)` connects and
 /// returns who the service says it is.
 const CLIENT: &str = r#"
@@ -85,6 +86,12 @@ def virtual(family=socket.AF_INET):
             pass
         time.sleep(0.05)
     raise SystemExit("never a virtual address")
+
+def forward():
+    try:
+        socket.gethostbyname("nobody.example.net")
+    except socket.gaierror:
+        pass
 
 def ask(address):
     with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as s:
@@ -319,10 +326,10 @@ fn namespaces_come_and_go_and_leave_nothing() -> Result<()> {
             let pod = lab.pod(number)?;
             // Half of them end by themselves, half in mid-connection.
             let end = if number % 2 == 0 {
-                "print(ask(virtual()), flush=True)"
+                "me = ask(virtual())\nforward()\nprint(me, flush=True)"
             } else {
                 "s = socket.create_connection(virtual()[:2], 10)\n\
-                 assert s.recv(1)\nprint('open', flush=True)\ntime.sleep(60)"
+                 assert s.recv(1)\nforward()\nprint('open', flush=True)\ntime.sleep(60)"
             };
             clients.push(service.client(&pod, end).interactive().start()?);
             pods.push(pod);

@@ -6,63 +6,19 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use lab::Result;
 use lab::agent::Agent;
-use lab::certificates::{Authority, Certificate};
-use lab::dns::NameServer;
-use lab::nginx::{Nginx, RunningNginx};
+use lab::certificates::Certificate;
 use lab::process::{Process, wait_for};
-use lab::{Lab, RESOLVER, Result, policy};
+use lab::scene::{MutualUpstream, PAY};
 
-const HOST: &str = "pay.example.com";
-const REAL: &str = "203.0.113.50";
-
-struct World {
-    _nginx: RunningNginx,
-    _dns: NameServer,
-    authority: Authority,
-    lab: Lab,
+/// What is done with the scene while certificates change.
+trait Rotating {
+    fn load(&self) -> Result<Process>;
+    fn secrets(&self) -> Result<serde_json::Value>;
 }
 
-impl World {
-    fn new() -> Result<Self> {
-        let lab = Lab::new()?;
-        let authority = Authority::new(&lab, "world")?;
-        let server = authority.issue(&[HOST])?;
-        let lines = format!(
-            "ssl_verify_client on;\nssl_client_certificate {};\n\
-             location /who {{ return 200 '$ssl_client_serial'; }}\n",
-            authority.path().display()
-        );
-        Ok(Self {
-            _nginx: Nginx::new(&lab, "pay")
-                .https(&format!("{REAL}:443"), &server)?
-                .with(&lines)
-                .start()?,
-            _dns: NameServer::start(&lab, RESOLVER, &format!("{REAL} {HOST}\n"))?,
-            authority,
-            lab,
-        })
-    }
-
-    /// A service of bytes: each connection of a client is one handshake.
-    fn policy(identity: &str) -> String {
-        let entry =
-            policy::tcp(HOST, 80).replace("protocol: TCP", "protocol: TCP\n      targetPort: 443");
-        let rule = format!(
-            "apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: pay, namespace: default}}
-spec:
-  host: {HOST}
-  trafficPolicy:
-    tls:
-      mode: MUTUAL
-      {identity}
-"
-        );
-        policy::join(&[&entry, &rule])
-    }
-
+impl Rotating for MutualUpstream {
     /// Starts clients that connect all the time and count what fails, until
     /// they are told to end and have made more than 10 connections.
     fn load(&self) -> Result<Process> {
@@ -75,7 +31,7 @@ def run():
     while not stop.is_set():
         begun = time.monotonic()
         try:
-            urllib.request.urlopen("http://{HOST}/who", timeout=20).read()
+            urllib.request.urlopen("http://{PAY}/who", timeout=20).read()
             done[0] += 1
         except Exception as error:
             failed.append(repr(error))
@@ -95,26 +51,6 @@ print("failed", len(failed), *failed[:3], flush=True)
         Ok(load)
     }
 
-    /// Waits until the service sees this certificate.
-    fn sees(&self, certificate: &Certificate) -> Result<()> {
-        wait_for(
-            "the service to see the new certificate",
-            Duration::from_secs(10),
-            || {
-                let serial = self
-                    .lab
-                    .curl(&["--fail", &format!("http://{HOST}/who")])
-                    .text()?;
-                Ok((serial.trim() == certificate.serial).then_some(()))
-            },
-        )
-    }
-
-    fn end(load: &mut Process) -> Result<()> {
-        load.send_line("stop")?;
-        load.expect_line("failed 0")
-    }
-
     /// What `egressctl proxy-config secrets` says.
     fn secrets(&self) -> Result<serde_json::Value> {
         let text = self
@@ -123,6 +59,11 @@ print("failed", len(failed), *failed[:3], flush=True)
             .text()?;
         Ok(serde_json::from_str(&text)?)
     }
+}
+
+fn end(load: &mut Process) -> Result<()> {
+    load.send_line("stop")?;
+    load.expect_line("failed 0")
 }
 
 fn rotations() -> usize {
@@ -138,7 +79,7 @@ fn replace(from: &Path, to: &Path) -> Result<()> {
 
 #[test]
 fn files_and_links_rotate_under_load_any_number_of_times() -> Result<()> {
-    let world = World::new()?;
+    let world = MutualUpstream::new()?;
     let lab = &world.lab;
     let files = lab.directory().join("files");
     fs::create_dir(&files)?;
@@ -156,7 +97,7 @@ fn files_and_links_rotate_under_load_any_number_of_times() -> Result<()> {
     let secrets = lab.directory().join("secrets");
     let agent = lab
         .agent()
-        .policy("pay", &World::policy(&identity))?
+        .policy("pay", &MutualUpstream::policy(&identity))?
         .setting("--secrets-dir", secrets.display().to_string())
         .start()?;
     world.sees(&last)?;
@@ -168,7 +109,7 @@ fn files_and_links_rotate_under_load_any_number_of_times() -> Result<()> {
         world.sees(&last)?;
     }
     a_bad_version_leaves_the_old_one(&world, &agent, &last, &key)?;
-    World::end(&mut load)?;
+    end(&mut load)?;
 
     // A directory behind a link, as kubelet and certbot have it.
     let credential = secrets.join("default/client");
@@ -189,19 +130,19 @@ fn files_and_links_rotate_under_load_any_number_of_times() -> Result<()> {
     for name in ["tls.crt", "tls.key", "ca.crt"] {
         symlink(format!("..data/{name}"), credential.join(name))?;
     }
-    lab.write_policy("pay", &World::policy("credentialName: client"))?;
+    lab.write_policy("pay", &MutualUpstream::policy("credentialName: client"))?;
     world.sees(&last)?;
     let mut load = world.load()?;
     for round in 1..=rotations() {
         last = swap(round)?;
         world.sees(&last)?;
     }
-    World::end(&mut load)?;
+    end(&mut load)?;
     agent.stop()
 }
 
 fn a_bad_version_leaves_the_old_one(
-    world: &World,
+    world: &MutualUpstream,
     agent: &Agent,
     last: &Certificate,
     key: &Path,
@@ -237,14 +178,14 @@ fn a_bad_version_leaves_the_old_one(
 
 #[test]
 fn secrets_rotate_by_the_api() -> Result<()> {
-    let world = World::new()?;
+    let world = MutualUpstream::new()?;
     let lab = &world.lab;
     let agent = lab
         .agent()
-        .policy("pay", &World::policy("credentialName: client"))?
+        .policy("pay", &MutualUpstream::policy("credentialName: client"))?
         .start()?;
     // Before there is a secret, nothing goes out.
-    let refused = lab.curl(&[&format!("http://{HOST}/who")]).output()?;
+    let refused = lab.curl(&[&format!("http://{PAY}/who")]).output()?;
     assert_ne!(refused.code(), 0);
     let apply = || -> Result<Certificate> {
         let made = world.authority.issue(&["client"])?;
@@ -268,6 +209,6 @@ fn secrets_rotate_by_the_api() -> Result<()> {
     for _ in 0..rotations() {
         world.sees(&apply()?)?;
     }
-    World::end(&mut load)?;
+    end(&mut load)?;
     agent.stop()
 }

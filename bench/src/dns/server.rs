@@ -61,17 +61,7 @@ fn dnsmasq(arena: &Arena) -> Result<Server> {
     let port = 5353;
     let process = arena
         .proxy("dnsmasq", "dnsmasq".as_ref())?
-        .args([
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--user=root",
-        ])
-        .args([
-            "--pid-file=",
-            "--no-resolv",
-            "--no-hosts",
-            "--bind-interfaces",
-        ])
+        .args(lab::dns::DNSMASQ)
         .args([
             "--local-ttl=30",
             "--cache-size=0",

@@ -1,14 +1,19 @@
 //! The lines of one worker on their way to the log's thread.
 
 use std::cell::{Cell, RefCell};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::log::AccessLog;
 
-/// Bytes of lines that are handed over at once.
-const FULL: usize = 32 * 1024;
+/// Bytes of lines that are handed over at once. A file's pages cost much less
+/// each when many are written at a time: 750 bytes took 1.3 us of CPU on ext4
+/// in pieces of 32 KiB, and 0.6 us in pieces of 256 KiB.
+const FULL: usize = 256 * 1024;
+/// Emptied buffers that wait to be used again.
+const SPARE: usize = 2;
 
 /// Lines are written into a buffer of the worker's own; the thread is woken
 /// for many of them.
@@ -16,7 +21,13 @@ const FULL: usize = 32 * 1024;
 pub(super) struct Lines {
     log: AccessLog,
     text: RefCell<Vec<u8>>,
+    /// Where the thread puts buffers that it has written, and where they are
+    /// taken from.
+    back: SyncSender<Vec<u8>>,
+    spare: Receiver<Vec<u8>>,
     count: Cell<u64>,
+    /// Bytes that were handed over last, to have room for as many.
+    last: Cell<usize>,
     /// Somebody hands over what has waited for long enough.
     gathers: Cell<bool>,
     begun: Notify,
@@ -24,10 +35,14 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(log: AccessLog) -> Self {
+        let (back, spare) = sync_channel(SPARE);
         Self {
             log,
             text: RefCell::default(),
+            back,
+            spare,
             count: Cell::new(0),
+            last: Cell::new(0),
             gathers: Cell::new(false),
             begun: Notify::new(),
         }
@@ -37,6 +52,9 @@ impl Lines {
     pub(super) fn line(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let full = {
             let mut text = self.text.borrow_mut();
+            if text.capacity() == 0 {
+                text.reserve(self.last.get());
+            }
             write(&mut text);
             text.push(b'\n');
             text.len() >= FULL
@@ -66,12 +84,22 @@ impl Lines {
     /// Gives the thread what there is.
     pub(super) fn hand_over(&self) {
         let count = self.count.replace(0);
-        if count > 0 {
-            let mut text = self.text.borrow_mut();
-            let room = text.capacity();
-            let text = std::mem::replace(&mut *text, Vec::with_capacity(room));
-            self.log.write(text, count);
+        if count == 0 {
+            return;
         }
+        let mut text = self.text.borrow_mut();
+        // Buffers are kept while lines come fast, and not beyond.
+        let fast = text.len() >= FULL;
+        let empty = if fast {
+            let spare = self.spare.try_recv();
+            spare.unwrap_or_else(|_| Vec::with_capacity(text.capacity()))
+        } else {
+            self.spare.try_iter().for_each(drop);
+            Vec::new()
+        };
+        let text = std::mem::replace(&mut *text, empty);
+        self.last.set(text.len());
+        self.log.write(text, count, fast.then(|| self.back.clone()));
     }
 }
 
@@ -88,5 +116,38 @@ impl Drop for Gathering<'_> {
     fn drop(&mut self) {
         self.0.gathers.set(false);
         self.0.hand_over();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::fmt::Write as _;
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::account::{LogTarget, Metrics};
+
+    #[test]
+    fn many_lines_are_written_once_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access.log");
+        let log = AccessLog::open(LogTarget::File(path.clone()), &Metrics::new()).unwrap();
+        let lines = Lines::new(log.clone());
+        let mut wanted = String::new();
+        for pause in [false, true] {
+            let _gathering = lines.gather();
+            for number in 0..10_000 {
+                lines.line(|text| write!(text, "{number:>99}").unwrap());
+                writeln!(wanted, "{number:>99}").unwrap();
+                if pause && number % 1_000 == 0 {
+                    // A few at a time, as when the time for them is over.
+                    lines.hand_over();
+                }
+            }
+        }
+        assert!(log.flush(Duration::from_secs(10)));
+        assert!(std::fs::read_to_string(&path).unwrap() == wanted);
     }
 }

@@ -59,8 +59,8 @@ fn open_file(path: &PathBuf) -> io::Result<File> {
 
 #[derive(Debug)]
 enum Message {
-    /// Whole lines, and how many.
-    Lines(Vec<u8>, u64),
+    /// Whole lines, and how many; where the buffer is wanted back.
+    Lines(Vec<u8>, u64, Option<SyncSender<Vec<u8>>>),
     /// Answer when everything before this is written.
     Flush(SyncSender<()>),
 }
@@ -140,11 +140,12 @@ impl AccessLog {
         done.recv_timeout(left).is_ok()
     }
 
-    /// Hands `count` whole lines over, or counts them as lost.
-    pub(super) fn write(&self, text: Vec<u8>, count: u64) {
+    /// Hands `count` whole lines over, or counts them as lost. The buffer comes
+    /// back empty to `back`, if that has room.
+    pub(super) fn write(&self, text: Vec<u8>, count: u64, back: Option<SyncSender<Vec<u8>>>) {
         let bytes = text.len();
         let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        let lines = Message::Lines(text, count);
+        let lines = Message::Lines(text, count, back);
         if waiting > WAITING || self.queue.try_send(lines).is_err() {
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             self.dropped.inc_by(count);
@@ -165,7 +166,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, messages: &Receiver<Message>) {
-        let mut text = Vec::with_capacity(BATCH);
+        let mut batch = Vec::new();
         let mut count = 0;
         loop {
             // The first lines of a batch are waited for, the others taken as
@@ -178,26 +179,37 @@ impl Writer {
             } else if let Ok(message) = messages.try_recv() {
                 message
             } else {
-                self.write(&mut text, &mut count);
+                self.write(&mut batch, &mut count);
                 continue;
             };
             match message {
-                Message::Lines(lines, number) => {
+                Message::Lines(mut lines, mut number, back) => {
                     self.waiting.fetch_sub(lines.len(), Ordering::Relaxed);
-                    count += number;
-                    text.extend_from_slice(&lines);
-                    if text.len() >= BATCH {
-                        self.write(&mut text, &mut count);
+                    if lines.len() >= BATCH {
+                        self.write(&mut batch, &mut count);
+                        self.write(&mut lines, &mut number);
+                    } else {
+                        count += number;
+                        batch.extend_from_slice(&lines);
+                        if batch.len() >= BATCH {
+                            self.write(&mut batch, &mut count);
+                        }
+                        lines.clear();
+                    }
+                    if let Some(back) = back {
+                        // Where it has no room, none is missed.
+                        let _ = back.try_send(lines);
                     }
                 }
                 Message::Flush(answer) => {
-                    self.write(&mut text, &mut count);
+                    self.write(&mut batch, &mut count);
                     let _ = answer.send(());
                 }
             }
         }
     }
 
+    /// Writes `count` lines and empties `text`.
     fn write(&mut self, text: &mut Vec<u8>, count: &mut u64) {
         if self.reopen.swap(false, Ordering::Relaxed) {
             match self.target.open() {

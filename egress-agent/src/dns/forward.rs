@@ -3,9 +3,9 @@
 //! namespace. The answer goes back as it is: truncation, EDNS and DNSSEC bits
 //! are the resolver's.
 //!
-//! Each UDP query has a socket of its own, so a random source port guards it
-//! against forged answers, and the kernel drops what comes from elsewhere
-//! (the socket is connected). The id stays the client's.
+//! Over UDP only the id is another on the way: a random port and a random id
+//! guard each query against forged answers, whatever id the client chose (see
+//! [`sockets`]; a TSIG carries the id that was signed, RFC 8945 section 4.2).
 //!
 //! A resolver that does not answer does not answer: the client hears nothing,
 //! and retries or moves on by its own rules, as on a real network. Only what a
@@ -13,17 +13,21 @@
 //! SERVFAIL, since an ICMP error cannot be passed on.
 
 use std::cell::RefCell;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::DnsError;
 use crate::capture::sockets::{NetNs, Sockets};
+
+mod sockets;
+
+use sockets::{Connected, Idle};
 
 /// How long a forwarded query waits for its answer. Longer than the five
 /// seconds after which glibc tries again, so that a slow answer still arrives.
@@ -47,15 +51,17 @@ fn with_scratch<T>(receive: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Resu
 pub struct Forwarder {
     sockets: Sockets,
     netns: NetNs,
+    idle: Idle,
     limit: Duration,
 }
 
 impl Forwarder {
-    /// A forwarder for clients in `netns`.
-    pub const fn new(sockets: Sockets, netns: NetNs) -> Self {
+    /// A forwarder for clients in `netns`, to be used on one runtime.
+    pub fn new(sockets: Sockets, netns: NetNs) -> Self {
         Self {
             sockets,
             netns,
+            idle: Idle::default(),
             limit: FORWARD_LIMIT,
         }
     }
@@ -77,32 +83,21 @@ impl Forwarder {
     }
 
     async fn exchange(&self, query: &[u8], resolver: SocketAddr) -> io::Result<Vec<u8>> {
-        let any: IpAddr = if resolver.is_ipv4() {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-        let socket = self.sockets.udp(&self.netns, SocketAddr::new(any, 0))?;
-        let socket = UdpSocket::from_std(socket)?;
-        socket.connect(resolver).await?;
-        socket.send(query).await?;
-        // A closed port is an error on the socket, which alone does not count
-        // as readable.
-        let interest = Interest::READABLE | Interest::ERROR;
-        socket
-            .async_io(interest, || {
-                // A waiting query holds no buffer.
-                with_scratch(|room| {
-                    loop {
-                        let (length, _) = rustix::net::recv(&socket, &mut *room, RecvFlags::empty())?;
-                        if answers(query, &room[..length]) {
-                            return Ok(room[..length].to_vec());
-                        }
-                        tracing::debug!(%resolver, "ignored a message that is no answer to the query");
-                    }
-                })
-            })
-            .await
+        if let Some(mut kept) = self.idle.take(resolver) {
+            match ask(&mut kept, query, resolver).await {
+                Ok(answer) => {
+                    self.idle.keep(kept);
+                    return Ok(answer);
+                }
+                // The error of an earlier query, or an address or a route that
+                // has changed since: a new socket tells.
+                Err(error) => tracing::debug!(%resolver, "on a socket that was kept: {error}"),
+            }
+        }
+        let mut fresh = Connected::new(&self.sockets, &self.netns, resolver).await?;
+        let answer = ask(&mut fresh, query, resolver).await?;
+        self.idle.keep(fresh);
+        Ok(answer)
     }
 
     /// A connection to a resolver.
@@ -126,11 +121,12 @@ impl Forwarder {
         let mut stream = self.connect(resolver).await?;
         self.within(resolver, async {
             stream.write_all(&framed(query)?).await?;
+            let id = query.first_chunk().copied().unwrap_or_default();
             loop {
                 let length = stream.read_u16().await?;
                 let mut answer = vec![0; usize::from(length)];
                 stream.read_exact(&mut answer).await?;
-                if answers(query, &answer) {
+                if answers(id, query, &answer) {
                     return Ok(answer);
                 }
             }
@@ -154,6 +150,69 @@ impl Forwarder {
     }
 }
 
+/// Sends a query with an id of the socket's own and waits for its answer, which
+/// has the client's id again.
+async fn ask(connected: &mut Connected, query: &[u8], resolver: SocketAddr) -> io::Result<Vec<u8>> {
+    let Some((own_id, rest)) = query.split_first_chunk::<2>() else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let id = connected.next_id();
+    let socket = &connected.socket;
+    let send = || {
+        let parts = [IoSlice::new(&id), IoSlice::new(rest)];
+        let sent = rustix::net::sendmsg(
+            socket,
+            &parts,
+            &mut SendAncillaryBuffer::default(),
+            SendFlags::DONTWAIT,
+        );
+        sent.map(drop).map_err(io::Error::from)
+    };
+    // Not through tokio at first: of a new socket it waits for the poller's
+    // word.
+    match send() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            socket.async_io(Interest::WRITABLE, send).await?;
+        }
+        sent => sent?,
+    }
+    let mut answer = receive(socket, id, query, resolver).await?;
+    if let Some(place) = answer.first_chunk_mut() {
+        *place = *own_id;
+    }
+    Ok(answer)
+}
+
+async fn receive(
+    socket: &UdpSocket,
+    id: [u8; 2],
+    query: &[u8],
+    resolver: SocketAddr,
+) -> io::Result<Vec<u8>> {
+    // A closed port is an error on the socket, which alone does not count as
+    // readable.
+    let interest = Interest::READABLE | Interest::ERROR;
+    let answer = socket
+        .async_io(interest, || {
+            // A waiting query holds no buffer.
+            with_scratch(|room| {
+                loop {
+                    let (length, _) = rustix::net::recv(socket, &mut *room, RecvFlags::empty())?;
+                    if answers(id, query, &room[..length]) {
+                        return Ok(room[..length].to_vec());
+                    }
+                    tracing::debug!(%resolver, "ignored a message that is no answer to the query");
+                }
+            })
+        })
+        .await?;
+    // Most likely nothing more waits: said here, it saves the next query on
+    // this socket the call that would find out. What does wait is no answer to
+    // that query, and is read with it.
+    let _ = socket.try_io::<()>(interest, || Err(io::ErrorKind::WouldBlock.into()));
+    Ok(answer)
+}
+
 /// A message with its length before it (RFC 1035 section 4.2.2).
 pub(super) fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
     let Ok(length) = u16::try_from(message.len()) else {
@@ -167,14 +226,15 @@ pub(super) fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
 
 const HEADER: usize = 12;
 
-/// Whether `answer` is one to `query`: a response with its id and question.
+/// Whether `answer` is one to `query`, sent with `id`: a response with that id
+/// and its question.
 /// The question's case may differ (the client itself decides whether it minds),
 /// and may be missing from an error.
-fn answers(query: &[u8], answer: &[u8]) -> bool {
+fn answers(id: [u8; 2], query: &[u8], answer: &[u8]) -> bool {
     let (Some(asked), Some(said)) = (query.get(..HEADER), answer.get(..HEADER)) else {
         return false;
     };
-    if asked[..2] != said[..2] || said[2] & 0x80 == 0 {
+    if said[..2] != id || said[2] & 0x80 == 0 {
         return false;
     }
     let questions = |header: &[u8]| u16::from_be_bytes([header[4], header[5]]);

@@ -10,11 +10,12 @@ use jiff::Timestamp;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use zeroize::{Zeroize, Zeroizing};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use zeroize::Zeroizing;
 
 use super::describe::CertificateSummary;
 use super::error::{Purpose, SecretError};
+use super::pem_key::{PemKey, without_keys};
 
 /// More than any sensible bundle (the system's roots are about 220 kB).
 const LIMIT: u64 = 4 * 1024 * 1024;
@@ -71,7 +72,7 @@ impl Piece {
         &self,
         purpose: Purpose,
     ) -> Result<Vec<CertificateDer<'static>>, SecretError> {
-        let found: Vec<_> = CertificateDer::pem_slice_iter(&self.bytes)
+        let found: Vec<_> = CertificateDer::pem_slice_iter(&without_keys(&self.bytes))
             .collect::<Result<_, _>>()
             .map_err(|error| self.malformed(purpose, &error))?;
         if found.is_empty() {
@@ -91,9 +92,10 @@ impl Piece {
         &self,
     ) -> Result<Vec<CertificateRevocationListDer<'static>>, SecretError> {
         let purpose = Purpose::RevocationList;
-        let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&self.bytes)
-            .collect::<Result<_, _>>()
-            .map_err(|error| self.malformed(purpose, &error))?;
+        let found: Vec<_> =
+            CertificateRevocationListDer::pem_slice_iter(&without_keys(&self.bytes))
+                .collect::<Result<_, _>>()
+                .map_err(|error| self.malformed(purpose, &error))?;
         if found.is_empty() {
             return Err(SecretError::NoPem(purpose, self.path.clone()));
         }
@@ -101,15 +103,18 @@ impl Piece {
     }
 
     /// The first private key: PKCS#8, PKCS#1 or SEC1.
-    fn key(&self) -> Result<PrivateKeyDer<'static>, SecretError> {
+    fn key(&self) -> Result<PemKey, SecretError> {
         // RFC 5958 and RFC 1421 section 4.6.1.1 forms of encryption; neither
         // is a key that the PEM reader would return.
         let encrypted = |needle: &[u8]| memchr::memmem::find(&self.bytes, needle).is_some();
         if encrypted(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || encrypted(b"4,ENCRYPTED") {
             return Err(SecretError::EncryptedKey(self.path.clone()));
         }
-        if let Some(key) = PrivateKeyDer::pem_slice_iter(&self.bytes).next() {
-            return key.map_err(|error| self.malformed(Purpose::Key, &error));
+        if let Some(key) = PemKey::find(&self.bytes) {
+            return key.map_err(|why| {
+                let why = format!("broken PEM: {why}");
+                SecretError::Malformed(Purpose::Key, self.path.clone(), why)
+            });
         }
         Err(SecretError::NoPem(Purpose::Key, self.path.clone()))
     }
@@ -126,10 +131,7 @@ pub(super) fn certified_key(
     now: Timestamp,
 ) -> Result<(Arc<CertifiedKey>, CertificateSummary), SecretError> {
     let chain = certificate.certificates(Purpose::Certificate)?;
-    let mut der = key.key()?;
-    let loaded = any_supported_type(&der);
-    der.zeroize();
-    let signer = loaded.map_err(|error| {
+    let signer = any_supported_type(&key.key()?.der()).map_err(|error| {
         let why = format!("not a usable RSA, ECDSA or Ed25519 key: {error}");
         SecretError::Malformed(Purpose::Key, key.path.clone(), why)
     })?;

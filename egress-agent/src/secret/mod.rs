@@ -25,6 +25,7 @@ mod header;
 pub mod kubernetes;
 mod material;
 mod metrics;
+mod pem_key;
 mod source;
 mod status;
 #[cfg(test)]

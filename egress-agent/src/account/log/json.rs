@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, Version};
 use jiff::Timestamp;
-use serde::Serialize;
 
 use crate::account::record::{ConnectionLine, Origin};
 use crate::account::request::{RequestDetails, RequestEnd};
@@ -16,139 +15,200 @@ use crate::account::series::FlagSet;
 use crate::connect::TlsFacts;
 use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
+use crate::policy::model::HostPattern;
 use crate::policy::snapshot::{Cluster, Service};
-use crate::route::headers::push_cluster;
 use crate::secret::iana_name;
 
-/// Fields of an object, each with a comma before it but the first.
+/// What stands before a value: a comma and the field's name, which needs no
+/// escapes, as one piece of text.
+macro_rules! key {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":").as_bytes()
+    };
+}
+
+/// Fields of an object, each with a comma before it. The keys are those of
+/// [`key`].
 struct Fields<'t>(&'t mut Vec<u8>);
 
 impl Fields<'_> {
-    /// `name` needs no escapes.
-    fn name(&mut self, name: &str) {
-        if !matches!(self.0.last(), Some(b'{') | None) {
-            self.0.push(b',');
-        }
-        self.0.push(b'"');
-        self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
+    fn key(&mut self, key: &[u8]) {
+        self.0.extend_from_slice(key);
     }
 
-    /// Text, numbers, and `null` for none.
-    fn add(&mut self, name: &str, value: impl Serialize) {
-        self.name(name);
-        // Neither these values nor writing to memory can fail.
-        let _ = serde_json::to_writer(&mut *self.0, &value);
+    fn null(&mut self, key: &[u8]) {
+        self.key(key);
+        self.0.extend_from_slice(b"null");
+    }
+
+    fn text(&mut self, key: &[u8], value: &str) {
+        self.key(key);
+        push_text(self.0, value);
+    }
+
+    /// `null` for none.
+    fn text_or_null(&mut self, key: &[u8], value: Option<&str>) {
+        match value {
+            Some(value) => self.text(key, value),
+            None => self.null(key),
+        }
     }
 
     /// Left out where there is none.
-    fn add_if(&mut self, name: &str, value: Option<impl Serialize>) {
+    fn text_if(&mut self, key: &[u8], value: Option<&str>) {
         if let Some(value) = value {
-            self.add(name, value);
+            self.text(key, value);
         }
     }
 
+    fn number(&mut self, key: &[u8], value: impl itoa::Integer) {
+        self.key(key);
+        push_number(self.0, value);
+    }
+
     /// What needs no escapes.
-    fn plain(&mut self, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
-        self.name(name);
+    fn plain(&mut self, key: &[u8], value: impl FnOnce(&mut Vec<u8>)) {
+        self.key(key);
         self.0.push(b'"');
         value(self.0);
         self.0.push(b'"');
     }
 
-    fn address(&mut self, name: &str, address: &SocketAddr) {
-        self.plain(name, |text| push_address(text, address));
+    fn address(&mut self, key: &[u8], address: &SocketAddr) {
+        self.plain(key, |text| push_address(text, address));
     }
 
     fn endpoint(&mut self, endpoint: Option<&Destination>) {
+        let key = key!("endpoint");
         match endpoint {
-            Some(Destination::Tcp(address)) => self.address("endpoint", address),
-            other => self.add("endpoint", other.map(Destination::to_string)),
+            Some(Destination::Tcp(address)) => self.address(key, address),
+            Some(other) => self.text(key, &other.to_string()),
+            None => self.null(key),
         }
     }
 
     /// Milliseconds with three decimals.
-    fn millis(&mut self, name: &str, duration: Option<Duration>) {
-        self.name(name);
+    fn millis(&mut self, key: &[u8], duration: Option<Duration>) {
         match duration {
-            Some(duration) => push_millis(self.0, duration),
-            None => self.0.extend_from_slice(b"null"),
+            Some(duration) => {
+                self.key(key);
+                push_millis(self.0, duration);
+            }
+            None => self.null(key),
         }
     }
 
-    fn header(&mut self, name: &str, value: &HeaderValue) {
-        self.add(name, String::from_utf8_lossy(value.as_bytes()));
+    /// Bytes that are no text are replaced.
+    fn header(&mut self, key: &[u8], value: &HeaderValue) {
+        let value = value.as_bytes();
+        if value.is_ascii() && !needs_escape(value) {
+            self.plain(key, |text| text.extend_from_slice(value));
+        } else {
+            self.text(key, &String::from_utf8_lossy(value));
+        }
     }
 
+    fn header_or_null(&mut self, key: &[u8], value: Option<&HeaderValue>) {
+        match value {
+            Some(value) => self.header(key, value),
+            None => self.null(key),
+        }
+    }
+
+    /// `-` for none.
+    fn flags(&mut self, flags: FlagSet) {
+        if flags == FlagSet::default() {
+            self.plain(key!("response_flags"), |text| text.push(b'-'));
+        } else {
+            self.text(key!("response_flags"), &flags.text());
+        }
+    }
+
+    /// The first two fields of a line.
     fn start(&mut self, at: SystemTime, duration: Duration) {
-        self.plain("start_time", |text| push_time(text, at));
-        self.millis("duration_ms", Some(duration));
+        self.0.extend_from_slice(b"{\"start_time\":\"");
+        push_time(self.0, at);
+        self.0.extend_from_slice(b"\",\"duration_ms\":");
+        push_millis(self.0, duration);
     }
 }
 
 /// What the lines of one connection and of its requests have in common, as
-/// fields without braces.
+/// fields with a comma before each.
 pub(in crate::account) fn origin(text: &mut Vec<u8>, origin: &Origin, service: Option<&Service>) {
     let captured = &origin.captured;
     let mut fields = Fields(text);
-    fields.add("via", if origin.direct { "direct" } else { "proxy" });
-    fields.add("pid", captured.caller.pid);
-    fields.add("comm", captured.caller.comm.to_string());
-    fields.add("uid", captured.caller.uid);
-    fields.add("cgroup", captured.caller.cgroup);
-    fields.add("netns", captured.caller.netns);
-    fields.add("namespace", &*origin.workload.client.namespace);
-    fields.add("workload", &*origin.workload.name);
-    fields.add_if("workload_instance", origin.workload.instance.as_deref());
-    fields.address("client_address", &captured.peer);
-    fields.address("original_destination", &captured.original);
-    // `HOST:PORT`.
-    let name = service.map(|service| format!("{}:{}", service.key.host, service.key.port));
-    fields.add("service", name);
-    fields.add("service_namespace", service.map(|s| &*s.key.namespace));
+    fields.text(key!("via"), if origin.direct { "direct" } else { "proxy" });
+    fields.number(key!("pid"), captured.caller.pid);
+    fields.text(key!("comm"), &captured.caller.comm.to_string());
+    fields.number(key!("uid"), captured.caller.uid);
+    fields.number(key!("cgroup"), captured.caller.cgroup);
+    fields.number(key!("netns"), captured.caller.netns);
+    fields.text(key!("namespace"), &origin.workload.client.namespace);
+    fields.text(key!("workload"), &origin.workload.name);
+    fields.text_if(
+        key!("workload_instance"),
+        origin.workload.instance.as_deref(),
+    );
+    fields.address(key!("client_address"), &captured.peer);
+    fields.address(key!("original_destination"), &captured.original);
+    if let Some(service) = service {
+        // `HOST:PORT`.
+        fields.plain(key!("service"), |text| {
+            push_host(text, &service.key.host);
+            text.push(b':');
+            push_number(text, service.key.port);
+        });
+        fields.text(key!("service_namespace"), &service.key.namespace);
+    } else {
+        fields.null(key!("service"));
+        fields.null(key!("service_namespace"));
+    }
 }
 
 pub(in crate::account) fn connection(text: &mut Vec<u8>, line: &ConnectionLine) {
-    text.push(b'{');
     let mut fields = Fields(text);
     fields.start(line.origin.started_at, line.duration);
-    let mut common = Vec::new();
-    origin(&mut common, &line.origin, line.service.as_deref());
-    fields.0.push(b',');
-    fields.0.extend_from_slice(&common);
-    fields.add_if("subset", line.cluster.as_deref().and_then(subset));
+    origin(fields.0, &line.origin, line.service.as_deref());
+    fields.text_if(key!("subset"), line.cluster.as_deref().and_then(subset));
     fields.endpoint(line.endpoint.as_ref());
     if let Some(local) = &line.local {
-        fields.address("upstream_local_address", local);
+        fields.address(key!("upstream_local_address"), local);
     }
-    fields.add("attempts", line.attempts);
-    fields.add("bytes_received", line.received);
-    fields.add("bytes_sent", line.sent);
-    fields.add("response_flags", line.flags.text());
-    fields.add("cause", line.cause.as_deref());
-    fields.add("protocol", "tcp");
+    fields.number(key!("attempts"), line.attempts);
+    fields.number(key!("bytes_received"), line.received);
+    fields.number(key!("bytes_sent"), line.sent);
+    fields.flags(line.flags);
+    fields.text_or_null(key!("cause"), line.cause.as_deref());
+    fields.text(key!("protocol"), "tcp");
     // The name that the application asked for.
-    fields.add("host", line.host.as_deref());
+    fields.text_or_null(key!("host"), line.host.as_deref());
     let spoken = match &line.spoken {
         Some(Spoken::Http) => "http",
         Some(Spoken::Tls { .. }) => "tls",
         Some(Spoken::Opaque | Spoken::Unheard) => "opaque",
         None => "-",
     };
-    fields.add("spoken", spoken);
+    fields.text(key!("spoken"), spoken);
     let tls = line.tls.as_ref();
     // Sent to the service, or by an application that speaks TLS itself.
     let spoken_sni = match &line.spoken {
         Some(Spoken::Tls { sni }) => sni.as_deref(),
         _ => None,
     };
-    fields.add("sni", tls.and_then(|tls| tls.sni.as_deref()).or(spoken_sni));
-    fields.add("tls_version", tls.map(TlsFacts::version_name));
-    fields.add("tls_cipher", tls.and_then(|tls| tls.cipher).map(iana_name));
-    fields.add_if("tls_resumed", tls.map(|tls| tls.resumed));
-    fields.millis("connect_ms", line.connect_time);
-    fields.millis("tls_handshake_ms", line.tls_time);
-    fields.add_if("note", line.note);
+    let sni = tls.and_then(|tls| tls.sni.as_deref()).or(spoken_sni);
+    fields.text_or_null(key!("sni"), sni);
+    fields.text_or_null(key!("tls_version"), tls.map(TlsFacts::version_name));
+    let cipher = tls.and_then(|tls| tls.cipher).map(iana_name);
+    fields.text_or_null(key!("tls_cipher"), cipher.as_deref());
+    if let Some(tls) = tls {
+        fields.key(key!("tls_resumed"));
+        let resumed: &[u8] = if tls.resumed { b"true" } else { b"false" };
+        fields.0.extend_from_slice(resumed);
+    }
+    fields.millis(key!("connect_ms"), line.connect_time);
+    fields.millis(key!("tls_handshake_ms"), line.tls_time);
+    fields.text_if(key!("note"), line.note);
     text.push(b'}');
 }
 
@@ -161,61 +221,50 @@ pub(in crate::account) fn request(
     end: &RequestEnd<'_>,
     details: &RequestDetails<'_>,
 ) {
-    text.push(b'{');
+    text.reserve(common.len() + 1024);
     let mut fields = Fields(text);
     fields.start(started, end.duration);
-    fields.0.push(b',');
     fields.0.extend_from_slice(common);
-    fields.add_if("subset", details.cluster.and_then(subset));
+    fields.text_if(key!("subset"), details.cluster.and_then(subset));
     fields.endpoint(details.endpoint);
     if let Some(local) = &details.upstream_local {
-        fields.address("upstream_local_address", local);
+        fields.address(key!("upstream_local_address"), local);
     }
-    fields.add("attempts", end.attempts);
-    fields.add("bytes_received", end.received);
-    fields.add("bytes_sent", end.sent);
-    if end.flags.is_empty() {
-        fields.plain("response_flags", |text| text.push(b'-'));
-    } else {
-        fields.add("response_flags", flags.text());
-    }
-    fields.add("cause", details.cause);
+    fields.number(key!("attempts"), end.attempts);
+    fields.number(key!("bytes_received"), end.received);
+    fields.number(key!("bytes_sent"), end.sent);
+    fields.flags(flags);
+    fields.text_or_null(key!("cause"), details.cause);
     let protocol = match details.protocol {
         Version::HTTP_09 | Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",
         _ => "HTTP/1.1",
     };
-    fields.add("protocol", protocol);
-    fields.add("method", details.method.as_str());
-    fields.add("path", details.path.map(http::uri::PathAndQuery::as_str));
-    match details.authority {
-        Some(authority) => fields.header("authority", authority),
-        None => fields.add("authority", ()),
+    fields.text(key!("protocol"), protocol);
+    fields.text(key!("method"), details.method.as_str());
+    let path = details.path.map(http::uri::PathAndQuery::as_str);
+    fields.text_or_null(key!("path"), path);
+    fields.header_or_null(key!("authority"), details.authority);
+    fields.number(key!("response_code"), end.status);
+    let answer = details.answer.or(details.cause);
+    fields.text_or_null(key!("response_code_details"), answer);
+    if let Some(status) = end.grpc {
+        fields.number(key!("grpc_status"), status);
     }
-    fields.add("response_code", end.status);
-    fields.add("response_code_details", details.answer.or(details.cause));
-    fields.add_if("grpc_status", end.grpc);
-    fields.add("route_name", details.route);
-    let cluster = details.cluster.map(|cluster| {
-        let mut name = String::new();
-        push_cluster(cluster, &mut name);
-        name
-    });
-    fields.add("upstream_cluster", cluster);
-    for (name, value) in [
-        ("request_id", details.request_id),
-        ("user_agent", details.user_agent),
-    ] {
-        match value {
-            Some(value) => fields.header(name, value),
-            None => fields.add(name, ()),
-        }
+    fields.text_or_null(key!("route_name"), details.route);
+    match details.cluster {
+        Some(cluster) => fields.plain(key!("upstream_cluster"), |text| {
+            push_cluster(text, cluster);
+        }),
+        None => fields.null(key!("upstream_cluster")),
     }
+    fields.header_or_null(key!("request_id"), details.request_id);
+    fields.header_or_null(key!("user_agent"), details.user_agent);
     if let Some(value) = details.forwarded_for {
-        fields.header("x_forwarded_for", value);
+        fields.header(key!("x_forwarded_for"), value);
     }
-    fields.millis("upstream_service_time", details.service_time);
-    fields.add("connection_security_policy", end.security);
+    fields.millis(key!("upstream_service_time"), details.service_time);
+    fields.text(key!("connection_security_policy"), end.security);
     text.push(b'}');
 }
 
@@ -228,8 +277,47 @@ fn push(text: &mut Vec<u8>, value: impl Display) {
     let _ = write!(text, "{value}");
 }
 
-fn push_number(text: &mut Vec<u8>, number: impl Serialize) {
-    let _ = serde_json::to_writer(text, &number);
+/// With quotes, and escapes where it needs any.
+fn push_text(text: &mut Vec<u8>, value: &str) {
+    if needs_escape(value.as_bytes()) {
+        // Neither a string nor writing to memory can fail.
+        let _ = serde_json::to_writer(text, value);
+    } else {
+        text.push(b'"');
+        text.extend_from_slice(value.as_bytes());
+        text.push(b'"');
+    }
+}
+
+/// Whether text must not stand in JSON as it is (RFC 8259 section 7). Without
+/// an early end, so that the compiler looks at many bytes at once.
+fn needs_escape(text: &[u8]) -> bool {
+    let escaped = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    text.iter()
+        .fold(false, |found, &byte| found | escaped(byte))
+}
+
+fn push_number(text: &mut Vec<u8>, number: impl itoa::Integer) {
+    text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// A host of a ServiceEntry: a DNS name, maybe with a wildcard.
+fn push_host(text: &mut Vec<u8>, host: &HostPattern) {
+    match host.exact() {
+        Some(name) => text.extend_from_slice(name.as_bytes()),
+        None => push(text, host),
+    }
+}
+
+/// Envoy's name of a cluster. Its parts are DNS names, which need no escapes.
+fn push_cluster(text: &mut Vec<u8>, cluster: &Cluster) {
+    let key = &cluster.key;
+    text.extend_from_slice(b"outbound|");
+    push_number(text, key.service.port);
+    text.push(b'|');
+    text.extend_from_slice(key.subset.as_bytes());
+    text.push(b'|');
+    push_host(text, &key.service.host);
 }
 
 fn push_address(text: &mut Vec<u8>, address: &SocketAddr) {
@@ -240,20 +328,37 @@ fn push_address(text: &mut Vec<u8>, address: &SocketAddr) {
 }
 
 fn push_v4(text: &mut Vec<u8>, address: SocketAddrV4) {
+    // 255.255.255.255:65535
+    let mut written = [0; 21];
+    let mut length = 0;
+    let mut add = |byte| {
+        written[length] = byte;
+        length += 1;
+    };
     for (index, octet) in address.ip().octets().into_iter().enumerate() {
         if index > 0 {
-            text.push(b'.');
+            add(b'.');
         }
-        push_number(text, octet);
+        if octet >= 100 {
+            add(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            add(b'0' + octet / 10 % 10);
+        }
+        add(b'0' + octet % 10);
     }
-    text.push(b':');
+    add(b':');
+    text.extend_from_slice(&written[..length]);
     push_number(text, address.port());
 }
 
 fn push_millis(text: &mut Vec<u8>, duration: Duration) {
     // To the nearest microsecond.
-    let micros = (duration.as_nanos() + 500) / 1000;
-    let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+    let part = u64::from(duration.subsec_nanos() + 500) / 1000;
+    let micros = duration
+        .as_secs()
+        .saturating_mul(1_000_000)
+        .saturating_add(part);
     push_number(text, micros / 1000);
     text.push(b'.');
     push_thousandths(text, micros % 1000);
@@ -324,6 +429,29 @@ mod tests {
             let written = text(|text| push_millis(text, Duration::from_nanos(nanos)));
             let micros = (nanos + 500) / 1000;
             prop_assert_eq!(written, format!("{}.{:03}", micros / 1000, micros % 1000));
+        }
+
+        #[test]
+        fn text_is_that_of_serde(value: String) {
+            let wanted = serde_json::to_string(&value).unwrap();
+            prop_assert_eq!(text(|text| push_text(text, &value)), wanted);
+        }
+
+        #[test]
+        fn headers_are_read_back(value in "[\\t -~]{0,40}", bytes: Vec<u8>) {
+            for value in [value.as_bytes(), &bytes] {
+                let Ok(header) = HeaderValue::from_bytes(value) else {
+                    continue;
+                };
+                let line = text(|text| {
+                    text.extend_from_slice(b"{\"first\":0");
+                    Fields(text).header(key!("header"), &header);
+                    text.push(b'}');
+                });
+                let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+                let wanted = String::from_utf8_lossy(value);
+                prop_assert_eq!(read["header"].as_str(), Some(&*wanted));
+            }
         }
 
         #[test]

@@ -70,7 +70,10 @@ impl RequestHead<'_> {
             }
         }
         for (name, value) in self.extra.iter().flatten() {
-            if let Ok(value) = HeaderValue::from_bytes(value) {
+            if let Ok(mut value) = HeaderValue::from_bytes(value) {
+                // Made for this request, so never seen again: HPACK is not to
+                // put it into its tables, where it would drive out others.
+                value.set_sensitive(value.len() > 32);
                 headers.insert(name, value);
             }
         }

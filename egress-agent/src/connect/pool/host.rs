@@ -1,31 +1,22 @@
 //! The connections to one address, for one kind of caller.
 
+mod idle;
+mod open;
+
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Waker};
 
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::conn::{self, Places};
-use super::error::{AcquireError, DialError};
-use super::http1::Connection;
+use super::error::AcquireError;
 use super::lease::{Held, Http1, Http2, Lease};
-use super::{DialRequest, Dialled, Identity, Io, Key, Payload, Pool, Reach, Version};
+use super::{Identity, Io, Key, Payload, Pool, Reach, Version};
 use crate::endpoint::resolved::Destination;
-use crate::endpoint::{ConnectionGuard, Endpoint, EndpointSet, Outcome, Permit, Picked};
-use crate::flag::Side;
+use crate::endpoint::{Endpoint, EndpointSet, Picked};
 use crate::policy::model::{ConnectionPool, TrafficPolicy};
-
-/// While a request waits for a place under `maxConnections`, other workers may
-/// give one back without our being told; so it is asked for again.
-const PERMIT_POLL: Duration = Duration::from_millis(20);
-/// How often idle connections are looked at for an address that vanished.
-const GONE_POLL: Duration = Duration::from_secs(5);
 
 /// What kind of connection a request wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,36 +122,6 @@ where
         &self.policy.connection_pool
     }
 
-    /// Closes what is idle and takes nothing back.
-    pub(super) fn retire(&self) {
-        self.retired.set(true);
-        for http1 in self.idle.take() {
-            http1.connection.close();
-        }
-        for connection in self.http2.borrow_mut().drain(..) {
-            connection.draining.set(true);
-        }
-        self.wake.notify_waiters();
-    }
-
-    /// Closes the connection that has been idle longest.
-    pub(super) fn close_one_idle(&self) -> bool {
-        let mut idle = self.idle.borrow_mut();
-        if !idle.is_empty() {
-            idle.remove(0).connection.close();
-            return true;
-        }
-        drop(idle);
-        let mut http2 = self.http2.borrow_mut();
-        match http2.iter().position(|c| c.streams.get() == 0) {
-            Some(at) => {
-                drop(http2.remove(at));
-                true
-            }
-            None => false,
-        }
-    }
-
     /// A connection for one request: one that is open, or a new one, or the
     /// next that becomes free.
     ///
@@ -229,137 +190,6 @@ where
         }
     }
 
-    async fn wait(
-        self: &Rc<Self>,
-        picked: &Picked,
-        reach: Reach<'_>,
-        want: Want,
-    ) -> Result<Lease<B, S>, AcquireError> {
-        let _pending = self.set.pending_permit().map_err(AcquireError::Overflow)?;
-        let _waiting = Counted::new(&self.waiting);
-        let started = Instant::now();
-        let deadline = started + super::PENDING_TIMEOUT;
-        // Set while only a place under `maxConnections` is missing.
-        let mut wanted = None;
-        loop {
-            let notified = self.wake.notified();
-            if want != Want::Fresh
-                && let Some(lease) = self.take(want)
-            {
-                return Ok(lease);
-            }
-            if self.may_open() {
-                if let Ok((permit, guard)) = self.set.connection_permit_for(&picked.endpoint) {
-                    return self.open(picked, reach, permit, guard).await;
-                }
-                if self
-                    .pool
-                    .upgrade()
-                    .is_some_and(|pool| pool.evict(&self.set))
-                {
-                    // An HTTP/2 connection gives its place back when its task
-                    // has ended.
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-                if wanted.is_none() {
-                    wanted = Some(self.set.want_connection());
-                }
-                self.set.ask_for_connection();
-            }
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(AcquireError::Waited(now - started));
-            }
-            let again = (now + PERMIT_POLL).min(deadline);
-            tokio::select! {
-                () = notified => {}
-                () = sleep_until(again) => {}
-            }
-        }
-    }
-
-    /// HTTP/2: the streams of one connection under way serve many requests, so
-    /// no second one is opened meanwhile.
-    fn may_open(&self) -> bool {
-        self.key.identity.version == Version::Http1
-            || self.only_http1.get()
-            || self.opening.get() == 0
-    }
-
-    async fn open(
-        self: &Rc<Self>,
-        picked: &Picked,
-        reach: Reach<'_>,
-        permit: Permit,
-        guard: ConnectionGuard,
-    ) -> Result<Lease<B, S>, AcquireError> {
-        let _opening = Counted::new(&self.opening);
-        // Whoever waits for this connection must look again, however it ends.
-        let _wake = Wake(&self.wake);
-        let pool = self.pool.upgrade().ok_or(AcquireError::Closing)?;
-        let dialled = pool
-            .dialler()
-            .dial(DialRequest {
-                picked,
-                policy: &self.policy,
-                identity: &self.key.identity,
-                reach,
-            })
-            .await
-            .map_err(AcquireError::Dial)?;
-        let places = Places::new(permit, guard, &self.wake);
-        self.start(dialled, places).await.map_err(|error| {
-            let message = format!("HTTP/2 with {:?}: {error}", picked.destination);
-            AcquireError::Dial(DialError {
-                outcome: Outcome::ConnectFailed,
-                side: Side::Upstream,
-                elsewhere: true,
-                message: message.into(),
-            })
-        })
-    }
-
-    async fn start(
-        self: &Rc<Self>,
-        dialled: Dialled<S>,
-        places: Places,
-    ) -> hyper::Result<Lease<B, S>> {
-        let wanted = self.key.identity.version == Version::Http2;
-        let opened = Instant::now();
-        // Without ALPN (cleartext) HTTP/2 is spoken by prior knowledge.
-        if wanted && dialled.http2.unwrap_or(true) {
-            let (sender, room) = conn::http2(dialled.io, self.limits(), places).await?;
-            let connection = Rc::new(Http2 {
-                sender,
-                room,
-                local: dialled.local,
-                security: dialled.security,
-                opened,
-                since: Cell::new(opened),
-                requests: Cell::new(0),
-                streams: Cell::new(0),
-                draining: Cell::new(self.retired.get()),
-            });
-            self.count_http2(&connection);
-            if !connection.draining.get() {
-                self.http2.borrow_mut().push(Rc::clone(&connection));
-            }
-            return Ok(Lease::new(self, Held::Http2(connection, None), false));
-        }
-        self.only_http1.set(wanted);
-        let http1 = Box::new(Http1 {
-            connection: Connection::new(dialled.io),
-            local: dialled.local,
-            security: dialled.security,
-            opened,
-            since: opened,
-            requests: 0,
-            places,
-        });
-        Ok(Lease::new(self, Held::Http1(http1), false))
-    }
-
     /// Takes a connection back whose response has ended.
     pub(super) fn put(self: &Rc<Self>, mut http1: Box<Http1<B, S>>, now: Instant) {
         let used_up = self
@@ -414,106 +244,5 @@ where
         if self.waiting.get() > 0 {
             self.wake.notify_one();
         }
-    }
-
-    /// Starts the task that closes idle connections, if it does not run.
-    fn reap(self: &Rc<Self>) {
-        if self.reaper.borrow().is_some() {
-            return;
-        }
-        // Until the task has run for the first time.
-        *self.reaper.borrow_mut() = Some(Waker::noop().clone());
-        let (host, set) = (Rc::downgrade(self), Arc::clone(&self.set));
-        let mut asked = Box::pin(set.connection_asked_for());
-        let mut timer = Box::pin(sleep_until(Instant::now()));
-        spawn_local(poll_fn(move |cx| {
-            let Some(host) = host.upgrade() else {
-                return Poll::Ready(());
-            };
-            while asked.as_mut().poll(cx).is_ready() {
-                asked.set(set.connection_asked_for());
-                if host.is_wanted_elsewhere() {
-                    host.close_one_idle();
-                }
-            }
-            loop {
-                *host.reaper.borrow_mut() = Some(cx.waker().clone());
-                let Some(next) = host.sweep(cx) else {
-                    *host.reaper.borrow_mut() = None;
-                    // Two hands: this task's and the pool's.
-                    if Rc::strong_count(&host) <= 2
-                        && let Some(pool) = host.pool.upgrade()
-                    {
-                        pool.forget(&host);
-                    }
-                    return Poll::Ready(());
-                };
-                timer.as_mut().reset(next);
-                if timer.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-            }
-        }));
-    }
-
-    /// Closes idle connections that the service has closed, or that have been
-    /// idle for too long. Returns when to look again, `None`: nothing is idle.
-    /// The task is woken earlier when something happens on one of them.
-    fn sweep(&self, cx: &mut Context<'_>) -> Option<Instant> {
-        let now = Instant::now();
-        let longest = self.limits().http_idle_timeout;
-        // An address that vanished (from DNS, or from the policy) gets no
-        // further request; what is under way may end.
-        let gone = self.endpoint.is_gone();
-        let stays = |since: Instant| !gone && longest.is_none_or(|longest| now < since + longest);
-        let mut idle = self.idle.borrow_mut();
-        let mut at = 0;
-        while at < idle.len() {
-            let http1 = &mut idle[at];
-            if stays(http1.since) && http1.connection.poll_idle(cx).is_pending() {
-                at += 1;
-            } else {
-                idle.remove(at).connection.close();
-            }
-        }
-        let mut http2 = self.http2.borrow_mut();
-        http2.retain(|connection| {
-            !connection.sender.is_closed()
-                && (connection.streams.get() > 0 || stays(connection.since.get()))
-        });
-        let oldest = idle
-            .iter()
-            .map(|http1| http1.since)
-            .chain(http2.iter().map(|http2| http2.since.get()))
-            .min()?;
-        // Without a timeout there is still the list to be kept short.
-        let longest = longest.unwrap_or(Duration::from_hours(1));
-        let next = (oldest + longest).min(now + GONE_POLL);
-        Some(next.max(now + Duration::from_millis(100)))
-    }
-}
-
-/// Counts one up while it lives.
-struct Counted<'a>(&'a Cell<u32>);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a Cell<u32>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
-/// Wakes everyone in the queue when dropped.
-struct Wake<'a>(&'a Notify);
-
-impl Drop for Wake<'_> {
-    fn drop(&mut self) {
-        self.0.notify_waiters();
     }
 }

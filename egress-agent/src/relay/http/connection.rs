@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::client::{Bound, Caller, Client};
-use super::guarded::{Guarded, State, Upgrade, poll_some};
+use super::guarded::{Guarded, State, Upgrade, poll_some, poll_write_parts};
 use super::{Log, ServiceStream, Settings, Worker, exchange};
 use crate::connect::pool::LocalExec;
 use crate::policy::snapshot::Service;
@@ -414,7 +414,7 @@ impl<D: AsyncWrite + Unpin> AsyncWrite for Prefixed<D> {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+        poll_write_parts(&mut self.stream, cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
