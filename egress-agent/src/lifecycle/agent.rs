@@ -187,6 +187,10 @@ async fn control(
     agent.store(&sockets);
     say_ready(&process);
     memory::give_back();
+    tokio::task::spawn_local(async {
+        memory::settle().await;
+        memory::unmap_code();
+    });
 
     let mut parts = Parts {
         sources,
