@@ -131,6 +131,7 @@ shapes = {{
   "lower version": b"GET / http/1.1\r\n" + H + b"\r\n",
   "leading space": b" GET / HTTP/1.1\r\n" + H + b"\r\n",
   "binary": bytes(range(128, 160)) + b"\r\n\r\n",
+  "other scheme": b"GET ftp://{HOST}/ HTTP/1.1\r\n" + H + b"\r\n",
   "ssh": b"SSH-2.0-OpenSSH_9.2\r\n",
 }}
 coded = {{
@@ -202,7 +203,7 @@ fn generated_streams_are_understood_by_both_alike() -> Result<()> {
     // the agent's answers must be a prefix of nginx's own, up to a refusal.
     let script = format!(
         r#"{TALK}
-import json
+import json, re
 seed = {seed}
 rng = random.Random(seed)
 H = "{HOST}"
@@ -260,7 +261,10 @@ def lines(got):
         if status == 200 and text.startswith(b"{{"):
             r = json.loads(text.decode("latin-1"))["request"].split(" ")
             t = r[1]
-            if t.startswith("http://"): t = t[7 + len(H):] or "/"
+            absolute = re.match("https?://[^/?]*", t, re.I)
+            if absolute:
+                t = t[absolute.end():]
+                if not t.startswith("/"): t = "/" + t
             out.append((r[0], t))
         # What nginx refuses by itself, the agent passes on.
         elif b"nginx" in text: out.append(("nginx", status))

@@ -436,6 +436,9 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     if target.len() > TARGET_LIMIT {
         return Err(URI_TOO_LONG);
     }
+    if target[0] != b'/' && has_other_scheme(target) {
+        return Err(bad("the request target is of another scheme than http"));
+    }
     match version {
         b"HTTP/1.1" => Ok(true),
         b"HTTP/1.0" => Ok(false),
@@ -445,6 +448,15 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
         }),
         _ => Err(malformed()),
     }
+}
+
+/// Whether a target in absolute form (RFC 9112 section 3.2.2) is no HTTP
+/// resource: in origin form it would become one.
+fn has_other_scheme(target: &[u8]) -> bool {
+    memmem::find(target, b"://").is_some_and(|end| {
+        let scheme = &target[..end];
+        !scheme.eq_ignore_ascii_case(b"http") && !scheme.eq_ignore_ascii_case(b"https")
+    })
 }
 
 /// Optional whitespace around a value (RFC 9110 section 5.6.3).

@@ -21,6 +21,8 @@ fn ordinary_messages_pass_whole() {
         format!("\r\n{GET}"),
         GET.repeat(3),
         "GET /a?b HTTP/1.0\r\n\r\n".to_owned(),
+        "GET HTTP://a/b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "GET /ftp://b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
         "POST / HTTP/1.1\r\nHost: a:80\r\nContent-Length: 3\r\n\r\nabc".to_owned() + GET,
         "POST / HTTP/1.1\r\nhost:[::1]:80\r\ntransfer-encoding: Chunked \r\n\r\n\
          3\r\nabc\r\n1f;ext=\"v\"\r\n0123456789012345678901234567890\r\n000\r\nx-t: 1\r\n\r\n"
@@ -78,6 +80,9 @@ const AMBIGUOUS: &[(&str, u16)] = &[
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length\t: 3\r\n\r\nabc",
         400,
     ),
+    // Absolute forms of what is no HTTP resource.
+    ("GET htp://a/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("GET ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     // Transfer codings.
     (
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
