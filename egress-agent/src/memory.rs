@@ -2,9 +2,14 @@
 //! while.
 #![allow(unsafe_code, reason = "the allocator's function has no safe face")]
 
+use std::time::Duration;
+
 // Links the allocator, also into what has another one, where its function does
 // nothing that counts.
 use mimalloc as _;
+
+/// How long after the start nothing of it goes on any more.
+const SETTLED: Duration = Duration::from_secs(3);
 
 unsafe extern "C" {
     fn mi_collect(force: bool);
@@ -16,6 +21,13 @@ unsafe extern "C" {
 pub fn give_back() {
     // SAFETY: takes no pointer, and any thread may call it at any time.
     unsafe { mi_collect(true) }
+}
+
+/// Gives back what the calling thread needed for the start, once it is over
+/// for the tasks that it left behind too.
+pub async fn settle() {
+    tokio::time::sleep(SETTLED).await;
+    give_back();
 }
 
 #[cfg(test)]

@@ -22,8 +22,10 @@ fn layouts(lab: &Lab) -> Result<Vec<PathBuf>> {
 const CLIENT: &str = r#"
 import socket, sys
 def connect():
-    s = socket.create_connection(("direct.example.com", 7001), 5)
-    assert s.getpeername()[0].startswith("240.240."), s.getpeername()
+    address = (socket.gethostbyname("direct.example.com"), 7001)
+    assert address[0].startswith("240.240."), address
+    s = socket.create_connection(address, 5)
+    assert s.getpeername() == address
     return s
 def echo(s, text):
     s.sendall(text)

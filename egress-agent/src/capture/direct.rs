@@ -70,15 +70,16 @@ pub struct DirectKeepalive {
 impl Kernel {
     /// Gives the kernel a plan for a service whose entries have the verdict
     /// direct (or proxy with `on-agent-failure: open`), replacing the one
-    /// before. It is in force for the next connection when this returns.
+    /// before. It is in force for the next connection when this returns. False
+    /// when it was the plan already.
     ///
     /// # Errors
     /// When a map is full or cannot be written; the plan before stays.
-    pub fn set_direct(&self, service: ServiceId, plan: &DirectPlan) -> Result<(), CaptureError> {
+    pub fn set_direct(&self, service: ServiceId, plan: &DirectPlan) -> Result<bool, CaptureError> {
         let control = &mut self.control().direct;
         let number = service.0;
         let (generation, before) = match control.plans.get(&number) {
-            Some(written) if written.plan == *plan => return Ok(()),
+            Some(written) if written.plan == *plan => return Ok(false),
             Some(written) => (written.generation, count(&written.plan)),
             None => (0, 0),
         };
@@ -123,7 +124,8 @@ impl Kernel {
                 .remove_slots(number, old.generation.wrapping_sub(1), old.before)?;
             control.forget_users(&old.plan);
         }
-        self.direct.collect(control)
+        self.direct.collect(control)?;
+        Ok(true)
     }
 
     /// Takes the plan of a service away: its connections go to the agent, and

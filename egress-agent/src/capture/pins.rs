@@ -16,6 +16,7 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use super::sys;
 use super::system::is_bpffs;
 
 const PREFIX: &str = "layout-";
+/// Of the names of our programs, in every layout.
+const LINK_PREFIX: &str = "egress_";
 /// Where bpf file systems are mounted by convention.
 const USUAL: &str = "/sys/fs/bpf";
 
@@ -141,10 +144,12 @@ impl Pins {
     }
 
     /// Removes what was found of other layouts: what is attached by it is
-    /// detached. Returns how many there were.
+    /// detached, even while an agent before that drains has it open. Returns how
+    /// many there were.
     pub(super) fn remove_obsolete(&mut self) -> io::Result<usize> {
         let mut removed = 0;
         while let Some(directory) = self.obsolete.last() {
+            detach(directory)?;
             remove(directory)?;
             self.obsolete.pop();
             removed += 1;
@@ -183,6 +188,21 @@ fn directories(root: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Detaches the programs whose links are pinned in a folder.
+fn detach(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let is_link = entry
+            .file_name()
+            .as_bytes()
+            .starts_with(LINK_PREFIX.as_bytes());
+        if is_link && let Some(link) = sys::pinned(&entry.path())? {
+            sys::detach(link.as_fd())?;
+        }
+    }
+    Ok(())
 }
 
 fn remove(directory: &Path) -> io::Result<usize> {

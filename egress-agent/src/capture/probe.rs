@@ -2,8 +2,8 @@
 //! process in the captured cgroup reaches the agent with its record.
 //!
 //! A child process is made inside a cgroup of its own below the captured one,
-//! in a network namespace of its own that has no way out. It dials a reserved
-//! virtual address and reports what it saw; the agent then looks for the
+//! in a network namespace of its own that has no way out. It dials an address of
+//! loopback and reports what it saw; the agent then looks for the
 //! record. Nothing of this touches other processes, and nothing stays behind.
 #![allow(unsafe_code, reason = "messages of a child process, as bytes")]
 

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-pub(super) use self::links::{attached, cgroup_of, link, pin, pinned, replace_program};
+pub(super) use self::links::{attached, cgroup_of, detach, link, pin, pinned, replace_program};
 pub(super) use self::maps::{PerCpu, Table, map_sizes, mark_socket, zeroed};
 
 mod links;

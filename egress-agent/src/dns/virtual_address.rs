@@ -12,6 +12,7 @@
 mod holding;
 mod kept;
 mod number;
+mod numbers;
 
 pub use holding::Holding;
 pub use number::{NETWORK_V4, SELF_TEST_V4, VirtualAddress, is_virtual};
@@ -25,11 +26,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
 use holding::Clock;
 use number::hash;
+use numbers::Numbers;
 
 use super::DnsError;
 use crate::shared_map::SharedMap;
@@ -84,7 +85,7 @@ pub struct VirtualAddresses {
     /// Names that hold an address.
     held: SharedMap<Arc<Holding>>,
     /// By number, released ones included.
-    numbers: Box<[ArcSwapOption<Holding>]>,
+    numbers: Numbers,
     register: Mutex<Register>,
     changed: Notify,
     clock: Clock,
@@ -132,7 +133,7 @@ impl VirtualAddresses {
     /// late connection can still be named. Lock-free.
     pub fn reverse(&self, ip: IpAddr) -> Option<Arc<Holding>> {
         let address = VirtualAddress::of(ip)?;
-        self.numbers[address.slot()].load_full()
+        self.numbers.get(address).clone()
     }
 
     /// Notes a use: an answer that named it, or a connection to it. Keeps a
@@ -373,7 +374,7 @@ impl VirtualAddresses {
         register
             .names
             .insert(Arc::clone(&holding.name), Arc::clone(holding));
-        self.numbers[holding.address.slot()].store(Some(Arc::clone(holding)));
+        self.numbers.set(holding.address, Arc::clone(holding));
         self.held.insert(&holding.name, Arc::clone(holding));
     }
 
@@ -395,7 +396,7 @@ impl VirtualAddresses {
             .ok_or_else(|| DnsError::Exhausted {
                 name: Arc::clone(name),
             })?;
-        if let Some(previous) = self.numbers[address.slot()].load_full() {
+        if let Some(previous) = &*self.numbers.get(address) {
             register.names.remove(&previous.name);
         }
         register.sequence += 1;
@@ -419,7 +420,7 @@ impl VirtualAddresses {
         (0..=u16::MAX)
             .map(|step| VirtualAddress(first.wrapping_add(step)))
             .filter(|address| address.usable())
-            .find(|address| match &*self.numbers[address.slot()].load() {
+            .find(|address| match &*self.numbers.get(*address) {
                 None => true,
                 Some(holding) => self.expired(holding, quarantine),
             })

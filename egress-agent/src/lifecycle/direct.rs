@@ -14,7 +14,7 @@ use self::reports::Reading;
 use super::bridges::Callers;
 use super::drains::Drains;
 use crate::account::Account;
-use crate::capture::{DirectPlan, DirectReports, Kernel};
+use crate::capture::{DirectReports, Kernel};
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{Changes, Endpoint, EndpointSet, Generation, Live};
 use crate::policy::snapshot::{Client, ServiceId};
@@ -36,7 +36,8 @@ pub(super) struct Direct {
     callers: Callers,
     account: Account,
     client: Client,
-    plans: HashMap<ServiceId, DirectPlan>,
+    /// Services that have a plan. The kernel's room keeps what it says.
+    planned: HashSet<ServiceId>,
     /// Services whose plan is that of an agent before.
     adopted: HashSet<ServiceId>,
     /// Until when it stays if nothing takes its place.
@@ -44,6 +45,12 @@ pub(super) struct Direct {
     /// What the endpoint number of a report stands for.
     seats: HashMap<u64, Seat>,
     drains: Drains,
+}
+
+/// Services of which the kernel has a plan already.
+fn planned(kernel: &Kernel) -> HashSet<ServiceId> {
+    let plans = kernel.adopted_plans().into_iter();
+    plans.map(|(service, _)| service).collect()
 }
 
 struct Seat {
@@ -61,9 +68,9 @@ impl Direct {
         namespace: &Arc<str>,
         drains: Drains,
     ) -> Self {
-        let plans: HashMap<_, _> = kernel.adopted_plans().into_iter().collect();
+        let planned = planned(&kernel);
         Self {
-            adopted: plans.keys().copied().collect(),
+            adopted: planned.clone(),
             adopted_until: kernel.is_adopted().then(|| Instant::now() + ADOPTED),
             kernel,
             live,
@@ -73,7 +80,7 @@ impl Direct {
                 namespace: Arc::clone(namespace),
                 labels: Arc::default(),
             },
-            plans,
+            planned,
             seats: HashMap::new(),
             drains,
         }
@@ -148,8 +155,8 @@ impl Direct {
         }
         let live = self.live.load();
         let gone: Vec<ServiceId> = self
-            .plans
-            .keys()
+            .planned
+            .iter()
             .filter(|id| {
                 live.snapshot
                     .service(**id)

@@ -20,6 +20,7 @@ use crate::dns::forward::Forwarder;
 use crate::dns::registry::Registry;
 use crate::dns::server::{self, Counters, ResolverTable, Server};
 use crate::flow::{self, Command, Shared};
+use crate::memory;
 
 /// DNS connections that one worker has open at once.
 const DNS_CONNECTIONS: usize = 1024;
@@ -201,6 +202,7 @@ pub(super) async fn body(context: WorkerContext, starts: Starts) -> Result<(), S
     context.vitals.spawn("flow", async move {
         flow::run_worker(start.shared, start.commands).await;
     });
+    spawn_local(memory::settle());
     context.ready();
     context.drain.ended().await;
     Ok(())

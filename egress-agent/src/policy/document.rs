@@ -20,7 +20,11 @@ use super::yaml::{Node, Value};
 
 /// Group of the kinds that we take.
 pub const GROUP: &str = "networking.istio.io";
-const VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha3"];
+const VERSIONS: [&str; 3] = [
+    "networking.istio.io/v1",
+    "networking.istio.io/v1beta1",
+    "networking.istio.io/v1alpha3",
+];
 
 /// What identifies a document: two with the same identity are versions of one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -47,7 +51,7 @@ pub struct Document {
     /// For messages.
     pub reference: Arc<DocumentRef>,
     /// `apiVersion` as written.
-    pub api_version: Box<str>,
+    pub api_version: &'static str,
     /// `metadata.labels`.
     pub labels: Labels,
     /// `metadata.annotations`, each with its place.
@@ -191,7 +195,7 @@ fn kind_of(
     node: &Node,
     source: &Arc<Source>,
     out: &mut Vec<Diagnostic>,
-) -> Option<(Kind, Box<str>)> {
+) -> Option<(Kind, &'static str)> {
     let mut report = |severity, rule, span, message: String, help: &str| {
         out.push(
             Diagnostic::new(severity, rule, message)
@@ -236,7 +240,7 @@ fn kind_of(
     let ((version, version_span), (kind, kind_span)) = (version?, kind?);
     let (group, number) = version.rsplit_once('/').unwrap_or(("", version));
     if group.is_empty() && kind == "Secret" && number == "v1" {
-        return Some((Kind::Secret, version.into()));
+        return Some((Kind::Secret, "v1"));
     }
     if group != GROUP {
         let message = format!("{kind} ({version}) is passed over");
@@ -279,13 +283,13 @@ fn kind_of(
         }
         return None;
     };
-    if !VERSIONS.contains(&number) {
+    let Some(version) = VERSIONS.into_iter().find(|known| *known == version) else {
         let message = format!("{version:?} is not a version of {kind} that is known");
         let help = "use networking.istio.io/v1, v1beta1 or v1alpha3";
         report(Severity::Error, "api-version", version_span, message, help);
         return None;
-    }
-    Some((known, version.into()))
+    };
+    Some((known, version))
 }
 
 fn document(
@@ -293,7 +297,7 @@ fn document(
     source: &Arc<Source>,
     node: &Node,
     kind: Kind,
-    api_version: Box<str>,
+    api_version: &'static str,
     out: &mut Vec<Diagnostic>,
 ) -> Outcome {
     let plain = |name: &str| {
@@ -312,7 +316,10 @@ fn document(
     let read = reader.object(node, |r, f| {
         f.take("apiVersion");
         f.take("kind");
-        f.take("status");
+        r.field(f, "status", |r, n| match n.value {
+            Value::Mapping(_) => Some(()),
+            _ => r.object(n, |_, _| ()),
+        });
         let at = f
             .peek("metadata")
             .map_or(f.span.start(), |node| node.span.start());

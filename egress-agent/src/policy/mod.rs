@@ -64,3 +64,16 @@ impl Default for Options {
         }
     }
 }
+
+/// As many cases as `PROPTEST_CASES` says, or `usual`.
+#[cfg(test)]
+pub(crate) fn cases(usual: u32) -> proptest::test_runner::Config {
+    let config = proptest::test_runner::Config::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        return config;
+    }
+    proptest::test_runner::Config {
+        cases: usual,
+        ..config
+    }
+}

@@ -1,6 +1,7 @@
 //! Compiled routes of a VirtualService: matchers ready to run, destinations
 //! bound to clusters.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,9 +49,9 @@ pub struct HttpMatch {
     /// `authority`.
     pub authority: Option<StringMatch>,
     /// `headers`.
-    pub headers: Vec<(HeaderName, StringMatch)>,
+    pub headers: Vec<(RequestField, StringMatch)>,
     /// `withoutHeaders`: none may match.
-    pub without_headers: Vec<(HeaderName, StringMatch)>,
+    pub without_headers: Vec<(RequestField, StringMatch)>,
     /// `queryParams`.
     pub query_params: Vec<(Box<str>, StringMatch)>,
     /// `port` that the client dialled.
@@ -59,6 +60,61 @@ pub struct HttpMatch {
     pub source_labels: Labels,
     /// `sourceNamespace`.
     pub source_namespace: Option<Arc<str>>,
+}
+
+/// What a key of `headers` or `withoutHeaders` of a match names: a header, or
+/// one of HTTP/2's pseudo-headers, which Istio takes there too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestField {
+    /// A header.
+    Header(HeaderName),
+    /// `:method`.
+    Method,
+    /// `:scheme`.
+    Scheme,
+    /// `:authority`, or `host`, which is the same to Envoy.
+    Authority,
+    /// `:path`: the path and the query.
+    Path,
+    /// What no request has: `:status`, a claim of a JWT, a name that HTTP
+    /// cannot carry.
+    Never(Box<str>),
+}
+
+impl RequestField {
+    /// What `name` stands for.
+    pub fn new(name: &str) -> Self {
+        match name {
+            ":method" => Self::Method,
+            ":scheme" => Self::Scheme,
+            ":authority" => Self::Authority,
+            ":path" => Self::Path,
+            _ => match HeaderName::from_bytes(name.as_bytes()) {
+                Ok(http::header::HOST) => Self::Authority,
+                Ok(name) => Self::Header(name),
+                Err(_) => Self::Never(name.into()),
+            },
+        }
+    }
+}
+
+impl From<HeaderName> for RequestField {
+    fn from(name: HeaderName) -> Self {
+        Self::Header(name)
+    }
+}
+
+impl fmt::Display for RequestField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Header(name) => name.as_str(),
+            Self::Method => ":method",
+            Self::Scheme => ":scheme",
+            Self::Authority => ":authority",
+            Self::Path => ":path",
+            Self::Never(name) => name,
+        })
+    }
 }
 
 /// A string match; case-sensitive.

@@ -5,6 +5,7 @@
 //! [`View`]s, and the first whose `clients` fit applies. A [`Cluster`] is what
 //! limits and ejection are counted for: service, subset and policy.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -192,9 +193,9 @@ pub struct ClusterTarget {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Path {
     /// The kernel picks; the text says why no proxy is needed.
-    Direct(Box<str>),
+    Direct(Cow<'static, str>),
     /// Through the agent; the text says which setting asks for it.
-    Proxy(Box<str>),
+    Proxy(Cow<'static, str>),
 }
 
 /// What happens to a proxied service while the agent is down.

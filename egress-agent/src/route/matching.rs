@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use ::http::{HeaderMap, HeaderName};
 
 use super::http::RequestFacts;
-use crate::policy::routes::{HttpMatch, StringMatch};
+use crate::policy::routes::{HttpMatch, RequestField, StringMatch};
 
 /// Whether every part of `block` that is set fits. The cheap and the most
 /// telling parts come first.
@@ -30,11 +30,11 @@ pub(super) fn fits(block: &HttpMatch, facts: &RequestFacts<'_>) -> bool {
         && block
             .headers
             .iter()
-            .all(|(name, want)| header(want, name, facts.headers))
+            .all(|(name, want)| field(want, name, facts))
         && !block
             .without_headers
             .iter()
-            .any(|(name, want)| header(want, name, facts.headers))
+            .any(|(name, want)| field(want, name, facts))
         && block
             .query_params
             .iter()
@@ -72,7 +72,25 @@ fn path(want: &StringMatch, value: &str, ignore_case: bool) -> bool {
     }
 }
 
-/// `headers` and `withoutHeaders`: an absent header fits nothing; several
+/// `headers` and `withoutHeaders`. The authority is compared with its port and
+/// without, as a client may send either.
+fn field(want: &StringMatch, field: &RequestField, facts: &RequestFacts<'_>) -> bool {
+    match field {
+        RequestField::Header(name) => header(want, name, facts.headers),
+        RequestField::Method => text(want, facts.method.as_str()),
+        RequestField::Scheme => text(want, facts.scheme),
+        RequestField::Authority => {
+            text(want, facts.authority) || text(want, without_port(facts.authority))
+        }
+        RequestField::Path => match facts.query {
+            Some(query) => text(want, &format!("{}?{query}", facts.path)),
+            None => text(want, facts.path),
+        },
+        RequestField::Never(_) => false,
+    }
+}
+
+/// A header: an absent header fits nothing; several
 /// values are one, joined by commas, as in Envoy.
 fn header(want: &StringMatch, name: &HeaderName, headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(name).iter();

@@ -20,8 +20,8 @@ use super::{opaque, rewrite};
 use crate::policy::model::{HostPattern, Labels};
 use crate::policy::routes::{
     HeaderList, HeaderOps, HeaderTemplate, HttpAction, HttpDestination, HttpMatch, HttpRoute,
-    OpaqueMatch, OpaqueRoute, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite,
-    StringMatch, Target, TemplatePart,
+    OpaqueMatch, OpaqueRoute, PathRewrite, Redirect, RedirectPath, RedirectPort, RequestField,
+    Rewrite, StringMatch, Target, TemplatePart,
 };
 use crate::policy::snapshot::Client;
 
@@ -129,7 +129,7 @@ fn repeated_headers_are_compared_joined() {
     let client = client();
     let check = |want| {
         let block = HttpMatch {
-            headers: vec![(name.clone(), want)],
+            headers: vec![(name.clone().into(), want)],
             ..HttpMatch::default()
         };
         fits(&block, &facts("/", None, &headers, &client))
@@ -145,11 +145,8 @@ fn repeated_headers_are_compared_joined() {
 fn without_headers_rejects_a_block_when_any_matches() {
     let block = HttpMatch {
         without_headers: vec![
-            (
-                HeaderName::from_static("x-debug"),
-                StringMatch::Exact("1".into()),
-            ),
-            (HeaderName::from_static("x-off"), StringMatch::Present),
+            (RequestField::new("x-debug"), StringMatch::Exact("1".into())),
+            (RequestField::new("x-off"), StringMatch::Present),
         ],
         ..HttpMatch::default()
     };
@@ -165,6 +162,36 @@ fn without_headers_rejects_a_block_when_any_matches() {
     assert!(check(&[("x-debug", "2")]));
     assert!(!check(&[("x-debug", "1")]));
     assert!(!check(&[("x-off", "")]));
+}
+
+#[test]
+fn pseudo_headers_are_parts_of_the_request() {
+    let (headers, client) = (HeaderMap::new(), client());
+    let check = |name: &str, want: &str, query| {
+        let block = HttpMatch {
+            headers: vec![(RequestField::new(name), StringMatch::Exact(want.into()))],
+            ..HttpMatch::default()
+        };
+        fits(&block, &facts("/a", query, &headers, &client))
+    };
+    assert!(check(":method", "GET", None));
+    assert!(!check(":method", "get", None));
+    assert!(check(":path", "/a", None));
+    assert!(check(":path", "/a?b=c", Some("b=c")));
+    assert!(!check(":path", "/a", Some("b=c")));
+    for name in [":authority", "host", "Host"] {
+        assert!(check(name, "api.example.com", None), "{name}");
+        assert!(!check(name, "other.example.com", None), "{name}");
+    }
+    for name in [":status", "a,b", "@request.auth.claims.a"] {
+        assert!(!check(name, "", None), "{name}");
+        // None may match, and it never does.
+        let block = HttpMatch {
+            without_headers: vec![(RequestField::new(name), StringMatch::Present)],
+            ..HttpMatch::default()
+        };
+        assert!(fits(&block, &facts("/", None, &headers, &client)), "{name}");
+    }
 }
 
 /// Every string match written as one regular expression: slow and obvious.
@@ -195,14 +222,37 @@ fn obvious(block: &HttpMatch, facts: &RequestFacts<'_>) -> bool {
                 .collect()
         })
         .unwrap_or_default();
-    let joined = |name: &HeaderName| {
+    let joined = |field: &RequestField| {
+        let name = field.to_string();
+        match name.as_str() {
+            ":method" => return vec![facts.method.to_string()],
+            ":scheme" => return vec![facts.scheme.to_owned()],
+            ":authority" => {
+                let host = facts.authority.split(':').next().unwrap_or_default();
+                return vec![facts.authority.to_owned(), host.to_owned()];
+            }
+            ":path" => {
+                let query = facts.query.map(|query| format!("?{query}"));
+                return vec![format!("{}{}", facts.path, query.unwrap_or_default())];
+            }
+            _ => {}
+        }
         let values: Vec<_> = facts
             .headers
             .iter()
-            .filter(|(n, _)| *n == name)
+            .filter(|(n, _)| *n == name.as_str())
             .map(|(_, v)| v.to_str().unwrap().to_owned())
             .collect();
-        (!values.is_empty()).then(|| values.join(","))
+        if values.is_empty() {
+            Vec::new()
+        } else {
+            vec![values.join(",")]
+        }
+    };
+    let has = |name, want| {
+        joined(name)
+            .iter()
+            .any(|v| as_regex(want, false).is_match(v))
     };
     let mut verdicts = Vec::new();
     if let Some(want) = &block.uri {
@@ -215,10 +265,10 @@ fn obvious(block: &HttpMatch, facts: &RequestFacts<'_>) -> bool {
         verdicts.push(as_regex(want, false).is_match(facts.scheme));
     }
     for (name, want) in &block.headers {
-        verdicts.push(joined(name).is_some_and(|v| as_regex(want, false).is_match(&v)));
+        verdicts.push(has(name, want));
     }
     for (name, want) in &block.without_headers {
-        verdicts.push(!joined(name).is_some_and(|v| as_regex(want, false).is_match(&v)));
+        verdicts.push(!has(name, want));
     }
     for (name, want) in &block.query_params {
         let first = parameters.iter().find(|(key, _)| key.as_str() == &**name);
@@ -232,6 +282,19 @@ fn obvious(block: &HttpMatch, facts: &RequestFacts<'_>) -> bool {
     }
     verdicts.into_iter().all(|verdict| verdict)
 }
+
+/// Two headers that may be there, the pseudo-headers, and what never is.
+const FIELDS: [&str; 9] = [
+    "x-a",
+    "x-b",
+    "X-A",
+    "host",
+    ":method",
+    ":scheme",
+    ":authority",
+    ":path",
+    ":status",
+];
 
 fn short() -> impl Strategy<Value = String> {
     // Few letters, so that matches happen.
@@ -253,14 +316,14 @@ prop_compose! {
         ignore_uri_case in any::<bool>(),
         method in proptest::option::weighted(0.2, prop_oneof![
             Just(StringMatch::Exact("GET".into())), Just(regex("G.*|PUT"))]),
-        headers in proptest::collection::vec((0..2usize, string_match()), 0..2),
-        without in proptest::collection::vec((0..2usize, string_match()), 0..2),
+        headers in proptest::collection::vec((0..FIELDS.len(), string_match()), 0..2),
+        without in proptest::collection::vec((0..FIELDS.len(), string_match()), 0..2),
         query in proptest::collection::vec((0..2usize, string_match()), 0..2),
         port in proptest::option::weighted(0.2, 8079u16..8081),
         namespace in proptest::option::weighted(0.2, prop_oneof![Just("shop"), Just("bank")]),
     ) -> HttpMatch {
         let header = |(i, want): (usize, StringMatch)| {
-            (HeaderName::from_static(["x-a", "x-b"][i]), want)
+            (RequestField::new(FIELDS[i]), want)
         };
         HttpMatch {
             uri,
@@ -277,7 +340,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(crate::policy::cases(2000))]
     #[test]
     fn matcher_agrees_with_the_obvious_one(
         block in block(),

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use egress_agent::capture::{
@@ -187,23 +188,29 @@ fn another_layout_is_replaced_without_a_gap() {
         old.configure(&SETTINGS).unwrap();
         old.sync_services(&[(exact(HOST, 80), value(1, VERDICT_REFUSE))].into())
             .unwrap();
-        drop(old);
         let ours = bpffs.0.join(format!("layout-{LAYOUT_VERSION}"));
         fs::rename(&ours, bpffs.0.join("layout-0")).unwrap();
         enter_cgroup(&lab.cgroup);
-        let new = Kernel::attach(&options(&lab, &bpffs.0)).unwrap();
+        // As one that hands over, the agent before goes on for a while.
+        let new = Kernel::attach(&Options {
+            pins_lock: old.pins_lock().unwrap().map(Arc::new),
+            ..options(&lab, &bpffs.0)
+        })
+        .unwrap();
         assert!(!new.is_adopted());
         // Until the new programs are in force the old ones are.
         assert_eq!(connects(), Err(ErrorKind::ConnectionRefused));
         assert_eq!(new.programs().unwrap().len(), 22);
         new.configure(&SETTINGS).unwrap();
+        // Behind programs that know nothing of the self-test.
+        new.prove().unwrap();
         assert_eq!(new.remove_obsolete().unwrap(), 1);
         // The kernel detaches a little after the last pin is gone.
         eventually(|| new.programs().unwrap().len() == 11);
         assert!(!bpffs.0.join("layout-0").exists());
         // What the old ones knew is gone: nobody registered this one's.
         assert_eq!(connects(), Err(ErrorKind::ConnectionRefused));
-        drop(new);
+        drop((old, new));
 
         // Pins of another cgroup are replaced too.
         let other = lab.cgroup.join("other");

@@ -152,20 +152,17 @@ pub(in crate::account) fn origin(text: &mut Vec<u8>, origin: &Origin, service: O
     );
     fields.address(key!("client_address"), &captured.peer);
     fields.address(key!("original_destination"), &captured.original);
-    match service {
+    if let Some(service) = service {
         // `HOST:PORT`.
-        Some(service) => {
-            fields.plain(key!("service"), |text| {
-                push_host(text, &service.key.host);
-                text.push(b':');
-                push_number(text, service.key.port);
-            });
-            fields.text(key!("service_namespace"), &service.key.namespace);
-        }
-        None => {
-            fields.null(key!("service"));
-            fields.null(key!("service_namespace"));
-        }
+        fields.plain(key!("service"), |text| {
+            push_host(text, &service.key.host);
+            text.push(b':');
+            push_number(text, service.key.port);
+        });
+        fields.text(key!("service_namespace"), &service.key.namespace);
+    } else {
+        fields.null(key!("service"));
+        fields.null(key!("service_namespace"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! A plan that is kept, so that a change costs what it changes.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -27,7 +28,10 @@ pub type PlanChanges = Vec<(MapKey, Option<ServiceValue>)>;
 pub struct Planner {
     snapshot: Arc<Snapshot>,
     addresses: HashMap<ServiceId, Addresses>,
-    claims: HashMap<MapKey, Claims>,
+    /// The service that claimed a key first.
+    claims: HashMap<MapKey, Claim>,
+    /// Those that claim it too. Nearly no key has any.
+    others: HashMap<MapKey, Vec<Claim>>,
 }
 
 /// The addresses with which a service was planned.
@@ -37,28 +41,12 @@ struct Addresses {
     resolved: Arc<[IpAddr]>,
 }
 
-/// The services that want a key: nearly always one.
-#[derive(Debug)]
-enum Claims {
-    One(Claim),
-    More(Box<[Claim]>),
-}
-
 /// A service that wants a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Claim {
     service: ServiceId,
     /// The policy says so; it was not merely resolved.
     declared: bool,
-}
-
-impl Claims {
-    fn all(&self) -> &[Claim] {
-        match self {
-            Self::One(claim) => std::slice::from_ref(claim),
-            Self::More(claims) => claims,
-        }
-    }
 }
 
 impl Planner {
@@ -110,15 +98,19 @@ impl Planner {
         };
         for (key, _) in keys(service, &addresses, scopes) {
             touched.insert(key);
-            let Some(claims) = self.claims.get_mut(&key) else {
-                continue;
-            };
-            let others = claims.all().iter().copied();
-            let others: Vec<Claim> = others.filter(|claim| claim.service != service.id).collect();
-            match others.as_slice() {
-                [] => drop(self.claims.remove(&key)),
-                [one] => *claims = Claims::One(*one),
-                _ => *claims = Claims::More(others.into()),
+            let mut others = self.others.remove(&key).unwrap_or_default();
+            others.retain(|claim| claim.service != service.id);
+            if let Entry::Occupied(mut first) = self.claims.entry(key)
+                && first.get().service == service.id
+            {
+                if others.is_empty() {
+                    first.remove();
+                } else {
+                    first.insert(others.remove(0));
+                }
+            }
+            if !others.is_empty() {
+                self.others.insert(key, others);
             }
         }
     }
@@ -136,11 +128,12 @@ impl Planner {
                 service: service.id,
                 declared,
             };
-            let claims = self.claims.entry(key);
-            let claims = claims.and_modify(|claims| {
-                *claims = Claims::More([claims.all(), &[claim]].concat().into());
-            });
-            claims.or_insert(Claims::One(claim));
+            match self.claims.entry(key) {
+                Entry::Vacant(free) => {
+                    free.insert(claim);
+                }
+                Entry::Occupied(_) => self.others.entry(key).or_default().push(claim),
+            }
         }
         self.addresses.insert(service.id, addresses);
     }
@@ -148,9 +141,11 @@ impl Planner {
     /// Whose a key is: of those that declare it the first, else as those settle
     /// it that resolve to it.
     fn value(&self, key: MapKey) -> Option<ServiceValue> {
-        let claims = self.claims.get(&key)?.all();
+        let first = self.claims.get(&key)?;
+        let others = self.others.get(&key).map_or(&[][..], Vec::as_slice);
         let claiming = |declared: bool| {
-            let claims = claims.iter().filter(move |c| c.declared == declared);
+            let claims = std::iter::once(first).chain(others);
+            let claims = claims.filter(move |c| c.declared == declared);
             let services = claims.filter_map(|claim| self.snapshot.service(claim.service));
             let mut services: Vec<&Service> = services.map(|service| &**service).collect();
             // The order of the snapshot.

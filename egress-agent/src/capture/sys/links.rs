@@ -13,6 +13,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// The part of `union bpf_attr` that `BPF_PROG_QUERY` reads and writes.
 #[repr(C)]
@@ -131,6 +132,16 @@ pub(in crate::capture) fn replace_program(
     };
     // SAFETY: integers alone.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+/// Detaches the program of a link, whoever else has it open (since Linux 5.9).
+pub(in crate::capture) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkAttributes {
+        first_fd: link.as_raw_fd().cast_unsigned(),
+        ..LinkAttributes::default()
+    };
+    // SAFETY: integers alone.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
 
 /// The id of the cgroup that a link attaches to; 0: that cgroup is gone.

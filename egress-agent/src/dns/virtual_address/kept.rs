@@ -7,11 +7,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
 use super::holding::Clock;
-use super::number::{NUMBERS, VirtualAddress};
+use super::number::VirtualAddress;
+use super::numbers::Numbers;
 use super::{DERIVED_LIMIT, Holding, QUARANTINE, VirtualAddresses};
 use crate::dns::DnsError;
 use crate::dns::state::{self, Record};
@@ -27,7 +27,7 @@ impl VirtualAddresses {
     pub(super) fn restored(directory: Option<PathBuf>, records: Vec<Record>) -> Self {
         let this = Self {
             held: SharedMap::new(),
-            numbers: (0..NUMBERS).map(|_| ArcSwapOption::empty()).collect(),
+            numbers: Numbers::new(),
             register: Mutex::default(),
             changed: Notify::new(),
             clock: Clock::start(),
@@ -39,7 +39,7 @@ impl VirtualAddresses {
         for record in records {
             let address = VirtualAddress(record.index);
             let name: Arc<str> = record.name.into();
-            let taken = this.numbers[address.slot()].load().is_some();
+            let taken = this.numbers.get(address).is_some();
             if taken || !address.usable() || register.names.contains_key(&name) {
                 tracing::warn!(
                     name = &*name,
@@ -68,7 +68,7 @@ impl VirtualAddresses {
                 used: AtomicU64::new(record.used.min(now)),
                 released: AtomicU64::new(released),
             });
-            this.numbers[address.slot()].store(Some(Arc::clone(&holding)));
+            this.numbers.set(address, Arc::clone(&holding));
             register.names.insert(name, holding);
         }
         drop(register);

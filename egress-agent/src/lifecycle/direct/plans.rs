@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use twox_hash::XxHash64;
 
-use super::{Direct, Seat};
+use super::{Direct, Seat, planned};
 use crate::capture::{DirectBalance, DirectKeepalive, DirectPlan, DirectSlot};
 use crate::endpoint::EndpointSet;
 use crate::policy::model::{Algorithm, Resolution, TrafficPolicy};
@@ -18,7 +18,7 @@ const SLOTS: u16 = 256;
 impl Direct {
     /// The other agent gave up: what it wrote is replaced.
     pub(super) fn resume(&mut self) {
-        self.plans = self.kernel.adopted_plans().into_iter().collect();
+        self.planned = planned(&self.kernel);
         let live = self.live.load_full();
         for set in &live.sets {
             self.plan(set);
@@ -72,13 +72,12 @@ impl Direct {
                 address: slot.address,
             })
             .collect();
-        if self.plans.get(&id) == Some(&plan) {
-            return;
-        }
         match self.kernel.set_direct(id, &plan) {
-            Ok(()) => {
-                tracing::debug!(host = %cluster.target.host, slots = plan.slots.len(), "direct");
-                self.plans.insert(id, plan);
+            Ok(new) => {
+                self.planned.insert(id);
+                if new {
+                    tracing::debug!(host = %cluster.target.host, slots = plan.slots.len(), "direct");
+                }
             }
             Err(error) => {
                 tracing::error!(host = %cluster.target.host, "through the agent: {error}");
@@ -88,7 +87,7 @@ impl Direct {
     }
 
     pub(super) fn remove(&mut self, id: ServiceId) {
-        if self.plans.remove(&id).is_some()
+        if self.planned.remove(&id)
             && let Err(error) = self.kernel.remove_direct(id)
         {
             tracing::error!("{error}");

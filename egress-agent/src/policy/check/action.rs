@@ -1,7 +1,8 @@
 //! Rules of what an HTTP route does besides forwarding: redirect, answer, rewrite.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::GeneralPurpose;
+use base64::engine::general_purpose::GeneralPurposeConfig;
+use base64::{DecodeError, Engine, alphabet};
 
 use super::header::is_authority;
 use super::names::check_port;
@@ -95,6 +96,20 @@ pub(super) fn check_status(reader: &mut Reader<'_>, status: i64, span: Span) {
     }
 }
 
+/// Decodes base64 as Go does: line breaks are passed over, and so are bits
+/// behind the last byte.
+pub fn base64(text: &str) -> Result<Vec<u8>, DecodeError> {
+    const LENIENT: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+    );
+    let plain: Vec<u8> = text
+        .bytes()
+        .filter(|b| !matches!(b, b'\r' | b'\n'))
+        .collect();
+    LENIENT.decode(plain)
+}
+
 pub(super) fn check_body(reader: &mut Reader<'_>, body: &Body) {
     const KILO: usize = 1024;
     if body.string.is_some() && body.bytes.is_some() {
@@ -103,7 +118,7 @@ pub(super) fn check_body(reader: &mut Reader<'_>, body: &Body) {
     }
     let (size, span) = match (&body.string, &body.bytes) {
         (Some(text), _) => (text.len(), text.span),
-        (None, Some(encoded)) => match STANDARD.decode(encoded.as_bytes()) {
+        (None, Some(encoded)) => match base64(encoded) {
             Ok(bytes) => (bytes.len(), encoded.span),
             Err(error) => {
                 let message = format!("`bytes` is not base64: {error}");

@@ -3,12 +3,22 @@
 use crate::policy::diagnostic::Span;
 use crate::policy::schema::reader::Reader;
 
-/// A name that `headers` of a match may have.
-pub fn is_match_name(name: &str) -> bool {
+/// A header name as Istio spells it: RFC 7230's, and a comma, which slips in
+/// through the range `+-.` of its expression.
+pub fn is_header_name(name: &str) -> bool {
     !name.is_empty()
         && name
             .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+,-.^_`|~".contains(&b))
+}
+
+/// A name that `headers` of a match may have: a header's, or a pseudo-header's.
+pub fn is_match_name(name: &str) -> bool {
+    is_header_name(name)
+        || matches!(
+            name,
+            ":method" | ":scheme" | ":authority" | ":path" | ":status"
+        )
 }
 
 /// `host` or `:authority`, whose change is a rewrite of the authority.

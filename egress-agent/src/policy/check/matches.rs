@@ -5,6 +5,7 @@ use super::names::{check_label_map, check_port, is_dns_label};
 use super::regexp;
 use super::route::Place;
 use super::virtual_service::check_gateways;
+use crate::policy::routes::RequestField;
 use crate::policy::schema::Text;
 use crate::policy::schema::reader::Reader;
 use crate::policy::schema::route::{HttpMatch, StringMatch};
@@ -143,8 +144,11 @@ fn check_header_match(
             "header-name",
             name.span,
             message,
-            "letters, digits, `-` and `_`",
+            "letters, digits and signs such as `-`, `_` and `.`; or :method, :scheme, :authority, :path",
         );
+    } else if RequestField::new(name) == RequestField::Never(name.value.clone()) {
+        let message = format!("no request has a header {:?}", &***name);
+        reader.warn("header-name", name.span, message, "remove it");
     }
     // A lone star is Istio's way to ask for presence here.
     let star = without && text.regex.as_ref().is_some_and(|regex| &***regex == "*");

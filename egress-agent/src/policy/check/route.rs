@@ -5,7 +5,7 @@ use super::action::{
 };
 use super::destination_rule::check_subset_name;
 use super::fault::{check_fault, check_mirrors};
-use super::header::{Operation, check_operation, check_value, is_match_name};
+use super::header::{Operation, check_operation, check_value, is_header_name};
 use super::matches::{check_match, check_regex};
 use super::names::{check_port, wildcard_host};
 use super::retries::check_retries;
@@ -173,13 +173,13 @@ fn check_cors(reader: &mut Reader<'_>, cors: &Cors) {
         }
     }
     for name in cors.allow_headers.iter().chain(&cors.expose_headers) {
-        if &***name != "*" && !is_match_name(name) {
+        if !is_header_name(name) {
             let message = format!("{:?} is not a header name", &***name);
             reader.error(
                 "header-name",
                 name.span,
                 message,
-                "letters, digits, `-` and `_`",
+                "letters, digits and signs such as `-`, `_` and `.`",
             );
         }
     }

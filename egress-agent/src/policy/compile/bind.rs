@@ -7,6 +7,7 @@ use super::routes;
 use super::services::Shell;
 use super::views::{Choices, Client, Compiler};
 use super::virtual_services::Virtual;
+use crate::policy::document::Document;
 use crate::policy::model::Protocol;
 use crate::policy::routes::{HttpRoute, OpaqueRoute, Target};
 use crate::policy::schema::virtual_service::Destination;
@@ -126,58 +127,47 @@ impl<'d> Compiler<'_, 'd> {
         namespace: Option<&Arc<str>>,
         lost: &mut Vec<Lost>,
     ) {
-        let namespace = namespace.cloned();
-        let winner = choices.rule.rule.and_then(|rule| self.rules.get(rule));
-        for overruled in winner.iter().flat_map(|winner| winner.overruled.iter()) {
-            let older = winner.map_or_else(String::new, |winner| winner.document.id.to_string());
+        let mut lose = |document: &Document, reason: String| {
             lost.push(Lost {
-                document: Arc::clone(&overruled.reference),
-                namespace: namespace.clone(),
-                reason: format!(
-                    "{older} is older and has the same host, so its trafficPolicy stands whole"
-                )
-                .into(),
-            });
-        }
-        for rule in choices
-            .rule
-            .lost
-            .iter()
-            .filter_map(|rule| self.rules.get(*rule))
-        {
-            let reason = winner.map_or_else(String::new, |winner| {
-                format!(
-                    "{} has the same host and goes before it",
-                    winner.document.id
-                )
-            });
-            lost.push(Lost {
-                document: Arc::clone(&rule.document.reference),
-                namespace: namespace.clone(),
+                document: Arc::clone(&document.reference),
+                namespace: namespace.cloned(),
                 reason: reason.into(),
             });
+        };
+        let rules = &choices.rule;
+        let winner = rules.rule.and_then(|rule| self.rules.get(rule));
+        if let Some(winner) = winner {
+            let id = &winner.document.id;
+            for overruled in &winner.overruled {
+                let reason = format!(
+                    "{id} is older and has the same host, so its trafficPolicy stands whole"
+                );
+                lose(overruled, reason);
+            }
         }
-        let winner = choices
-            .chosen
-            .chosen
-            .and_then(|chosen| self.virtuals.get(chosen));
-        for other in choices
-            .chosen
+        let reason = winner.map_or_else(String::new, |winner| {
+            format!(
+                "{} has the same host and goes before it",
+                winner.document.id
+            )
+        });
+        for rule in rules.lost.iter().filter_map(|rule| self.rules.get(*rule)) {
+            lose(rule.document, reason.clone());
+        }
+        let virtuals = &choices.chosen;
+        let winner = virtuals.chosen.and_then(|one| self.virtuals.get(one));
+        let reason = winner.map_or_else(String::new, |winner| {
+            format!(
+                "{} goes before it: its host is closer, it is exported more narrowly, or it is older",
+                winner.document.id
+            )
+        });
+        for other in virtuals
             .lost
             .iter()
-            .filter_map(|other| self.virtuals.get(*other))
+            .filter_map(|one| self.virtuals.get(*one))
         {
-            let reason = winner.map_or_else(String::new, |winner| {
-                format!(
-                    "{} goes before it: its host is closer, it is exported more narrowly, or it is older",
-                    winner.document.id
-                )
-            });
-            lost.push(Lost {
-                document: Arc::clone(&other.document.reference),
-                namespace: namespace.clone(),
-                reason: reason.into(),
-            });
+            lose(other.document, reason.clone());
         }
     }
 }

@@ -135,7 +135,7 @@ fn document(text: &str) -> Arc<Document> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(crate::policy::cases(200))]
 
     #[test]
     fn changes_lead_to_what_compiling_everything_gives(

@@ -1,5 +1,7 @@
 //! Direct or through the agent, and why.
 
+use std::borrow::Cow;
+
 use super::clusters::Built;
 use super::services::Shell;
 use crate::policy::model::{Algorithm, EndpointAddress, HashKey, Protocol, Resolution};
@@ -14,21 +16,21 @@ pub(super) fn decide(shell: &Shell<'_>, views: &[(View, Vec<Built>)]) -> Path {
         return Path::Direct("UDP is refused, so that clients fall back to TCP".into());
     }
     if protocol.is_http() {
-        return proxy(format!("port {} speaks HTTP", shell.key.port));
+        return Path::Proxy(format!("port {} speaks HTTP", shell.key.port).into());
     }
     for (view, clusters) in views {
         if let Some(reason) = reason(shell, view, clusters) {
-            return proxy(reason);
+            return Path::Proxy(reason);
         }
     }
     if views.len() > 1 {
-        return proxy("the policy depends on who the client is".into());
+        return Path::Proxy("the policy depends on who the client is".into());
     }
     if shell.key.host.exact().is_none() && shell.addresses.is_empty() {
-        return proxy(format!(
-            "{} is many names, and only the first bytes tell which",
-            shell.key.host
-        ));
+        let host = &shell.key.host;
+        return Path::Proxy(
+            format!("{host} is many names, and only the first bytes tell which").into(),
+        );
     }
     if protocol == Protocol::Unset && shell.target.resolution != Resolution::None {
         // Nothing acts on HTTP alone, so what it speaks does not matter.
@@ -41,11 +43,7 @@ pub(super) fn decide(shell: &Shell<'_>, views: &[(View, Vec<Built>)]) -> Path {
     })
 }
 
-fn proxy(reason: String) -> Path {
-    Path::Proxy(reason.into())
-}
-
-fn reason(shell: &Shell<'_>, view: &View, clusters: &[Built]) -> Option<String> {
+fn reason(shell: &Shell<'_>, view: &View, clusters: &[Built]) -> Option<Cow<'static, str>> {
     let port = shell.key.port;
     if view.http.is_some() {
         return Some("http routes of a VirtualService".into());
@@ -67,8 +65,8 @@ fn reason(shell: &Shell<'_>, view: &View, clusters: &[Built]) -> Option<String> 
     }
     for built in clusters {
         let policy = &built.cluster.policy;
-        let reason = if built.originates_tls {
-            format!("TLS is originated on port {port}")
+        let reason: Cow<'_, str> = if built.originates_tls {
+            format!("TLS is originated on port {port}").into()
         } else if policy.proxy_protocol.is_some() {
             "proxyProtocol: a header goes before the first bytes".into()
         } else if policy.tunnel.is_some() {
@@ -81,6 +79,7 @@ fn reason(shell: &Shell<'_>, view: &View, clusters: &[Built]) -> Option<String> 
             && (shell.target.protocol.is_tls() || shell.target.protocol == Protocol::Unset)
         {
             format!("{setting} acts on HTTP, and only the first bytes tell whether it is spoken")
+                .into()
         } else if policy.credential.is_some()
             && (shell.target.protocol.is_tls() || shell.target.protocol == Protocol::Unset)
         {

@@ -4,21 +4,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use regex::Regex;
 
 use super::headers::operations;
 use super::hosts::pattern;
+use crate::policy::check::action::base64;
 use crate::policy::check::fault::grpc_status;
 use crate::policy::check::names::subnet;
 use crate::policy::check::regexp;
 use crate::policy::model::Labels;
 use crate::policy::routes::{
     Abort, Fault, HttpAction, HttpDestination, HttpMatch, HttpRoute, Mirror, OpaqueMatch,
-    OpaqueRoute, PathRewrite, Redirect, RedirectPath, RedirectPort, RetryOn, RetryPolicy, Rewrite,
-    StringMatch, Target,
+    OpaqueRoute, PathRewrite, Redirect, RedirectPath, RedirectPort, RequestField, RetryOn,
+    RetryPolicy, Rewrite, StringMatch, Target,
 };
 use crate::policy::schema::route::{self as shape, DerivePort, Percent};
 use crate::policy::schema::virtual_service::{self as vs, Destination};
@@ -131,10 +130,9 @@ fn http_match(rule: &shape::HttpMatch, expressions: &mut Expressions) -> Option<
     let (uri, scheme) = (one(&rule.uri)?, one(&rule.scheme)?);
     let (method, authority) = (one(&rule.method)?, one(&rule.authority)?);
     let mut headers = |list: &Entries<shape::StringMatch>| -> Option<Vec<_>> {
-        let list = list.iter().map(|(name, text)| {
-            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-            Some((name, string(text, expressions)?))
-        });
+        let list = list
+            .iter()
+            .map(|(name, text)| Some((RequestField::new(name), string(text, expressions)?)));
         list.collect()
     };
     let (with, without) = (headers(&rule.headers)?, headers(&rule.without_headers)?);
@@ -172,7 +170,7 @@ fn action(
         let text = body.and_then(|body| body.string.as_ref());
         let bytes = match (text, body.and_then(|body| body.bytes.as_ref())) {
             (Some(text), _) => text.as_bytes().to_vec(),
-            (None, Some(encoded)) => STANDARD.decode(encoded.as_bytes()).unwrap_or_default(),
+            (None, Some(encoded)) => base64(encoded).unwrap_or_default(),
             (None, None) => Vec::new(),
         };
         let status = u16::try_from(response.status?.value).ok()?;

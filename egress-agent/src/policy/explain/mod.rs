@@ -8,6 +8,7 @@
 
 mod cluster;
 mod find;
+mod limits;
 pub mod query;
 pub mod report;
 pub mod text;

@@ -390,7 +390,7 @@ fn reads_back(kind: &str, spec: &Json) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(crate::policy::cases(128))]
 
     #[test]
     fn a_destination_rule_reads_back_the_same(spec in destination_rule()) {

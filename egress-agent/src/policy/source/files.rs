@@ -6,7 +6,7 @@
 //! every 30 s in any case, since network file systems tell nothing of what
 //! others do.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::scan::Directories;
 
 /// Quiet time after which a change counts.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -35,6 +37,8 @@ struct Told {
     wake: Notify,
     /// Files that were written to and not closed yet.
     writing: Mutex<HashSet<PathBuf>>,
+    /// What is watched, and which changes there matter.
+    directories: Mutex<Directories>,
 }
 
 impl Told {
@@ -43,12 +47,29 @@ impl Told {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn directories(&self) -> std::sync::MutexGuard<'_, Directories> {
+        self.directories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a change at `path` matters: it does where it is not known.
+    fn matters(&self, path: &Path) -> bool {
+        let directories = self.directories();
+        let above = path.parent().unwrap_or(path);
+        let known = |directory: &Path| Some(directories.get(directory)?.takes(directory, path));
+        known(path).or_else(|| known(above)).unwrap_or(true)
+    }
+
     fn take(&self, event: notify::Result<notify::Event>) {
         // An error may hide events: look.
         let Ok(event) = event else {
             self.wake.notify_one();
             return;
         };
+        if !event.paths.is_empty() && !event.paths.iter().any(|path| self.matters(path)) {
+            return;
+        }
         match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                 let mut writing = self.writing();
@@ -131,13 +152,14 @@ impl Watcher {
     /// Watches these directories and no others. Whether one of them is new:
     /// then what changed before it was watched is not told, and the files must
     /// be looked at once more.
-    pub fn watch(&mut self, directories: &BTreeSet<PathBuf>) -> bool {
+    pub(super) fn watch(&mut self, directories: &Directories) -> bool {
         let Some(inotify) = &mut self.inotify else {
             return false;
         };
+        self.told.directories().clone_from(directories);
         let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
         self.watched.retain(|path, before| {
-            let stays = directories.contains(path) && identity(path) == Some(*before);
+            let stays = directories.contains_key(path) && identity(path) == Some(*before);
             if !stays {
                 // The kernel forgets a directory that is gone by itself.
                 let _ = inotify.unwatch(path);
@@ -146,7 +168,7 @@ impl Watcher {
         });
         self.fault = None;
         let mut new = false;
-        for path in directories {
+        for path in directories.keys() {
             if self.watched.contains_key(path) {
                 continue;
             }
@@ -204,5 +226,67 @@ impl Watcher {
         self.told.writing().clear();
         self.began = None;
         self.looked = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use notify::event::{CreateKind, DataChange, ModifyKind, RenameMode};
+
+    use super::super::reader::Reader;
+    use super::*;
+
+    #[test]
+    fn what_others_write_beside_a_single_file_wakes_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        let file = |name: &str| home.path().join(name);
+        fs::write(file("a.yaml"), "").unwrap();
+        fs::create_dir(file("all")).unwrap();
+        fs::create_dir(file("..data")).unwrap();
+        fs::write(file("..data/m.yaml"), "").unwrap();
+        let told = Told::default();
+        let watch = |paths: &[&str]| {
+            let paths = paths.iter().map(|path| file(path)).collect();
+            *told.directories() = Reader::new(paths).changes().directories;
+        };
+        let wakes = |kind: EventKind, paths: &[&str]| {
+            let event = notify::Event::new(kind);
+            told.take(Ok(paths
+                .iter()
+                .fold(event, |event, path| event.add_path(file(path)))));
+            let mut wake = pin!(told.wake.notified());
+            let woken = wake.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            woken.is_ready()
+        };
+        let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+        let created = EventKind::Create(CreateKind::Any);
+        let renamed = EventKind::Modify(ModifyKind::Name(RenameMode::Both));
+
+        watch(&["a.yaml", "all", "later/b.yaml"]);
+        for other in ["b.yaml", "agent.log", ".a.yaml.swp"] {
+            assert!(!wakes(written, &[other]), "{other}");
+            assert!(!wakes(created, &[other]), "{other}");
+        }
+        assert!(told.writing().is_empty());
+        assert!(wakes(written, &["a.yaml"]));
+        assert!(wakes(renamed, &[".a.yaml.swp", "a.yaml"]));
+        assert!(wakes(created, &["all/b.yaml"]));
+        assert!(wakes(created, &["all"]));
+        assert!(wakes(created, &["later"]));
+        assert!(wakes(
+            EventKind::Remove(notify::event::RemoveKind::Any),
+            &[""]
+        ));
+        // Where links lead is decided beside them.
+        std::os::unix::fs::symlink("..data/m.yaml", file("m.yaml")).unwrap();
+        watch(&["m.yaml"]);
+        assert!(wakes(renamed, &["..data_tmp", "..data"]));
+        assert!(wakes(written, &["..data/m.yaml"]));
+        assert!(!wakes(written, &["..data/other.yaml"]));
     }
 }

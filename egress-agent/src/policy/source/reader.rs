@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use twox_hash::XxHash64;
 
-use super::scan::{Mark, Scan};
+use super::scan::{Directories, Mark, Scan};
 use crate::policy::load::read_limited;
 use crate::policy::store::{Content, FileChange};
 
@@ -38,7 +38,7 @@ pub struct Changes {
     /// Files that are new, other or gone.
     pub files: Vec<FileChange>,
     /// Directories whose changes matter now.
-    pub directories: BTreeSet<PathBuf>,
+    pub(super) directories: Directories,
 }
 
 fn hash(bytes: &[u8]) -> u64 {

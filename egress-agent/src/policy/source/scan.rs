@@ -2,6 +2,7 @@
 //! watch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -54,13 +55,53 @@ impl Mark {
     }
 }
 
+/// Which changes of a directory matter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Interest {
+    /// Those of anything in it.
+    All,
+    /// Those of these entries: what else is written there is not ours.
+    Names(BTreeSet<OsString>),
+}
+
+impl Interest {
+    /// Whether a change at `path`, the directory or an entry of it, matters.
+    pub(super) fn takes(&self, directory: &Path, path: &Path) -> bool {
+        match self {
+            Self::All => true,
+            Self::Names(names) => {
+                path == directory || path.file_name().is_none_or(|name| names.contains(name))
+            }
+        }
+    }
+}
+
+/// Directories to watch.
+pub(super) type Directories = BTreeMap<PathBuf, Interest>;
+
+fn add(directories: &mut Directories, path: &Path, name: Option<OsString>) {
+    match (directories.get_mut(path), name) {
+        (Some(Interest::Names(names)), Some(name)) => {
+            names.insert(name);
+        }
+        (Some(Interest::All), _) => {}
+        (_, None) => {
+            directories.insert(path.to_owned(), Interest::All);
+        }
+        (None, Some(name)) => {
+            let names = BTreeSet::from([name]);
+            directories.insert(path.to_owned(), Interest::Names(names));
+        }
+    }
+}
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     /// Files by the path under which they were found.
     pub(super) files: BTreeMap<PathBuf, Mark>,
     /// Directories whose changes matter.
-    pub(super) directories: BTreeSet<PathBuf>,
+    pub(super) directories: Directories,
     /// What could not be looked at. What was under it before still counts.
     pub(super) failed: Vec<(PathBuf, io::Error)>,
 }
@@ -86,16 +127,22 @@ impl Scan {
     /// The nearest directory above a path that exists tells when the path, or
     /// the next directory on the way to it, appears or is replaced.
     fn watch_ancestor(&mut self, path: &Path) {
+        let mut next = path;
         for above in path.ancestors().skip(1) {
-            let above = if above.as_os_str().is_empty() {
+            let directory = if above.as_os_str().is_empty() {
                 Path::new(".")
             } else {
                 above
             };
-            if above.is_dir() {
-                self.directories.insert(above.to_owned());
+            if directory.is_dir() {
+                // Where a link leads is decided by others beside it, as in a
+                // mounted ConfigMap.
+                let link = fs::symlink_metadata(next).is_ok_and(|meta| meta.is_symlink());
+                let name = next.file_name().filter(|_| !link);
+                add(&mut self.directories, directory, name.map(Into::into));
                 return;
             }
+            next = above;
         }
     }
 
@@ -106,13 +153,14 @@ impl Scan {
             && let Ok(real) = fs::canonicalize(path)
             && let Some(parent) = real.parent()
         {
-            self.directories.insert(parent.to_owned());
+            let name = real.file_name().map(Into::into);
+            add(&mut self.directories, parent, name);
         }
         self.files.insert(path.to_owned(), Mark::of(meta));
     }
 
     fn directory(&mut self, directory: &Path, depth: usize) {
-        self.directories.insert(directory.to_owned());
+        add(&mut self.directories, directory, None);
         let entries = match fs::read_dir(directory) {
             Ok(entries) => entries,
             Err(error) => {

@@ -5,7 +5,7 @@
     reason = "tests"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::files::Watcher;
 use super::keeper::{Keeper, Places, Published};
 use super::reader::Reader;
+use super::scan::Interest;
 use crate::policy::Options;
 use crate::policy::store::Content;
 
@@ -322,7 +323,7 @@ fn only_files_that_changed_are_read() {
 async fn without_inotify_it_looks_every_two_seconds() {
     let mut watcher = Watcher::polling();
     assert!(watcher.fault().is_some());
-    assert!(!watcher.watch(&BTreeSet::from([PathBuf::from("/")])));
+    assert!(!watcher.watch(&BTreeMap::from([(PathBuf::from("/"), Interest::All)])));
     let began = tokio::time::Instant::now();
     watcher.changed().await;
     watcher.changed().await;

@@ -8,6 +8,7 @@ mod json;
 mod parse;
 mod print;
 mod scalar;
+mod text;
 
 #[cfg(test)]
 mod tests;
@@ -15,8 +16,9 @@ mod tests;
 use super::diagnostic::Span;
 
 pub use json::from_json;
-pub use parse::{Limits, parse, parts, text_of};
+pub use parse::parse;
 pub use print::to_yaml;
+pub use text::{Limits, parts, text_of};
 
 /// A value and its place.
 #[derive(Clone, Debug, PartialEq)]

@@ -189,7 +189,7 @@ fn any_json() -> impl Strategy<Value = Json> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(crate::policy::cases(1000))]
 
     #[test]
     fn what_is_printed_reads_back_the_same(value in any_json()) {
