@@ -144,6 +144,14 @@ impl Kernel {
         self.adopted
     }
 
+    /// Whether programs of an agent before, of another layout, are attached.
+    pub(super) fn has_obsolete(&self) -> bool {
+        self.pins.as_ref().is_some_and(|pins| {
+            let pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
+            pins.has_obsolete()
+        })
+    }
+
     /// Removes pinned programs of another layout, once ours are in force: until
     /// then both are attached. Returns how many sets there were.
     ///

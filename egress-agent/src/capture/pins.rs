@@ -143,6 +143,11 @@ impl Pins {
         remove(&self.directory)
     }
 
+    /// Whether something was found of other layouts.
+    pub(super) fn has_obsolete(&self) -> bool {
+        !self.obsolete.is_empty()
+    }
+
     /// Removes what was found of other layouts: what is attached by it is
     /// detached, even while an agent before that drains has it open. Returns how
     /// many there were.

@@ -2,9 +2,9 @@
 //! process in the captured cgroup reaches the agent with its record.
 //!
 //! A child process is made inside a cgroup of its own below the captured one,
-//! in a network namespace of its own that has no way out. It dials an address of
-//! loopback and reports what it saw; the agent then looks for the
-//! record. Nothing of this touches other processes, and nothing stays behind.
+//! in a network namespace of its own that has no way out. It dials a reserved
+//! address and reports what it saw; the agent then looks for the record.
+//! Nothing of this touches other processes, and nothing stays behind.
 #![allow(unsafe_code, reason = "messages of a child process, as bytes")]
 
 mod child;
@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-use self::child::{ADDRESS, Child, PORT, Ready, Report};
+use self::child::{ADDRESS, ADDRESS_BESIDE_OBSOLETE, Child, PORT, Ready, Report};
 use super::error::CaptureError;
 use super::kernel::Kernel;
 use super::services::{MapKey, Store};
@@ -48,11 +48,16 @@ impl Kernel {
     pub fn prove(&self) -> Result<(), CaptureError> {
         self.heartbeat()?;
         let cgroup = ProbeCgroup::new(self)?;
+        let target = if self.has_obsolete() {
+            ADDRESS_BESIDE_OBSOLETE
+        } else {
+            ADDRESS
+        };
         let key = MapKey::Exact(ExactKey {
             scope: SCOPE_ALL,
             port: PORT,
             reserved: 0,
-            address: mapped(ADDRESS.octets()),
+            address: mapped(target.octets()),
         });
         let value = ServiceValue {
             service: SERVICE,
@@ -62,12 +67,12 @@ impl Kernel {
             flags: 0,
         };
         self.store.set(&key, value)?;
-        let outcome = self.probe(&cgroup);
+        let outcome = self.probe(&cgroup, target);
         self.store.remove(&key)?;
         outcome
     }
 
-    fn probe(&self, cgroup: &ProbeCgroup<'_>) -> Result<(), CaptureError> {
+    fn probe(&self, cgroup: &ProbeCgroup<'_>, target: Ipv4Addr) -> Result<(), CaptureError> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -75,7 +80,7 @@ impl Kernel {
             None,
         )
         .map_err(failed("make a pair of sockets"))?;
-        let child = Child::start(&cgroup.directory, &ours, &theirs)
+        let child = Child::start(&cgroup.directory, &ours, &theirs, target)
             .map_err(|error| fail("make a process in the captured cgroup", error))?;
         drop(theirs);
         let deadline = Instant::now() + DEADLINE;
@@ -95,7 +100,9 @@ impl Kernel {
             .and_then(|_| {
                 receive(&ours, deadline).map_err(|error| fail("hear from its process", error))
             })
-            .and_then(|report| self.judge(cgroup, &ready, &report));
+            .and_then(|report| {
+                self.judge(cgroup, SocketAddrV4::new(target, PORT), &ready, &report)
+            });
         self.remove_listeners(ready.netns)?;
         drop(child);
         outcome
@@ -104,11 +111,11 @@ impl Kernel {
     fn judge(
         &self,
         cgroup: &ProbeCgroup<'_>,
+        dialled: SocketAddrV4,
         ready: &Ready,
         report: &Report,
     ) -> Result<(), CaptureError> {
         let not = |reason: String| Err(CaptureError::NotCaptured { reason });
-        let dialled = SocketAddrV4::new(ADDRESS, PORT);
         if report.error != 0 {
             return not(format!(
                 "connecting to {dialled} answered: {}; another program on the same hooks may \

@@ -37,25 +37,25 @@ fn the_self_test_fails_when_another_program_refuses() {
         || {
             let lab = Lab::new();
             // A second agent on the same cgroup, in front of which ours is one
-            // of several; its entry refuses the address of the self-test.
-            let refused = || {
-                [(
-                    exact(Ipv4Addr::new(127, 83, 255, 1), 1),
-                    value(1, VERDICT_REFUSE),
-                )]
-            };
+            // of several; its entry refuses the reserved address.
             let other = Kernel::attach(&Options {
                 cgroup: Some(lab.cgroup.clone()),
                 ..Options::default()
             })
             .unwrap();
             other.configure(&SETTINGS).unwrap();
-            other.sync_services(&refused().into()).unwrap();
+            other
+                .sync_services(
+                    &[(
+                        exact(Ipv4Addr::new(240, 240, 255, 1), 1),
+                        value(1, VERDICT_REFUSE),
+                    )]
+                    .into(),
+                )
+                .unwrap();
             // Ours rewrites the address before the other sees it, so what it
             // refuses is only met by the one attached before.
             lab.kernel.prove().unwrap();
-            other.prove().unwrap();
-            lab.register(&refused());
             assert!(matches!(
                 other.prove(),
                 Err(CaptureError::NotCaptured { .. })

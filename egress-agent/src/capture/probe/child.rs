@@ -12,11 +12,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::super::sys;
 
-/// What the child dials: an address of loopback where nobody listens. Programs
-/// of an agent before, with maps of another layout, may stand before ours until
-/// ours are proven: they let loopback pass, and would refuse a virtual address
-/// that they do not know.
-pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 83, 255, 1);
+/// What the child dials: in a part of the virtual addresses that is kept for
+/// this, so no host ever has it. The programs of another egress on this cgroup
+/// refuse it, as it is not theirs: that is how one is noticed.
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(240, 240, 255, 1);
+/// What it dials beside programs of an agent before, whose maps have another
+/// layout and which stay until ours are proven: an address of loopback where
+/// nobody listens, which they let pass.
+pub(super) const ADDRESS_BESIDE_OBSOLETE: Ipv4Addr = Ipv4Addr::new(127, 83, 255, 1);
 pub(super) const PORT: u16 = 1;
 
 /// What the child says about itself before it dials.
@@ -51,7 +54,12 @@ pub(super) struct Child {
 }
 
 impl Child {
-    pub(super) fn start(cgroup: &OwnedFd, parents: &OwnedFd, childs: &OwnedFd) -> io::Result<Self> {
+    pub(super) fn start(
+        cgroup: &OwnedFd,
+        parents: &OwnedFd,
+        childs: &OwnedFd,
+        target: Ipv4Addr,
+    ) -> io::Result<Self> {
         let mut pidfd: libc::c_int = -1;
         // SAFETY: all-zero is a valid value of this type made of integers.
         let mut arguments: libc::clone_args = unsafe { mem::zeroed() };
@@ -91,7 +99,7 @@ impl Child {
         match pid {
             0 => {
                 // SAFETY: this is the child, which has these descriptors.
-                unsafe { child(parents, childs, enter) }
+                unsafe { child(parents, childs, enter, target) }
             }
             pid if pid < 0 => Err(io::Error::last_os_error()),
             _ => {
@@ -138,7 +146,12 @@ impl Drop for Child {
 ///
 /// # Safety
 /// Only for the child of a fork, with two descriptors that it has.
-unsafe fn child(parents: libc::c_int, channel: libc::c_int, cgroup: libc::c_int) -> ! {
+unsafe fn child(
+    parents: libc::c_int,
+    channel: libc::c_int,
+    cgroup: libc::c_int,
+    target: Ipv4Addr,
+) -> ! {
     // SAFETY: system calls with pointers to locals of the sizes given.
     unsafe {
         // Else the channel would never end when the agent dies.
@@ -160,7 +173,7 @@ unsafe fn child(parents: libc::c_int, channel: libc::c_int, cgroup: libc::c_int)
         libc::write(channel, (&raw const ready).cast(), size_of::<Ready>());
         let mut go = 0_u8;
         if listener >= 0 && libc::read(channel, (&raw mut go).cast(), 1) == 1 {
-            let report = dial();
+            let report = dial(target);
             libc::write(channel, (&raw const report).cast(), size_of::<Report>());
             // Stay until the agent has read the record and lets go.
             libc::read(channel, (&raw mut go).cast(), 1);
@@ -218,11 +231,11 @@ unsafe fn listen(ready: &mut Ready) -> libc::c_int {
     }
 }
 
-/// Dials the reserved address, as an application would.
+/// Dials a reserved address, as an application would.
 ///
 /// # Safety
 /// As [`child`].
-unsafe fn dial() -> Report {
+unsafe fn dial(target: Ipv4Addr) -> Report {
     let mut report = Report {
         error: 0,
         peer: 0,
@@ -232,7 +245,7 @@ unsafe fn dial() -> Report {
     // SAFETY: as in `child`.
     unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
-        let address = socket_address(ADDRESS, PORT);
+        let address = socket_address(target, PORT);
         if socket < 0 || libc::connect(socket, (&raw const address).cast(), ADDRESS_LENGTH) < 0 {
             report.error = *libc::__errno_location();
             return report;
