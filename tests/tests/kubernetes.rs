@@ -97,6 +97,10 @@ impl Scene {
         if let Some(settings) = documents[1]["spec"]["trafficPolicy"]["tls"].as_object_mut() {
             settings.remove("caCertificates");
         }
+        // A connection that is kept goes on with the certificate that it was
+        // made with.
+        documents[1]["spec"]["trafficPolicy"]["connectionPool"] =
+            json!({ "http": { "maxRequestsPerConnection": 1 } });
         Ok(documents)
     }
 
