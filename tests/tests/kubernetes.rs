@@ -97,10 +97,6 @@ impl Scene {
         if let Some(settings) = documents[1]["spec"]["trafficPolicy"]["tls"].as_object_mut() {
             settings.remove("caCertificates");
         }
-        // A connection that is kept goes on with the certificate that it was
-        // made with.
-        documents[1]["spec"]["trafficPolicy"]["connectionPool"] =
-            json!({ "http": { "maxRequestsPerConnection": 1 } });
         Ok(documents)
     }
 
@@ -222,6 +218,10 @@ fn a_rotated_secret_shows_in_the_next_handshake() -> Result<()> {
     let agent = scene.agent().start()?;
     let before = serial(&scene.answers(&pod, r#""server":"blue""#)?);
     assert!(!before.is_empty());
+    // Every worker keeps a connection made with the old certificate.
+    for _ in 0..20 {
+        scene.answer(&pod)?;
+    }
 
     scene
         .cluster

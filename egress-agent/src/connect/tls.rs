@@ -20,7 +20,7 @@ use crate::endpoint::resolved::Destination;
 use crate::identify::Spoken;
 use crate::policy::model::ClientTls;
 use crate::policy::snapshot::Cluster;
-use crate::secret::{CertificateSummary, SecretError, TlsConfig, take_refused};
+use crate::secret::{CertificateSummary, Replaced, SecretError, TlsConfig, take_refused};
 
 /// Protocols to offer (RFC 7301).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -63,6 +63,8 @@ pub struct TlsFacts {
     pub resumed: bool,
     /// A client certificate was at hand.
     pub mutual: bool,
+    /// The material that it was made with is out of force.
+    pub replaced: Replaced,
 }
 
 impl TlsFacts {
@@ -173,6 +175,7 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         http2: session.alpn_protocol() == Some(b"h2"),
         resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
         mutual: config.mutual,
+        replaced: config.replaced.clone(),
     };
     Ok((stream, facts))
 }

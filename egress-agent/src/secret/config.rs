@@ -1,6 +1,7 @@
 //! A checked TLS configuration from the pieces that were found.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
@@ -30,12 +31,40 @@ pub struct TlsConfig {
     pub mutual: bool,
     /// Grows with each rotation.
     pub version: u64,
+    /// Set once another is in force in its place.
+    pub replaced: Replaced,
     /// Client certificate.
     pub(super) certificate: Option<CertificateSummary>,
     /// Trusted authorities, unless they are the system's.
     pub(super) authorities: Vec<CertificateSummary>,
     /// Remarks that do not keep it from working.
     pub(super) warnings: Vec<String>,
+}
+
+/// Whether the material that a connection was made with has been replaced since.
+/// That of a connection in the clear, the default, never is.
+#[derive(Clone, Debug, Default)]
+pub struct Replaced(Option<Arc<AtomicBool>>);
+
+impl Replaced {
+    /// Of material that is in force.
+    pub fn not_yet() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// From now on it is.
+    pub fn set(&self) {
+        if let Some(flag) = &self.0 {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is.
+    pub fn is_set(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
 }
 
 impl TlsConfig {
@@ -110,6 +139,7 @@ pub(super) fn build(
         sni: tls.sni.clone(),
         mutual: certificate.is_some(),
         version,
+        replaced: Replaced::not_yet(),
         certificate,
         authorities,
         warnings,

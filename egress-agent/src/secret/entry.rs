@@ -110,7 +110,11 @@ impl Entry {
                 state.version = version;
                 state.loaded = Timestamp::now();
                 state.refused = None;
-                self.current.store(Arc::new(Ok(config)));
+                let before = self.current.swap(Arc::new(Ok(config)));
+                // Only now: whoever sees it finds the new one.
+                if let Ok(before) = &*before {
+                    before.replaced.set();
+                }
             }
             (Err(error), Ok(_)) => state.refused = Some(error),
             (Err(error), Err(_)) => self.current.store(Arc::new(Err(error))),

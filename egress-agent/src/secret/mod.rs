@@ -33,8 +33,8 @@ mod tests;
 mod verify;
 mod workload_api;
 
-pub use config::TlsConfig;
 pub(crate) use config::iana_name;
+pub use config::{Replaced, TlsConfig};
 pub use describe::CertificateSummary;
 use entry::Entry;
 pub use error::{Purpose, SecretError};

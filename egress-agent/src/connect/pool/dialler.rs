@@ -47,6 +47,11 @@ impl Dial<Stream> for Dialler {
                     Some(tls) if tls.mutual => Security::MutualTls,
                     Some(_) => Security::Tls,
                 },
+                replaced: connected
+                    .tls
+                    .as_ref()
+                    .map(|tls| tls.replaced.clone())
+                    .unwrap_or_default(),
                 local: connected.local(),
                 io: connected.stream,
             })

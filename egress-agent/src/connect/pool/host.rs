@@ -148,7 +148,8 @@ where
         let limits = self.limits();
         if self.key.identity.version == Version::Http2 && !self.only_http1.get() {
             let mut connections = self.http2.borrow_mut();
-            connections.retain(|c| !c.sender.is_closed() && !c.draining.get());
+            connections
+                .retain(|c| !c.sender.is_closed() && !c.draining.get() && !c.replaced.is_set());
             let found = connections.iter().find(|connection| {
                 // What the service allows, as far as it has said so.
                 let room = connection.room.get().min(limits.max_concurrent_streams);
@@ -165,7 +166,7 @@ where
             // The task that watches idle connections may be about to learn of
             // a close that this one knows already.
             let alive = want == Want::Open || http1.connection.poll_idle(&mut cx).is_pending();
-            if alive && !self.too_old(http1.opened) {
+            if alive && !http1.replaced.is_set() && !self.too_old(http1.opened) {
                 return Some(Lease::new(self, Held::Http1(http1), true));
             }
             http1.connection.close();
@@ -200,6 +201,7 @@ where
             || self.retired.get()
             || self.endpoint.is_gone()
             || self.is_wanted_elsewhere()
+            || http1.replaced.is_set()
             || !http1.connection.is_reusable()
             || self.too_old(http1.opened)
         {

@@ -19,12 +19,14 @@ use super::error::SendError;
 use super::host::Host;
 use super::http1::Connection;
 use super::{Io, Payload, RequestHead, Security, Version};
+use crate::secret::Replaced;
 
 /// An HTTP/1 connection.
 pub(super) struct Http1<B, S> {
     pub(super) connection: Connection<B, S>,
     pub(super) local: Option<SocketAddr>,
     pub(super) security: Security,
+    pub(super) replaced: Replaced,
     pub(super) opened: Instant,
     /// When it became idle.
     pub(super) since: Instant,
@@ -40,6 +42,7 @@ pub(super) struct Http2<B> {
     pub(super) room: Rc<Cell<u32>>,
     pub(super) local: Option<SocketAddr>,
     pub(super) security: Security,
+    pub(super) replaced: Replaced,
     pub(super) opened: Instant,
     /// When its last stream ended.
     pub(super) since: Cell<Instant>,

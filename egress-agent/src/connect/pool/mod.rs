@@ -20,6 +20,7 @@ use crate::capture::sockets::NetNs;
 use crate::endpoint::resolved::Destination;
 use crate::endpoint::{EndpointSet, Picked};
 use crate::policy::model::{ClientTls, TrafficPolicy};
+use crate::secret::Replaced;
 
 mod conn;
 mod dialler;
@@ -127,6 +128,9 @@ pub struct Dialled<S> {
     pub local: Option<SocketAddr>,
     /// What protects it.
     pub security: Security,
+    /// The material that it was made with is out of force: no further request
+    /// goes over it.
+    pub replaced: Replaced,
 }
 
 /// `connection_security_policy` of a connection to a service.

@@ -104,7 +104,10 @@ where
         let mut at = 0;
         while at < idle.len() {
             let http1 = &mut idle[at];
-            if stays(http1.since) && http1.connection.poll_idle(cx).is_pending() {
+            if stays(http1.since)
+                && !http1.replaced.is_set()
+                && http1.connection.poll_idle(cx).is_pending()
+            {
                 at += 1;
             } else {
                 idle.remove(at).connection.close();
@@ -113,6 +116,7 @@ where
         let mut http2 = self.http2.borrow_mut();
         http2.retain(|connection| {
             !connection.sender.is_closed()
+                && !connection.replaced.is_set()
                 && (connection.streams.get() > 0 || stays(connection.since.get()))
         });
         let oldest = idle

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::rig::{Do, HOST, OK, Rig, address, ask, cluster, paused, read_all, request};
 use crate::policy::model::{Protocol, TrafficPolicy};
 use crate::route::testing;
+use crate::secret::Replaced;
 
 fn rig(change: impl FnOnce(&mut TrafficPolicy), endpoints: u8) -> Rig {
     let mut policy = testing::traffic_policy();
@@ -46,6 +47,33 @@ fn idle_connections_close_after_their_time() {
         assert!(rig.worker.pool.is_empty(), "nothing is kept for it");
         assert_eq!(rig.get("/").await.0, 200);
         assert_eq!(rig.world.connections.get(), 2);
+    });
+}
+
+#[test]
+fn no_request_goes_over_a_connection_of_replaced_material() {
+    paused(async {
+        let rig = rig(|_| {}, 1);
+        let (mut stream, _) = rig.connect();
+        let rotate = || rig.world.replaced.replace(Replaced::not_yet()).set();
+        rotate();
+        for _ in 0..2 {
+            assert_eq!(ask(&mut stream, &request("/")).await.status(), 200);
+        }
+        assert_eq!(rig.world.connections.get(), 1);
+        rotate();
+        assert_eq!(ask(&mut stream, &request("/")).await.status(), 200);
+        assert_eq!(rig.world.connections.get(), 2);
+        assert_eq!(rig.world.open.get(), 1, "the old one is closed");
+        // While a request is under way: it ends as it began.
+        rig.script(&[Do::SayAfter(Duration::from_secs(2), OK)]);
+        let (answer, ()) = tokio::join!(rig.get("/slow"), async {
+            sleep(Duration::from_secs(1)).await;
+            rotate();
+        });
+        assert_eq!(answer.0, 200);
+        assert_eq!(rig.world.connections.get(), 2);
+        assert_eq!(rig.world.open.get(), 0, "it was not kept");
     });
 }
 

@@ -30,6 +30,7 @@ use crate::policy::snapshot::{Client, Cluster, Snapshot};
 use crate::relay::http::{Caller, End, Log, Record, RequestBody, Settings, Worker, serve};
 use crate::relay::{Buffers, Transport};
 use crate::route::testing;
+use crate::secret::Replaced;
 
 /// Runs a test on one thread, with time paused.
 pub(super) fn paused(test: impl Future<Output = ()>) {
@@ -95,6 +96,8 @@ pub(super) struct World {
     pub(super) connections: Cell<u32>,
     pub(super) open: Cell<u32>,
     pub(super) most_open: Cell<u32>,
+    /// Told of the material that connections are made with.
+    pub(super) replaced: RefCell<Replaced>,
     /// Addresses that refuse connections.
     pub(super) refused: RefCell<Vec<SocketAddr>>,
     /// Serves a connection instead of the script.
@@ -183,6 +186,7 @@ impl Dial<Wire> for Dialler {
                 http2: None,
                 local: None,
                 security: Security::None,
+                replaced: self.0.replaced.borrow().clone(),
             })
         })
     }
