@@ -28,6 +28,8 @@ pub struct Builder<'lab> {
     environment: Vec<(String, String)>,
     /// Program and arguments that become the agent.
     wrapper: Vec<String>,
+    /// The agent of another build.
+    build: Option<PathBuf>,
     /// Set for a second agent of one lab: its files have other names.
     suffix: &'static str,
     log: String,
@@ -42,6 +44,7 @@ impl Lab {
             arguments: Vec::new(),
             environment: Vec::new(),
             wrapper: Vec::new(),
+            build: None,
             suffix: "",
             log: env::var("EGRESS_LOG").unwrap_or_else(|_| "info".to_owned()),
         }
@@ -144,6 +147,12 @@ impl Builder<'_> {
         self
     }
 
+    /// Runs this program, an agent of another build.
+    pub fn build(mut self, agent: PathBuf) -> Self {
+        self.build = Some(agent);
+        self
+    }
+
     /// Runs the agent inside the captured cgroup, as on a host where that is
     /// the root: only its own marking keeps it from capturing itself.
     pub fn inside_the_cgroup(mut self) -> Self {
@@ -176,7 +185,10 @@ impl Builder<'_> {
             fs::create_dir_all(&empty)?;
             empty
         };
-        let agent = program("egress-agent")?;
+        let agent = match self.build {
+            Some(agent) => agent,
+            None => program("egress-agent")?,
+        };
         let spawn = match self.wrapper.split_first() {
             Some((wrapper, arguments)) => lab.spawn(self.group, wrapper).args(arguments).arg(agent),
             None => lab.spawn(self.group, agent),

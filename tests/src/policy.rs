@@ -149,6 +149,49 @@ spec:
     )
 }
 
+/// A service on one port (name and protocol), resolved as `resolution` says.
+pub fn by_name(host: &str, resolution: &str, port: u16, name: &str, protocol: &str) -> String {
+    let id = host.trim_start_matches("*.").replace('.', "-");
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {id}, namespace: default}}
+spec:
+  hosts: ['{host}']
+  resolution: {resolution}
+  ports: [{{number: {port}, name: {name}, protocol: {protocol}}}]
+"
+    )
+}
+
+/// Two endpoints, of the subsets v1 and v2 of [`versions`], as lines of a
+/// ServiceEntry.
+pub fn versioned(v1: &str, v2: &str) -> String {
+    format!(
+        "  resolution: STATIC
+  endpoints:
+    - {{address: {v1}, labels: {{version: v1}}}}
+    - {{address: {v2}, labels: {{version: v2}}}}
+"
+    )
+}
+
+/// A DestinationRule with the subsets v1 and v2.
+pub fn versions(host: &str) -> String {
+    let id = host.replace('.', "-");
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {id}, namespace: default}}
+spec:
+  host: {host}
+  subsets:
+    - {{name: v1, labels: {{version: v1}}}}
+    - {{name: v2, labels: {{version: v2}}}}
+"
+    )
+}
+
 /// A DestinationRule of these lines of a `trafficPolicy`, to be put after
 /// another document.
 pub fn rule(host: &str, traffic_policy: &str) -> String {

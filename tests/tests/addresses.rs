@@ -78,31 +78,11 @@ fn real_addresses_of_names_under_a_wildcard_are_known() -> Result<()> {
 ";
     let _dns = NameServer::start(&lab, RESOLVER, records)?;
     let _backends = Backend::numbered(&lab, 2, 80, Speaks::Http)?;
-    let document = "apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: wild
-spec:
-  hosts: ['*.wild.example.com']
-  resolution: DYNAMIC_DNS
-  ports:
-    - number: 80
-      name: http
-      protocol: HTTP
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: full
-spec:
-  hosts: [full.wild.example.com]
-  resolution: DNS
-  ports:
-    - number: 80
-      name: http
-      protocol: HTTP
-";
-    let agent = lab.agent().policy("wild", document)?.start()?;
+    let document = policy::join(&[
+        &policy::by_name("*.wild.example.com", "DYNAMIC_DNS", 80, "http", "HTTP"),
+        &policy::by_name("full.wild.example.com", "DNS", 80, "http", "HTTP"),
+    ]);
+    let agent = lab.agent().policy("wild", &document)?.start()?;
     let fetch_at = |name: &str, last: u8| {
         let resolve = format!("{name}:80:10.0.0.{last}");
         let url = format!("http://{name}/");

@@ -8,37 +8,15 @@ use lab::backend::{Backend, Speaks};
 use lab::dns::NameServer;
 use lab::load::{self, Mode, Try};
 use lab::process::wait_for;
-use lab::{Context, Group, Lab, RESOLVER, Result, bail, ensure};
+use lab::{Context, Group, Lab, RESOLVER, Result, bail, ensure, policy};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
 
 /// A service by DNS, carried by the agent.
 fn by_dns(protocol: &str, port: u16) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: flapping
-spec:
-  hosts: [flapping.example.com]
-  resolution: DNS
-  ports:
-    - number: {port}
-      name: port
-      protocol: {protocol}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata:
-  name: flapping
-spec:
-  host: flapping.example.com
-  trafficPolicy:
-    connectionPool:
-      tcp:
-        idleTimeout: 5m
-"
-    )
+    const HOST: &str = "flapping.example.com";
+    let idle = "    connectionPool: {tcp: {idleTimeout: 5m}}";
+    policy::by_name(HOST, "DNS", port, "port", protocol) + &policy::rule(HOST, idle)
 }
 
 fn records(servers: &[u8]) -> String {

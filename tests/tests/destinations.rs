@@ -25,19 +25,8 @@ fn names_under_a_wildcard_are_resolved_as_they_are_asked_for() -> Result<()> {
     };
     let dns = NameServer::start(&lab, RESOLVER, &records(1))?;
     let _backends = Backend::numbered(&lab, 3, 80, Speaks::Http)?;
-    let document = "apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: wild
-spec:
-  hosts: ['*.wild.example.com']
-  resolution: DYNAMIC_DNS
-  ports:
-    - number: 80
-      name: http
-      protocol: HTTP
-";
-    let agent = lab.agent().policy("wild", document)?.start()?;
+    let document = policy::by_name("*.wild.example.com", "DYNAMIC_DNS", 80, "http", "HTTP");
+    let agent = lab.agent().policy("wild", &document)?.start()?;
     let fetch = |name: &str| {
         lab.curl(&["--fail", &format!("http://{name}.wild.example.com/")])
             .output()
@@ -84,19 +73,8 @@ fn tls_under_a_wildcard_goes_where_its_name_says() -> Result<()> {
         let nginx = Nginx::new(&lab, name).https(&format!("{ip}:443"), &certificate)?;
         servers.push(nginx.start()?);
     }
-    let document = "apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: wild
-spec:
-  hosts: ['*.wild.example.com']
-  resolution: DYNAMIC_DNS
-  ports:
-    - number: 443
-      name: tls
-      protocol: TLS
-";
-    let agent = lab.agent().policy("wild", document)?.start()?;
+    let document = policy::by_name("*.wild.example.com", "DYNAMIC_DNS", 443, "tls", "TLS");
+    let agent = lab.agent().policy("wild", &document)?.start()?;
     let ca = authority.path().display().to_string();
     for name in ["a", "b", "a"] {
         let url = format!("https://{name}.wild.example.com/");

@@ -9,7 +9,7 @@ use lab::backend::{Backend, Speaks};
 use lab::dns::NameServer;
 use lab::load::{self, Mode};
 use lab::process::wait_for;
-use lab::{Context, Lab, RESOLVER, Result, ensure};
+use lab::{Context, Lab, RESOLVER, Result, ensure, policy};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
 const HOST: &str = "ruled.example.com";
@@ -17,28 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A service by DNS, with `policy` under `trafficPolicy`.
 fn service(policy: &str) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: ruled
-spec:
-  hosts: [{HOST}]
-  resolution: DNS
-  ports:
-    - number: 80
-      name: http
-      protocol: HTTP
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata:
-  name: ruled
-spec:
-  host: {HOST}
-  trafficPolicy:
-{policy}"
-    )
+    policy::by_name(HOST, "DNS", 80, "http", "HTTP") + &policy::rule(HOST, policy)
 }
 
 fn records(servers: &[u8]) -> String {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lab::agent::Agent;
 use lab::dns::NameServer;
 use lab::http::{HttpServer, Reply, Request};
-use lab::{Lab, RESOLVER, Result};
+use lab::{Lab, RESOLVER, Result, policy};
 
 const API: &str = "api.example.com";
 const V1: &str = "203.0.113.10:80";
@@ -17,44 +17,35 @@ const SHADOW: &str = "203.0.113.30:80";
 /// A service with two endpoints (subsets v1 and v2), another service, and a
 /// VirtualService of these routes.
 fn documents(routes: &str) -> String {
-    format!(
+    let api = format!(
         "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: api, namespace: default}}
 spec:
   hosts: [{API}]
   ports: [{{number: 80, name: http, protocol: HTTP}}]
-  resolution: STATIC
-  endpoints:
-    - {{address: 203.0.113.10, labels: {{version: v1}}}}
-    - {{address: 203.0.113.20, labels: {{version: v2}}}}
----
-apiVersion: networking.istio.io/v1
+{}",
+        policy::versioned("203.0.113.10", "203.0.113.20")
+    );
+    let shadow = "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
-metadata: {{name: shadow, namespace: default}}
+metadata: {name: shadow, namespace: default}
 spec:
   hosts: [shadow.example.com]
-  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  ports: [{number: 80, name: http, protocol: HTTP}]
   resolution: STATIC
-  endpoints: [{{address: 203.0.113.30}}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: api, namespace: default}}
-spec:
-  host: {API}
-  subsets:
-    - {{name: v1, labels: {{version: v1}}}}
-    - {{name: v2, labels: {{version: v2}}}}
----
-apiVersion: networking.istio.io/v1
+  endpoints: [{address: 203.0.113.30}]
+";
+    let routes = format!(
+        "apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {{name: api, namespace: default}}
 spec:
   hosts: [{API}]
   http:
 {routes}"
-    )
+    );
+    policy::join(&[&api, shadow, &policy::versions(API), &routes])
 }
 
 struct Scene {

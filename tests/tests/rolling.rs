@@ -1,6 +1,7 @@
 //! Agents come and go under load: nothing is refused or reset but what was in
 //! the hands of an agent that was killed.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lab::agent::Agent;
@@ -71,7 +72,14 @@ impl Scene {
     }
 
     fn agent(&self) -> Result<Agent> {
-        let agent = self.lab.agent().setting("--drain-deadline", "15s");
+        self.agent_of(None)
+    }
+
+    fn agent_of(&self, build: Option<PathBuf>) -> Result<Agent> {
+        let mut agent = self.lab.agent().setting("--drain-deadline", "15s");
+        if let Some(build) = build {
+            agent = agent.build(build);
+        }
         agent.setting("--access-log", "off").start()
     }
 
@@ -94,14 +102,19 @@ fn every_service_was_used(seen: &Seen) -> Result<()> {
     Ok(())
 }
 
+/// Every sixth agent, and so every third take-over, is of the other build that
+/// `EGRESS_OTHER_AGENT` names (the path of an `egress-agent`), if it does.
+const TURN: usize = 6;
+
 #[test]
 fn agents_take_over_one_after_the_other_and_nothing_fails() -> Result<()> {
     let scene = Scene::new()?;
     let times = if lab::long() { 120 } else { 4 };
+    let other = std::env::var_os("EGRESS_OTHER_AGENT").map(PathBuf::from);
     let mut agent = scene.agent()?;
     let load = scene.load(&TARGETS)?;
-    for _ in 0..times {
-        let next = scene.agent()?;
+    for time in 1..=times {
+        let next = scene.agent_of(other.clone().filter(|_| time % TURN == 0))?;
         agent.finish()?;
         agent = next;
     }
@@ -115,7 +128,11 @@ fn agents_take_over_one_after_the_other_and_nothing_fails() -> Result<()> {
         agent.log()?
     );
     every_service_was_used(&seen)?;
-    println!("{times} agents took over; {} good, 0 failed", seen.total());
+    let others = if other.is_some() { times / TURN } else { 0 };
+    println!(
+        "{times} agents took over, {others} of them of another build; {} good, 0 failed",
+        seen.total()
+    );
     agent.stop()
 }
 

@@ -18,19 +18,6 @@ const OTHER: &str = "203.0.113.30";
 /// Three hosts of which one is a wildcard, at two endpoints, and a VirtualService
 /// with these `tls` routes; another service on another port.
 fn tls_documents(routes: &str) -> String {
-    let rule = |name: &str, host: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: {name}, namespace: default}}
-spec:
-  host: \"{host}\"
-  subsets:
-    - {{name: v1, labels: {{version: v1}}}}
-    - {{name: v2, labels: {{version: v2}}}}
-"
-        )
-    };
     let entries = format!(
         "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -38,11 +25,7 @@ metadata: {{name: names, namespace: default}}
 spec:
   hosts: [{ONE}, two.example.com, three.example.com, \"*.wild.example.com\"]
   ports: [{{number: 443, name: tls, protocol: TLS}}]
-  resolution: STATIC
-  endpoints:
-    - {{address: {V1}, labels: {{version: v1}}}}
-    - {{address: {V2}, labels: {{version: v2}}}}
----
+{}---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: other, namespace: default}}
@@ -51,7 +34,8 @@ spec:
   ports: [{{number: 8443, name: tls, protocol: TLS}}, {{number: 9443, name: tls-more, protocol: TLS}}]
   resolution: STATIC
   endpoints: [{{address: {OTHER}}}]
-"
+",
+        policy::versioned(V1, V2)
     );
     let virtual_service = format!(
         "apiVersion: networking.istio.io/v1
@@ -62,7 +46,7 @@ spec:
   tls:
 {routes}"
     );
-    policy::join(&[&entries, &rule("one", ONE), &virtual_service])
+    policy::join(&[&entries, &policy::versions(ONE), &virtual_service])
 }
 
 struct Scene {
@@ -260,11 +244,7 @@ spec:
     - {{number: 7000, name: tcp-a, protocol: TCP}}
     - {{number: 7001, name: tcp-b, protocol: TCP}}
     - {{number: 7002, name: tcp-c, protocol: TCP}}
-  resolution: STATIC
-  endpoints:
-    - {{address: {V1}, labels: {{version: v1}}}}
-    - {{address: {V2}, labels: {{version: v2}}}}
----
+{}---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: archive, namespace: default}}
@@ -274,15 +254,7 @@ spec:
   resolution: STATIC
   endpoints: [{{address: {OTHER}}}]
 ---
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: queue, namespace: default}}
-spec:
-  host: {HOST}
-  subsets:
-    - {{name: v1, labels: {{version: v1}}}}
-    - {{name: v2, labels: {{version: v2}}}}
----
+{}---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {{name: queue, namespace: default}}
@@ -297,7 +269,9 @@ spec:
       route:
         - {{destination: {{host: {HOST}, subset: v1, port: {{number: 7001}}}}, weight: 75}}
         - {{destination: {{host: {HOST}, subset: v2, port: {{number: 7000}}}}, weight: 25}}
-"
+",
+        policy::versioned(V1, V2),
+        policy::versions(HOST),
     );
     let batch = lab.client_group("batch.slice")?;
     let agent = lab

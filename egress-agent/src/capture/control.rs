@@ -71,19 +71,21 @@ impl Kernel {
     pub fn adopt(&self) -> Result<(), CaptureError> {
         let mut fresh = Control::new();
         let config = |error| CaptureError::map("CONFIG", error);
-        if let Some(config) = self.config.get(&0).map_err(config)? {
+        if let Some(config) = self.maps.config.get(&0).map_err(config)? {
             fresh.config = config;
         }
-        fresh.services.adopt(self.store.entries()?);
+        fresh.services.adopt(self.maps.store.entries()?);
         fresh.scopes = self
+            .maps
             .cgroups
             .entries()
             .map_err(|error| CaptureError::map("CGROUPS", error))?;
         fresh.numbers = self
+            .maps
             .numbers
             .entries()
             .map_err(|error| CaptureError::map("NUMBERS", error))?;
-        fresh.direct = self.direct.adopt()?;
+        fresh.direct = self.maps.direct.adopt()?;
         *self.control() = fresh;
         Ok(())
     }
@@ -100,7 +102,7 @@ impl Kernel {
     /// # Errors
     /// When a map cannot be written.
     pub fn forget_adopted(&self) -> Result<usize, CaptureError> {
-        self.control().services.forget_adopted(&self.store)
+        self.control().services.forget_adopted(&self.maps.store)
     }
 
     /// Makes the entries of the policy equal to `desired`.
@@ -114,7 +116,7 @@ impl Kernel {
         let control = &mut *self.control();
         let networks = desired.keys().any(|key| matches!(key, MapKey::Network(_)));
         self.announce_networks(control, networks)?;
-        let changes = control.services.sync(&self.store, desired)?;
+        let changes = control.services.sync(&self.maps.store, desired)?;
         self.confirm_networks(control)?;
         Ok(changes)
     }
@@ -135,7 +137,9 @@ impl Kernel {
         let mut new = changes.iter().filter(|(_, value)| value.is_some());
         let networks = new.any(|(key, _)| matches!(key, MapKey::Network(_)));
         self.announce_networks(control, networks)?;
-        let changes = control.services.change(&self.store, changes, is_service)?;
+        let changes = control
+            .services
+            .change(&self.maps.store, changes, is_service)?;
         self.confirm_networks(control)?;
         Ok(changes)
     }
@@ -153,7 +157,7 @@ impl Kernel {
     pub fn add_service_key(&self, key: MapKey, value: ServiceValue) -> Result<(), CaptureError> {
         let control = &mut *self.control();
         self.announce_networks(control, matches!(key, MapKey::Network(_)))?;
-        control.services.add(&self.store, key, value)
+        control.services.add(&self.maps.store, key, value)
     }
 
     /// Removes an entry that [`Self::add_service_key`] made; false when there
@@ -162,7 +166,7 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be written.
     pub fn remove_service_key(&self, key: &MapKey) -> Result<bool, CaptureError> {
-        self.control().services.remove(&self.store, key)
+        self.control().services.remove(&self.maps.store, key)
     }
 
     /// The programs look at `NETWORKS` only when told that it has entries.
@@ -178,7 +182,8 @@ impl Kernel {
     /// # Errors
     /// When the map is full or cannot be written.
     pub fn set_listeners(&self, cookie: u64, listeners: &Listeners) -> Result<(), CaptureError> {
-        self.namespaces
+        self.maps
+            .namespaces
             .set(&cookie, listeners)
             .map_err(|error| CaptureError::map("NAMESPACES", error))
     }
@@ -188,7 +193,8 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be written.
     pub fn remove_listeners(&self, cookie: u64) -> Result<bool, CaptureError> {
-        self.namespaces
+        self.maps
+            .namespaces
             .remove(&cookie)
             .map_err(|error| CaptureError::map("NAMESPACES", error))
     }
@@ -200,8 +206,11 @@ impl Kernel {
     /// When the map is full or cannot be written.
     pub fn add_listeners(&self, cookie: u64, listeners: &Listeners) -> Result<bool, CaptureError> {
         let failed = |error| CaptureError::map("NAMESPACES", error);
-        self.namespaces.make(&cookie, listeners).map_err(failed)?;
-        let there = self.namespaces.get(&cookie).map_err(failed)?;
+        self.maps
+            .namespaces
+            .make(&cookie, listeners)
+            .map_err(failed)?;
+        let there = self.maps.namespaces.get(&cookie).map_err(failed)?;
         Ok(there.as_ref() == Some(listeners))
     }
 
@@ -212,9 +221,9 @@ impl Kernel {
     /// When the map cannot be read or written.
     pub fn retain_listeners(&self, keep: impl Fn(u64) -> bool) -> Result<(), CaptureError> {
         let failed = |error| CaptureError::map("NAMESPACES", error);
-        for cookie in self.namespaces.keys().map_err(failed)? {
+        for cookie in self.maps.namespaces.keys().map_err(failed)? {
             if !keep(cookie) {
-                self.namespaces.remove(&cookie).map_err(failed)?;
+                self.maps.namespaces.remove(&cookie).map_err(failed)?;
             }
         }
         Ok(())
@@ -227,8 +236,8 @@ impl Kernel {
     /// When the map cannot be read or written.
     pub fn withdraw_listeners(&self, cookie: u64, own: &Listeners) -> Result<(), CaptureError> {
         let failed = |error| CaptureError::map("NAMESPACES", error);
-        if self.namespaces.get(&cookie).map_err(failed)?.as_ref() == Some(own) {
-            self.namespaces.remove(&cookie).map_err(failed)?;
+        if self.maps.namespaces.get(&cookie).map_err(failed)?.as_ref() == Some(own) {
+            self.maps.namespaces.remove(&cookie).map_err(failed)?;
         }
         Ok(())
     }
@@ -245,7 +254,7 @@ impl Kernel {
         }
         for (cgroup, scope) in desired {
             if control.scopes.get(cgroup) != Some(scope) {
-                self.cgroups.set(cgroup, scope).map_err(failed)?;
+                self.maps.cgroups.set(cgroup, scope).map_err(failed)?;
                 control.scopes.insert(*cgroup, *scope);
             }
         }
@@ -256,7 +265,7 @@ impl Kernel {
             .copied()
             .collect();
         for cgroup in gone {
-            self.cgroups.remove(&cgroup).map_err(failed)?;
+            self.maps.cgroups.remove(&cgroup).map_err(failed)?;
             control.scopes.remove(&cgroup);
         }
         let any = !control.scopes.is_empty();
@@ -273,6 +282,7 @@ impl Kernel {
             return Ok(None);
         }
         let found = self
+            .maps
             .resolvers
             .get(&slot)
             .map_err(|error| CaptureError::map("RESOLVERS", error))?;
@@ -285,6 +295,7 @@ impl Kernel {
     /// When the map cannot be read.
     pub fn resolver6(&self, slot: usize) -> Result<Option<(SocketAddr, u32)>, CaptureError> {
         let table = self
+            .maps
             .resolvers6
             .get(&0)
             .map_err(|error| CaptureError::map("RESOLVERS6", error))?;
@@ -325,7 +336,8 @@ impl Kernel {
         let mut wanted = control.config;
         change(&mut wanted);
         if wanted != control.config {
-            self.config
+            self.maps
+                .config
                 .set(&0, &wanted)
                 .map_err(|error| CaptureError::map("CONFIG", error))?;
             control.config = wanted;
@@ -362,7 +374,8 @@ impl Kernel {
     }
 
     fn write_heartbeat(&self, at: u64) -> Result<(), CaptureError> {
-        self.heartbeat
+        self.maps
+            .heartbeat
             .set(&0, &at)
             .map_err(|error| CaptureError::map("HEARTBEAT", error))
     }

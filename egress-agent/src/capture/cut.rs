@@ -68,7 +68,7 @@ impl Kernel {
     /// `Unsupported` where the kernel cannot abort connections; else what
     /// netlink answers.
     pub fn cut_direct(&self, namespaces: &[NetNs], targets: &[Target]) -> io::Result<usize> {
-        let map = self.direct_sockets.as_fd();
+        let map = self.maps.direct_sockets.as_fd();
         let mut cut = 0;
         for netns in namespaces {
             // One that is gone has no connections.

@@ -84,12 +84,12 @@ impl Kernel {
             None => (0, 0),
         };
         let next = generation.wrapping_add(1);
-        self.direct.make_places(number)?;
+        self.maps.direct.make_places(number)?;
         control.leaving.retain(|leaving| *leaving != number);
         let (four, six): (Vec<&DirectSlot>, Vec<&DirectSlot>) =
             plan.slots.iter().partition(|slot| slot.address.is_ipv4());
         for (index, slot) in (0_u32..).zip(four.iter().chain(&six)) {
-            self.direct.make_endpoint(slot.endpoint)?;
+            self.maps.direct.make_endpoint(slot.endpoint)?;
             let key = SlotKey {
                 service: number,
                 generation: next,
@@ -101,12 +101,14 @@ impl Kernel {
                 port: slot.address.port(),
                 reserved: [0; 6],
             };
-            self.direct
+            self.maps
+                .direct
                 .slots
                 .set(&key, &value)
                 .map_err(|error| CaptureError::map("SLOTS", error))?;
         }
-        self.direct
+        self.maps
+            .direct
             .services
             .set(&number, &value(plan, next, four.len()))
             .map_err(|error| CaptureError::map("DIRECT", error))?;
@@ -120,11 +122,12 @@ impl Kernel {
             before,
         };
         if let Some(old) = control.plans.insert(number, written) {
-            self.direct
+            self.maps
+                .direct
                 .remove_slots(number, old.generation.wrapping_sub(1), old.before)?;
             control.forget_users(&old.plan);
         }
-        self.direct.collect(control)?;
+        self.maps.direct.collect(control)?;
         Ok(true)
     }
 
@@ -136,19 +139,22 @@ impl Kernel {
     pub fn remove_direct(&self, service: ServiceId) -> Result<(), CaptureError> {
         let control = &mut self.control().direct;
         let number = service.0;
-        self.direct
+        self.maps
+            .direct
             .services
             .remove(&number)
             .map_err(|error| CaptureError::map("DIRECT", error))?;
         if let Some(old) = control.plans.remove(&number) {
-            self.direct
+            self.maps
+                .direct
                 .remove_slots(number, old.generation, count(&old.plan))?;
-            self.direct
+            self.maps
+                .direct
                 .remove_slots(number, old.generation.wrapping_sub(1), old.before)?;
             control.forget_users(&old.plan);
             control.leaving.push(number);
         }
-        self.direct.collect(control)
+        self.maps.direct.collect(control)
     }
 
     /// Frees the counters of services and endpoints that have no plan any more
@@ -157,7 +163,7 @@ impl Kernel {
     /// # Errors
     /// When a map cannot be written.
     pub fn collect_direct(&self) -> Result<(), CaptureError> {
-        self.direct.collect(&mut self.control().direct)
+        self.maps.direct.collect(&mut self.control().direct)
     }
 
     /// Open direct connections of a service.
@@ -165,7 +171,7 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read.
     pub fn direct_connections(&self, service: ServiceId) -> Result<u64, CaptureError> {
-        self.direct.active(service.0)
+        self.maps.direct.active(service.0)
     }
 
     /// Open direct connections of all services.
@@ -173,7 +179,7 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read.
     pub fn all_direct_connections(&self) -> Result<u64, CaptureError> {
-        let entries = self.direct.places.entries();
+        let entries = self.maps.direct.places.entries();
         let places = entries.map_err(|error| CaptureError::map("PLACES", error))?;
         Ok(places.values().map(|places| places.active).sum())
     }
@@ -183,7 +189,7 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read.
     pub fn direct_connections_of(&self, endpoint: u64) -> Result<u64, CaptureError> {
-        self.direct.load(endpoint)
+        self.maps.direct.load(endpoint)
     }
 
     /// The reader of the reports; `None` when it was taken before.

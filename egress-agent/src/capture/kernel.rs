@@ -8,23 +8,18 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use aya_log::EbpfLogger;
-use egress_common::{Config, Listeners, Resolver, Resolvers6};
 
 use super::Captured;
 use super::bypass::Bypass;
 use super::control::Control;
-use super::direct::DirectMaps;
 use super::error::CaptureError;
 use super::origins::Origins;
-use super::outbound::OutboundMaps;
 use super::pins::Pins;
-use super::services::KernelStore;
-use super::sys::{PerCpu, Table};
 use super::system;
-use crate::numbers::Fingerprint;
 
 mod load;
 
+use self::load::Maps;
 pub(super) use self::load::PROGRAMS;
 
 /// How to attach.
@@ -49,22 +44,7 @@ pub struct Options {
 pub struct Kernel {
     pub(super) cgroup: PathBuf,
     pub(super) cgroup_fd: OwnedFd,
-    pub(super) config: Table<u32, Config>,
-    pub(super) heartbeat: Table<u32, u64>,
-    pub(super) cgroups: Table<u64, u32>,
-    pub(super) namespaces: Table<u64, Listeners>,
-    pub(super) store: KernelStore,
-    pub(super) origins: Origins,
-    pub(super) direct: DirectMaps,
-    pub(super) resolvers: Table<u32, Resolver>,
-    pub(super) resolver_slots: Table<Resolver, u32>,
-    pub(super) resolvers6: Table<u32, Resolvers6>,
-    pub(super) outbound: OutboundMaps,
-    pub(super) counters: PerCpu,
-    pub(super) numbers: Table<Fingerprint, u64>,
-    /// The storage of direct connections on their sockets.
-    pub(super) direct_sockets: OwnedFd,
-    bypass: Bypass,
+    pub(super) maps: Maps,
     /// What the control side knows to be in the maps.
     pub(super) control: Mutex<Control>,
     pub(super) ebpf: Mutex<Ebpf>,
@@ -110,21 +90,7 @@ impl Kernel {
         };
         let links = load::attach_programs(&mut ebpf, &cgroup_fd, pins.as_ref())?;
         let kernel = Self {
-            config: maps.config,
-            heartbeat: maps.heartbeat,
-            cgroups: maps.cgroups,
-            namespaces: maps.namespaces,
-            store: maps.store,
-            origins: maps.origins,
-            direct: maps.direct,
-            resolvers: maps.resolvers,
-            resolver_slots: maps.resolver_slots,
-            resolvers6: maps.resolvers6,
-            outbound: maps.outbound,
-            counters: maps.counters,
-            numbers: maps.numbers,
-            direct_sockets: maps.direct_sockets,
-            bypass: maps.bypass,
+            maps,
             control: Mutex::new(Control::new()),
             ebpf: Mutex::new(ebpf),
             pins: pins.map(Mutex::new),
@@ -203,12 +169,12 @@ impl Kernel {
 
     /// Marks the agent's own sockets.
     pub fn bypass(&self) -> Bypass {
-        self.bypass.clone()
+        self.maps.bypass.clone()
     }
 
     /// A handle that looks up the records of redirected connections.
     pub fn origins(&self) -> Origins {
-        self.origins.clone()
+        self.maps.origins.clone()
     }
 
     /// See [`Origins::take`].
@@ -221,7 +187,8 @@ impl Kernel {
         peer: SocketAddr,
         listener: u16,
     ) -> Result<Option<Captured>, CaptureError> {
-        self.origins
+        self.maps
+            .origins
             .take(netns, peer, listener)
             .map_err(|error| CaptureError::map("ORIGINS", error))
     }
@@ -231,7 +198,8 @@ impl Kernel {
     /// # Errors
     /// When the kernel map cannot be read.
     pub fn sweep_origins(&self, older_than: Duration) -> Result<usize, CaptureError> {
-        self.origins
+        self.maps
+            .origins
             .sweep(older_than)
             .map_err(|error| CaptureError::map("ORIGINS", error))
     }

@@ -42,8 +42,8 @@ impl Kernel {
     pub fn known(&self, of: Numbered) -> Result<Known, CaptureError> {
         let failed = |error| CaptureError::map("NUMBERS", error);
         let mut numbers = HashMap::new();
-        for name in self.numbers.keys().map_err(failed)? {
-            let value = self.numbers.get(&name).map_err(failed)?;
+        for name in self.maps.numbers.keys().map_err(failed)? {
+            let value = self.maps.numbers.get(&name).map_err(failed)?;
             if let Some((kind, number)) = value.map(split)
                 && kind == of.kind()
             {
@@ -69,7 +69,7 @@ impl Kernel {
         for (name, number) in used {
             let value = (of.kind() << 32) | u64::from(*number);
             if control.numbers.get(name) != Some(&value) {
-                self.numbers.set(name, &value).map_err(failed)?;
+                self.maps.numbers.set(name, &value).map_err(failed)?;
                 control.numbers.insert(*name, value);
             }
         }
@@ -107,7 +107,7 @@ impl Kernel {
             control.unused.retain(|(unused, _)| unused != name);
             let value = (Numbered::Service.kind() << 32) | u64::from(*number);
             if control.numbers.get(name) != Some(&value) {
-                self.numbers.set(name, &value).map_err(failed)?;
+                self.maps.numbers.set(name, &value).map_err(failed)?;
                 control.numbers.insert(*name, value);
             }
         }
@@ -119,12 +119,13 @@ impl Kernel {
         let failed = |error| CaptureError::map("NUMBERS", error);
         for (name, number) in std::mem::take(&mut control.unused) {
             let counts = self
+                .maps
                 .direct
                 .places
                 .get(&number)
                 .map_err(|error| CaptureError::map("PLACES", error))?;
             if counts.is_none() {
-                self.numbers.remove(&name).map_err(failed)?;
+                self.maps.numbers.remove(&name).map_err(failed)?;
                 control.numbers.remove(&name);
             } else {
                 control.unused.push((name, number));

@@ -165,14 +165,14 @@ impl Kernel {
             })
         };
         let failed = |error| CaptureError::map("ALLOWED", error);
-        let allowed = &self.outbound.allowed;
+        let allowed = &self.maps.outbound.allowed;
         let keys: HashSet<NetworkPrefix> = wanted.allowed.iter().map(prefix).collect();
         // What is allowed is added before a mode refuses, and removed after.
         for key in &keys {
             allowed.set(key, &1).map_err(failed)?;
         }
         let failed_mode = |error| CaptureError::map("OUTBOUND", error);
-        let modes = &self.outbound.modes;
+        let modes = &self.maps.outbound.modes;
         for (scope, &only) in &wanted.registry_only {
             modes.set(scope, &mode(only)).map_err(failed_mode)?;
         }
@@ -198,7 +198,7 @@ impl Kernel {
     /// When the map cannot be read.
     pub fn unregistered(&self) -> Result<Vec<Unregistered>, CaptureError> {
         let failed = |error| CaptureError::map("DESTINATIONS", error);
-        let table = &self.outbound.destinations;
+        let table = &self.maps.outbound.destinations;
         let now = super::monotonic_ns();
         let mut seen = HashSet::new();
         let mut found = Vec::new();
@@ -218,7 +218,7 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read.
     pub fn refusals_of(&self, key: &DestinationKey) -> Result<Option<u64>, CaptureError> {
-        let value = self.outbound.destinations.get(key);
+        let value = self.maps.outbound.destinations.get(key);
         let value = value.map_err(|error| CaptureError::map("DESTINATIONS", error))?;
         Ok(value.map(|value| value.count))
     }
@@ -229,7 +229,7 @@ impl Kernel {
     /// When the map cannot be written.
     pub fn forget_unregistered(&self) -> Result<(), CaptureError> {
         let failed = |error| CaptureError::map("DESTINATIONS", error);
-        let table = &self.outbound.destinations;
+        let table = &self.maps.outbound.destinations;
         for key in table.keys().map_err(failed)? {
             table.remove(&key).map_err(failed)?;
         }

@@ -66,9 +66,9 @@ impl Kernel {
             specificity: 128,
             flags: 0,
         };
-        self.store.set(&key, value)?;
+        self.maps.store.set(&key, value)?;
         let outcome = self.probe(&cgroup, target);
-        self.store.remove(&key)?;
+        self.maps.store.remove(&key)?;
         outcome
     }
 

@@ -123,6 +123,7 @@ impl Kernel {
     pub fn counters(&self) -> Result<Counters, CaptureError> {
         const COUNT: usize = counter::COUNT as usize;
         let sums = self
+            .maps
             .counters
             .sums::<COUNT>()
             .map_err(|error| CaptureError::map("COUNTERS", error))?;
@@ -160,19 +161,20 @@ impl Kernel {
                 .map_err(|error| CaptureError::map(name, error))
         }
         Ok(Usage {
-            services: count("SERVICES", &self.store.exact)?,
-            networks: count("NETWORKS", &self.store.networks)?,
+            services: count("SERVICES", &self.maps.store.exact)?,
+            networks: count("NETWORKS", &self.maps.store.networks)?,
             origins: self
+                .maps
                 .origins
                 .len()
                 .map_err(|error| CaptureError::map("ORIGINS", error))?,
-            namespaces: count("NAMESPACES", &self.namespaces)?,
-            cgroups: count("CGROUPS", &self.cgroups)?,
-            resolvers: count("RESOLVER_SLOTS", &self.resolver_slots)?,
-            direct_services: count("DIRECT", &self.direct.services)?,
-            direct_slots: count("SLOTS", &self.direct.slots)?,
-            direct_counters: count("PLACES", &self.direct.places)?
-                + count("ENDPOINTS", &self.direct.endpoints)?,
+            namespaces: count("NAMESPACES", &self.maps.namespaces)?,
+            cgroups: count("CGROUPS", &self.maps.cgroups)?,
+            resolvers: count("RESOLVER_SLOTS", &self.maps.resolver_slots)?,
+            direct_services: count("DIRECT", &self.maps.direct.services)?,
+            direct_slots: count("SLOTS", &self.maps.direct.slots)?,
+            direct_counters: count("PLACES", &self.maps.direct.places)?
+                + count("ENDPOINTS", &self.maps.direct.endpoints)?,
         })
     }
 

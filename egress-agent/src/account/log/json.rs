@@ -146,9 +146,11 @@ pub(in crate::account) fn origin(text: &mut Vec<u8>, origin: &Origin, service: O
     fields.number(key!("netns"), captured.caller.netns);
     fields.text(key!("namespace"), &origin.workload.client.namespace);
     fields.text(key!("workload"), &origin.workload.name);
+    let instance = origin.workload.instance.as_deref();
     fields.text_if(
         key!("workload_instance"),
-        origin.workload.instance.as_deref(),
+        // A cgroup that is nobody's unit or container is both.
+        instance.filter(|instance| *instance != &*origin.workload.name),
     );
     fields.address(key!("client_address"), &captured.peer);
     fields.address(key!("original_destination"), &captured.original);
@@ -179,7 +181,7 @@ pub(in crate::account) fn connection(text: &mut Vec<u8>, line: &ConnectionLine) 
     fields.number(key!("bytes_received"), line.received);
     fields.number(key!("bytes_sent"), line.sent);
     fields.flags(line.flags);
-    fields.text_or_null(key!("cause"), line.cause.as_deref());
+    fields.text_if(key!("cause"), line.cause.as_deref());
     fields.text(key!("protocol"), "tcp");
     // The name that the application asked for.
     fields.text_or_null(key!("host"), line.host.as_deref());
@@ -234,7 +236,7 @@ pub(in crate::account) fn request(
     fields.number(key!("bytes_received"), end.received);
     fields.number(key!("bytes_sent"), end.sent);
     fields.flags(flags);
-    fields.text_or_null(key!("cause"), details.cause);
+    fields.text_if(key!("cause"), details.cause);
     let protocol = match details.protocol {
         Version::HTTP_09 | Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",

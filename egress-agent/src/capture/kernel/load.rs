@@ -74,22 +74,23 @@ const PINNED: [&str; 26] = [
 
 /// The typed faces of all maps.
 #[derive(Debug)]
-pub(super) struct Maps {
-    pub(super) config: Table<u32, Config>,
-    pub(super) heartbeat: Table<u32, u64>,
-    pub(super) cgroups: Table<u64, u32>,
-    pub(super) namespaces: Table<u64, Listeners>,
-    pub(super) store: KernelStore,
-    pub(super) origins: Origins,
-    pub(super) direct: DirectMaps,
-    pub(super) resolvers: Table<u32, Resolver>,
-    pub(super) resolver_slots: Table<Resolver, u32>,
-    pub(super) resolvers6: Table<u32, Resolvers6>,
-    pub(super) outbound: OutboundMaps,
-    pub(super) counters: PerCpu,
-    pub(super) numbers: Table<Fingerprint, u64>,
-    pub(super) direct_sockets: OwnedFd,
-    pub(super) bypass: Bypass,
+pub(in crate::capture) struct Maps {
+    pub(in crate::capture) config: Table<u32, Config>,
+    pub(in crate::capture) heartbeat: Table<u32, u64>,
+    pub(in crate::capture) cgroups: Table<u64, u32>,
+    pub(in crate::capture) namespaces: Table<u64, Listeners>,
+    pub(in crate::capture) store: KernelStore,
+    pub(in crate::capture) origins: Origins,
+    pub(in crate::capture) direct: DirectMaps,
+    pub(in crate::capture) resolvers: Table<u32, Resolver>,
+    pub(in crate::capture) resolver_slots: Table<Resolver, u32>,
+    pub(in crate::capture) resolvers6: Table<u32, Resolvers6>,
+    pub(in crate::capture) outbound: OutboundMaps,
+    pub(in crate::capture) counters: PerCpu,
+    pub(in crate::capture) numbers: Table<Fingerprint, u64>,
+    /// The storage of direct connections on their sockets.
+    pub(in crate::capture) direct_sockets: OwnedFd,
+    pub(in crate::capture) bypass: Bypass,
 }
 
 pub(super) fn open(pins: Option<&Pins>) -> Result<(Ebpf, Maps), CaptureError> {
