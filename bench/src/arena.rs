@@ -28,9 +28,23 @@ pub(crate) struct Arena {
     pub(crate) lab: Lab,
 }
 
+/// A lab whose connections are controlled by `reno`, which any namespace may
+/// have. The machine's default may pace what is sent (BBR), and the figures of
+/// one stream then differ from round to round; Debian's (`cubic`) does the same
+/// as `reno` where nothing is lost.
+pub(crate) fn lab() -> Result<Lab> {
+    let lab = Lab::new()?;
+    for namespace in [lab.app(), lab.world()] {
+        namespace
+            .run(|| std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno"))?
+            .context("cannot set the congestion control of a namespace")?;
+    }
+    Ok(lab)
+}
+
 impl Arena {
     pub(crate) fn new() -> Result<Self> {
-        let lab = Lab::new()?;
+        let lab = lab()?;
         let own = std::env::current_exe()?;
         // Connections by the thousand leave as many ports in TIME_WAIT.
         lab.app()

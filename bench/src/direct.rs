@@ -24,6 +24,10 @@ const ECHO: u16 = 9010;
 const BULK: u16 = 9011;
 /// Of no service.
 const PLAIN: u16 = 9012;
+/// Of services that have an endpoint which refuses.
+const HALF: u16 = 9013;
+/// Such services: each tells once how long its bad endpoint stays in use.
+const HALVES: u32 = 40;
 /// Services of the large policy, and endpoints of each service.
 const MANY: u32 = 10_000;
 const ENDPOINTS: u32 = 10;
@@ -34,10 +38,18 @@ const THROUGHPUT: f64 = 60.0;
 const CONNECT: f64 = 300.0;
 const LIFE: f64 = 150.0;
 
+/// Processors of both clients and of the server. Left to the scheduler, a
+/// client that shares one with its thread of the server answers in a third of
+/// the time of one that does not, whichever path it takes.
+const CLIENTS: &str = "0";
+const SERVER: &str = "1";
+
 /// Work of one turn: connections, bytes there and back, bytes.
 const CONNECTS: usize = 300;
 const ECHOES: usize = 1_000;
 const BYTES: usize = 200_000_000;
+/// Milliseconds for which a service is dialled behind its first failure.
+const PATIENCE: usize = 60;
 
 /// A lab with an agent of so many services, a client that it captures and one
 /// that it does not.
@@ -87,12 +99,44 @@ spec:
         }
         text.push_str("---\n");
     }
+    if services == 1 {
+        (0..HALVES).for_each(|half| text.push_str(&half_dead(half)));
+    }
     text
+}
+
+/// A service with one endpoint that refuses, which is ejected when it does.
+fn half_dead(number: u32) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: half{number}}}
+spec:
+  hosts: [half{number}.bench.example]
+  resolution: STATIC
+  ports: [{{number: {HALF}, name: tcp, protocol: TCP}}]
+  endpoints:
+    - {{address: {}, ports: {{tcp: {ECHO}}}}}
+    - {{address: {}, ports: {{tcp: 9}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: half{number}}}
+spec:
+  host: half{number}.bench.example
+  trafficPolicy:
+    loadBalancer: {{simple: ROUND_ROBIN}}
+    outlierDetection: {{consecutive5xxErrors: 1, maxEjectionPercent: 100}}
+---
+",
+        address(0, 0),
+        address(0, 1),
+    )
 }
 
 impl Side {
     fn new(services: u32) -> Result<Self> {
-        let lab = Lab::new()?;
+        let lab = crate::arena::lab()?;
         let own = std::env::current_exe()?;
         let dns = NameServer::start(&lab, RESOLVER, "")?;
         let listener = |port, speaks| Listener {
@@ -109,8 +153,8 @@ impl Side {
             certificate: String::new(),
             key: String::new(),
         };
-        let mut server = lab
-            .spawn(Group::Servers, &own)
+        let pinned = |group, cpu| lab.spawn(group, "taskset").args(["-c", cpu]).arg(&own);
+        let mut server = pinned(Group::Servers, SERVER)
             .arg("serve")
             .arg(serde_json::to_string(&serve)?)
             .stdout(Stdio::piped())
@@ -123,7 +167,7 @@ impl Side {
             .log_filter("warn")
             .start()?;
         let probe = |group| -> Result<Process> {
-            let mut probe = lab.spawn(group, &own).arg("probe").interactive().start()?;
+            let mut probe = pinned(group, CLIENTS).arg("probe").interactive().start()?;
             probe.expect_line("ready")?;
             Ok(probe)
         };
@@ -234,7 +278,7 @@ fn map_bytes(agent: &Agent) -> Result<f64> {
 /// Steps of [`measure`] as progress has them.
 fn steps(share: f64) -> usize {
     let turns = [LATENCY, THROUGHPUT, CONNECT, LIFE].map(|usual| rounds(usual, share).div_ceil(10));
-    1 + turns.iter().sum::<usize>()
+    2 + turns.iter().sum::<usize>()
 }
 
 #[allow(
@@ -341,6 +385,14 @@ pub(crate) fn measure(share: f64) -> Result<Vec<Row>> {
             }),
         ],
     )?;
+    progress.step(&format!("{NAME} ejection"));
+    let halves: Vec<String> = (0..HALVES)
+        .map(|half| format!("half{half}.bench.example:{HALF}"))
+        .collect();
+    let ejected = ask(
+        &mut one.captured,
+        &format!("eject {PATIENCE} {}", halves.join(" ")),
+    )?;
     let (small, large) = (map_bytes(&one.agent)?, map_bytes(&many.agent)?);
     let carried = carried(&one)?;
     ensure!(carried > 0.0, "the kernel carried nothing");
@@ -401,6 +453,12 @@ pub(crate) fn measure(share: f64) -> Result<Vec<Row>> {
             "µs more than with one service",
             between(&connect, "others", "one", more, 0.3),
             None,
+        ),
+        row(
+            "an endpoint that refused a connection is in no slot",
+            "ms later, at the most",
+            Ok(ejected),
+            Some((10.0, true)),
         ),
         row(
             "kernel memory of all maps, one service",

@@ -7,6 +7,9 @@
 //! - `echo COUNT HOST:PORT` sends a byte there and back on one connection;
 //!   median in microseconds;
 //! - `bulk BYTES HOST:PORT` reads so much; gigabytes a second;
+//! - `eject MILLISECONDS HOST:PORT...` dials each until it is refused, and goes on
+//!   for so long; the longest time between a first refusal and the last one, in
+//!   milliseconds;
 //! - `resolve HOST:PORT...` only looks the names up.
 //!
 //! Each answer is one number on a line.
@@ -54,6 +57,7 @@ impl Probe {
         match what {
             "connect" => connects(count, &targets, false),
             "life" => connects(count, &targets, true),
+            "eject" => eject(Duration::from_millis(count.try_into()?), &targets),
             "echo" => self.echo(count, first),
             "bulk" => self.bulk(count, first),
             other => bail!("{other}: no such measurement"),
@@ -109,6 +113,27 @@ impl Probe {
         let bytes = bytes as f64;
         Ok(bytes / 1e9 / start.elapsed().as_secs_f64())
     }
+}
+
+/// Connections that one service has to refuse one of.
+const TRIES: usize = 10;
+
+fn eject(patience: Duration, targets: &[SocketAddr]) -> Result<f64> {
+    let refused = |address: &SocketAddr| TcpStream::connect(address).is_err();
+    let mut longest = Duration::ZERO;
+    for address in targets {
+        ensure!(
+            (0..TRIES).any(|_| refused(address)),
+            "{address} refused nothing"
+        );
+        let first = Instant::now();
+        while first.elapsed() < patience {
+            if refused(address) {
+                longest = longest.max(first.elapsed());
+            }
+        }
+    }
+    Ok(longest.as_secs_f64() * 1e3)
 }
 
 fn connects(count: usize, targets: &[SocketAddr], whole: bool) -> Result<f64> {
