@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::arena::Arena;
 use crate::peer::{self, Name};
 use crate::progress::Progress;
-use crate::{direct, dns, restart, scale, services};
+use crate::{direct, dns, idle, restart, scale, services};
 
 /// How much is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct Measurement {
     measure: fn(&Measurement, Amount) -> Result<Vec<Row>>,
 }
 
-pub(crate) const ALL: [Measurement; 6] = [
+pub(crate) const ALL: [Measurement; 7] = [
     Measurement {
         name: "direct-path",
         title: "the direct path beside no interception, in rounds of milliseconds",
@@ -44,6 +44,12 @@ pub(crate) const ALL: [Measurement; 6] = [
         title: "DNS, names that are not registered, one query at a time",
         quick: true,
         measure: names,
+    },
+    Measurement {
+        name: "memory-idle",
+        title: "memory of each of 5,000 idle connections",
+        quick: false,
+        measure: |_, _| idle::measure(),
     },
     Measurement {
         name: "memory-services",

@@ -7,6 +7,7 @@ mod bare;
 mod direct;
 mod dns;
 mod extra;
+mod idle;
 mod limits;
 mod load;
 mod machine;

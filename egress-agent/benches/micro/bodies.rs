@@ -33,7 +33,7 @@ pub(crate) type Step = Box<dyn FnMut()>;
 pub(crate) type Body = (&'static str, u32, fn() -> Step);
 
 /// Every body.
-pub(crate) const BODIES: [Body; 12] = [
+pub(crate) const BODIES: [Body; 13] = [
     ("match-first-of-100", 1000, match_first),
     ("match-last-of-100", 100, match_last),
     ("match-none-of-100", 100, match_none),
@@ -46,6 +46,7 @@ pub(crate) const BODIES: [Body; 12] = [
     ("plan-1000-services", 1, plan_all),
     ("plan-one-of-1000", 10, plan_one),
     ("access-log-line", 1000, access_log_line),
+    ("dns-answer", 1000, crate::dns::answer),
 ];
 
 fn documents(text: &str) -> Vec<Arc<Document>> {
@@ -84,13 +85,13 @@ spec:
     );
 }
 
-fn services_text(count: usize) -> String {
+pub(crate) fn services_text(count: usize) -> String {
     let mut out = String::new();
     (0..count).for_each(|n| service_text(&mut out, n, 100));
     out
 }
 
-fn snapshot(text: &str) -> Arc<Snapshot> {
+pub(crate) fn snapshot(text: &str) -> Arc<Snapshot> {
     let documents = egress_agent::policy::document::Documents {
         list: documents(text),
     };

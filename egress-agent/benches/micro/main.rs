@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 mod bodies;
+mod dns;
 mod kernel;
 
 use bodies::BODIES;
