@@ -38,8 +38,8 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
     for (what, kind, service, target) in KINDS {
         for name in PEERS {
             // Alone, so that one kind finds no memory of another.
-            let peer = peer::start(&arena, name, &services::ALL)?;
-            let value = each(&arena, &*peer, kind, &service);
+            let value = peer::start(&arena, name, &services::ALL)
+                .and_then(|peer| each(&arena, &*peer, kind, &service));
             rows.push(Row {
                 what: format!("an idle {what} connection, {}", name.title()),
                 unit: "KB",
@@ -108,7 +108,10 @@ fn private_kilobytes(peer: &dyn Peer) -> Result<u64> {
     let pid = peer.pid().context("no proxy")?;
     let mut sum = 0;
     for pid in account::family(pid) {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        // A helper may end at any time.
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
+            continue;
+        };
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix("Private_Dirty:"))

@@ -60,6 +60,19 @@ async fn refusal(address: SocketAddr) -> io::ErrorKind {
 }
 
 #[tokio::test]
+async fn what_is_accepted_neither_gathers_nor_paces() {
+    let listening = Listening::open(&NetNs::current().unwrap(), 1).unwrap();
+    let listener = listening.workers[0].v4.try_clone().unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).await;
+    let (accepted, _) = listener.accept().await.unwrap();
+    let socket = socket2::SockRef::from(&accepted);
+    assert!(socket.tcp_nodelay().unwrap());
+    let algorithm = socket.tcp_congestion().unwrap();
+    assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
+}
+
+#[tokio::test]
 async fn workers_share_one_port_in_each_family() {
     let listening = Listening::open(&NetNs::current().unwrap(), 3).unwrap();
     assert_eq!(listening.workers.len(), 3);

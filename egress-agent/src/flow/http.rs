@@ -52,7 +52,6 @@ pub(super) fn carry(
         client,
     };
     record.carries_http();
-    let _ = stream.set_nodelay(true);
     let worker = Rc::clone(&context.http);
     let peer: SocketAddr = caller.peer;
     let log = Requests {

@@ -14,11 +14,12 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Bound, Caller, Client};
-use super::guarded::{Guarded, State, Upgrade, poll_some, poll_write_parts};
-use super::{Log, ServiceStream, Settings, Worker, exchange};
+use super::expiry::{Expired, Watch};
+use super::guarded::{Guarded, Upgrade, poll_some, poll_write_parts};
+use super::{Log, ServiceStream, Worker, exchange};
 use crate::connect::pool::LocalExec;
 use crate::policy::snapshot::Service;
 use crate::relay::{self, Transport, drained};
@@ -153,7 +154,8 @@ async fn serve_http1<D: Transport + 'static, S: ServiceStream>(
         .max_buf_size(BUFFER_LIMIT)
         .serve_connection(io, service);
     let end = {
-        let mut watch = Watch::new(&client.worker.settings, REST_AFTER);
+        let worker = &client.worker;
+        let mut watch = Watch::new(&worker.settings, REST_AFTER, worker.epoch);
         let drain = &client.worker.drain;
         let mut drained = false;
         poll_fn(|cx| {
@@ -244,7 +246,7 @@ async fn serve_http2<D: Transport + 'static, S: ServiceStream>(
         .enable_connect_protocol()
         .max_header_list_size(u32::try_from(super::guard::HEAD_LIMIT).unwrap_or(u32::MAX))
         .serve_connection(TokioIo::new(stream), service);
-    let mut watch = Watch::new(settings, settings.idle_timeout);
+    let mut watch = Watch::new(settings, settings.idle_timeout, client.worker.epoch);
     let drain = &client.worker.drain;
     let mut drained = false;
     let end = poll_fn(|cx| {
@@ -283,100 +285,6 @@ async fn linger<D: Transport + 'static>(stream: &mut D) {
         io::Result::Ok(())
     };
     let _ = timeout(LINGER, drain).await;
-}
-
-/// Which deadline of a client connection has passed.
-enum Expired {
-    /// A head took too long.
-    Head,
-    /// A body stands still.
-    Body,
-    /// No request for too long.
-    Idle,
-}
-
-/// The deadlines of one client connection. One timer, which is set anew only
-/// when it fires or when a slow head or body gives it an earlier aim: a
-/// request that arrives whole costs nothing.
-struct Watch {
-    head: Duration,
-    body: Duration,
-    idle: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
-    /// The timer aims at a head or body.
-    close: bool,
-    /// The timer will wake the task.
-    set: bool,
-}
-
-impl Watch {
-    const fn new(settings: &Settings, idle: Duration) -> Self {
-        Self {
-            head: settings.head_timeout,
-            body: settings.body_timeout,
-            idle,
-            sleep: None,
-            close: false,
-            set: false,
-        }
-    }
-
-    /// When the connection's present state expires, and how.
-    fn due(&self, state: &State) -> (Instant, Expired) {
-        if let Some(since) = state.head_since.get() {
-            (since + self.head, Expired::Head)
-        } else if state.in_body.get() {
-            (state.last.get() + self.body, Expired::Body)
-        } else if state.active.get() > 0 {
-            // A request under way has its own timeouts.
-            (Instant::now() + self.idle, Expired::Idle)
-        } else {
-            (state.last.get() + self.idle, Expired::Idle)
-        }
-    }
-
-    fn poll(&mut self, state: &State, cx: &mut Context<'_>) -> Option<Expired> {
-        let close = state.head_since.get().is_some() || state.in_body.get();
-        if close && !self.close {
-            let due = self.due(state).0;
-            if let Some(sleep) = &mut self.sleep {
-                sleep.as_mut().reset(due);
-                self.set = false;
-            }
-        }
-        self.close = close;
-        loop {
-            let sleep = match &mut self.sleep {
-                Some(sleep) => sleep,
-                none => {
-                    let first = if close {
-                        self.head.min(self.body)
-                    } else {
-                        self.idle
-                    };
-                    none.insert(Box::pin(sleep_until(Instant::now() + first)))
-                }
-            };
-            // Polling a timer that is set costs more than asking it.
-            if self.set && !sleep.is_elapsed() {
-                return None;
-            }
-            self.set = true;
-            if sleep.as_mut().poll(cx).is_pending() {
-                return None;
-            }
-            let (due, expired) = self.due(state);
-            if due <= Instant::now() {
-                self.sleep = None;
-                self.set = false;
-                return Some(expired);
-            }
-            if let Some(sleep) = &mut self.sleep {
-                sleep.as_mut().reset(due);
-                self.set = false;
-            }
-        }
-    }
 }
 
 /// A stream with bytes in front that were read from it already.

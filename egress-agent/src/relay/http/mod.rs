@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::drain::Drain;
 use super::{Buffers, Transport};
@@ -27,6 +28,7 @@ mod connection;
 mod deadline;
 mod drain;
 mod exchange;
+mod expiry;
 mod extended;
 mod failure;
 mod forward;
@@ -115,6 +117,8 @@ pub struct Worker<S> {
     secrets: Arc<Secrets>,
     live: RefCell<Cached>,
     drain: Rc<Drain>,
+    /// When it began.
+    epoch: Instant,
 }
 
 struct Cached {
@@ -150,6 +154,7 @@ impl<S: ServiceStream> Worker<S> {
             secrets,
             live: RefCell::new(Cached { cache, current }),
             drain: Drain::follow(draining),
+            epoch: Instant::now(),
         })
     }
 
