@@ -70,7 +70,7 @@ fn each(arena: &Arena, peer: &dyn Peer, kind: Kind, service: &Service) -> Result
     sleep(REST);
     counted(begun + (WARM + CONNECTIONS) as u64)?;
     #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let each = (after - before) as f64 / CONNECTIONS as f64;
+    let each = after.saturating_sub(before) as f64 / CONNECTIONS as f64;
     Ok(each)
 }
 
