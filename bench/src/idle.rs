@@ -107,10 +107,12 @@ fn hold(
 fn private_kilobytes(peer: &dyn Peer) -> Result<u64> {
     let pid = peer.pid().context("no proxy")?;
     let mut sum = 0;
-    for pid in account::family(pid) {
-        // A helper may end at any time.
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
-            continue;
+    for one in account::family(pid) {
+        let text = match fs::read_to_string(format!("/proc/{one}/smaps_rollup")) {
+            Ok(text) => text,
+            // A helper may end at any time, the proxy itself may not.
+            Err(_) if one != pid => continue,
+            Err(error) => return Err(error).context("the proxy is gone"),
         };
         let line = text
             .lines()

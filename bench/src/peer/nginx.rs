@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
 use lab::Group;
-use lab::process::Process;
+use lab::process::{DEADLINE, Process};
+use rustix::process::Signal;
 
 use super::{Counters, Name, Peer, redirect};
 use crate::arena::{Arena, THREADS};
@@ -39,6 +40,14 @@ impl Nginx {
             .start()?;
         arena.wait_listening(&mut process, "nginx", STATUS)?;
         Ok(Self { process })
+    }
+}
+
+impl Drop for Nginx {
+    /// A master that is killed leaves its workers behind, with their ports.
+    fn drop(&mut self) {
+        let ended = self.process.signal(Signal::TERM);
+        let _ = ended.and_then(|()| self.process.wait(DEADLINE));
     }
 }
 
