@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use divan::{AllocProfiler, Bencher, black_box};
 use egress_agent::dns::answer::{Context, Transport, Verdict, answer, quick};
-use egress_agent::dns::registry::{NewAddress, Publish, Published, Registry};
-use egress_agent::dns::virtual_address::{Holding, VirtualAddresses};
+use egress_agent::dns::registry::Registry;
 use egress_agent::policy::Options;
 use egress_agent::policy::compile::{Ids, compile};
 use egress_agent::policy::load::load_text;
-use hickory_proto::op::{Edns, Message, Query};
+use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
@@ -25,21 +24,16 @@ const UDP: Context = Context {
     ipv6: true,
 };
 
+#[path = "micro/registry.rs"]
+mod registry;
+
+use registry::{query, registry};
+
 fn main() {
     divan::main();
 }
 
-struct Nothing;
-
-impl Publish for Nothing {
-    fn publish(&self, _: NewAddress) -> Published<'_> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn withdraw(&self, _: &[Arc<Holding>]) {}
-}
-
-fn registry() -> Registry {
+fn many() -> Registry {
     let mut text = String::new();
     for n in 0..HOSTS {
         let _ = write!(
@@ -60,32 +54,13 @@ spec:
     let options = Options::default();
     let loaded = load_text("bench.yaml", &text, &options);
     let (snapshot, _) = compile(&mut Ids::default(), &loaded.documents, &options);
-    let snapshot = Arc::new(snapshot);
-    let registry = Registry::new(Arc::new(VirtualAddresses::in_memory()), Nothing);
-    let assignment = registry.prepare(&snapshot);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    runtime.block_on(registry.install(snapshot, &assignment));
-    registry
-}
-
-/// As glibc and dnsperf send it.
-fn query(name: &str, kind: RecordType) -> Vec<u8> {
-    let mut message = Message::query();
-    message.metadata.recursion_desired = true;
-    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
-    let mut edns = Edns::new();
-    edns.set_max_payload(1232);
-    message.set_edns(edns);
-    message.to_vec().unwrap()
+    registry(Arc::new(snapshot))
 }
 
 /// A captured answer, from bytes to bytes.
 #[divan::bench(args = ["A", "AAAA", "HTTPS"], sample_size = 1000)]
 fn dns_answer(bencher: Bencher, kind: &str) {
-    let registry = registry();
+    let registry = many();
     let message = query("api-4711.example.com.", kind.parse().unwrap());
     let mut out = Vec::with_capacity(4096);
     bencher.bench_local(|| {
@@ -98,7 +73,7 @@ fn dns_answer(bencher: Bencher, kind: &str) {
 /// The same for what is unusual.
 #[divan::bench(sample_size = 100)]
 fn dns_answer_long_way(bencher: Bencher) {
-    let registry = registry();
+    let registry = many();
     let message = query("api-4711.example.com.", RecordType::A);
     bencher.bench_local(|| {
         let view = registry.view("production");
@@ -111,7 +86,7 @@ fn dns_answer_long_way(bencher: Bencher) {
 /// What decides that a query goes to the resolver that was asked.
 #[divan::bench(sample_size = 100)]
 fn unregistered(bencher: Bencher) {
-    let registry = registry();
+    let registry = many();
     let message = query("www.example.org.", RecordType::A);
     let mut out = Vec::with_capacity(4096);
     bencher.bench_local(|| {
@@ -124,7 +99,7 @@ fn unregistered(bencher: Bencher) {
 /// What is remembered of a resolver's answer.
 #[divan::bench(sample_size = 100)]
 fn learn(bencher: Bencher) {
-    let registry = registry();
+    let registry = many();
     let name = Name::from_ascii("www.example.org.").unwrap();
     let mut message = Message::query();
     message.add_query(Query::query(name.clone(), RecordType::A));

@@ -8,6 +8,7 @@
 mod bodies;
 mod dns;
 mod kernel;
+mod registry;
 
 use bodies::BODIES;
 use divan::Bencher;
