@@ -1,7 +1,7 @@
 //! The place of the measurements: a lab with the services in its world, and
 //! the generator started in it.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -27,9 +27,6 @@ pub(crate) struct Arena {
     pub(crate) own: PathBuf,
     pub(crate) lab: Lab,
 }
-
-/// More than the access logs of one round.
-const WARM_MEGABYTES: usize = 128;
 
 /// A lab whose connections are controlled by `reno`, which any namespace may
 /// have. The machine's default may pace what is sent (BBR), and the figures of
@@ -117,23 +114,6 @@ impl Arena {
         process.wait(DEADLINE)?;
         serde_json::from_str(&text)
             .with_context(|| format!("the generator printed {text:?} and {:?}", why()))
-    }
-
-    /// Has the kernel own pages for files that its hypervisor has given it.
-    /// Where that takes back what is free (balloon, free page reporting), the
-    /// first touch of a page costs 10 µs, and a line in an access log as much
-    /// as the request: what is measured then is the hypervisor, and the length
-    /// of lines.
-    ///
-    /// # Errors
-    /// When the disk is full.
-    pub(crate) fn warm_pages(&self) -> Result<()> {
-        let path = self.lab.directory().join("warm");
-        let mut file = std::fs::File::create(&path)?;
-        let piece = vec![1; 1 << 20];
-        let written = (0..WARM_MEGABYTES).try_for_each(|_| file.write_all(&piece));
-        std::fs::remove_file(&path)?;
-        written.context("the pages of a file")
     }
 
     /// CPU seconds of everything in the lab so far.

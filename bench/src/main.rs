@@ -10,6 +10,7 @@ mod extra;
 mod idle;
 mod limits;
 mod load;
+mod logs;
 mod machine;
 mod measure;
 mod peer;
@@ -62,6 +63,9 @@ enum Command {
     /// A proxy that only passes on, for the bench itself.
     #[command(hide = true)]
     Bare { description: String },
+    /// A reader of an access log, for the bench itself.
+    #[command(hide = true)]
+    Drain { pipe: PathBuf },
     /// The services, for the bench itself.
     #[command(hide = true)]
     Serve { description: String },
@@ -114,6 +118,7 @@ fn main() -> ExitCode {
         }
         Command::Probe => probe::run().map(|()| ExitCode::SUCCESS),
         Command::Bare { description } => bare::run(&description).map(|()| ExitCode::SUCCESS),
+        Command::Drain { pipe } => logs::drain(&pipe).map(|()| ExitCode::SUCCESS),
         Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -96,7 +96,6 @@ fn one(
     share: f64,
 ) -> Result<Sample> {
     let load = workload.load(peer.target(&workload.service), share);
-    arena.warm_pages()?;
     let _engaged = peer.engage(arena)?;
     let before = peer.counters(arena, &workload.service)?;
     let start = Cell::new(None);

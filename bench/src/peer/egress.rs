@@ -8,15 +8,18 @@ use lab::agent::Agent;
 
 use super::{Counters, Name, Peer, redirect};
 use crate::arena::{Arena, THREADS};
+use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::Service;
 
 pub(super) struct Egress {
     agent: Agent,
+    _log: LogPipe,
 }
 
 impl Egress {
     pub(super) fn start(arena: &Arena, services: &[Service]) -> Result<Self> {
+        let log = LogPipe::new(arena, "egress", None)?;
         let agent = arena
             .lab
             .agent()
@@ -24,9 +27,10 @@ impl Egress {
             .setting("--workers", THREADS.to_string())
             // The default, which the lab's other agents do not have.
             .setting("--access-log-linger", "100ms")
+            .setting("--access-log", log.path().display().to_string())
             .log_filter("warn")
             .start()?;
-        Ok(Self { agent })
+        Ok(Self { agent, _log: log })
     }
 }
 

@@ -1,9 +1,8 @@
 //! Envoy, configured as an Istio sidecar configures itself for such services:
 //! one listener for what nftables redirects, which hands each connection to a
 //! listener by the port that the program dialled. Its access log is JSON with
-//! the fields of Istio's default format, on a file.
+//! the fields of Istio's default format.
 
-use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use super::redirect::{PROXY_USER, Redirect};
 use super::{Counters, Name, Peer};
 use crate::arena::{Arena, THREADS};
+use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::Service;
 
@@ -23,6 +23,7 @@ const ADMIN: u16 = 15_000;
 
 pub(super) struct Envoy {
     process: Process,
+    _log: LogPipe,
     services: Vec<Service>,
 }
 
@@ -31,11 +32,10 @@ impl Envoy {
         let program = program()?;
         // It runs as a user that may not read the lab's folder of root's.
         let authority = std::fs::read_to_string(&arena.authority)?;
-        let log = arena.lab.write("envoy-access.log", "")?;
-        chown(&log, Some(PROXY_USER), Some(PROXY_USER))?;
+        let log = LogPipe::new(arena, "envoy", Some(PROXY_USER))?;
         let file = arena.lab.write(
             "envoy.json",
-            &serde_json::to_string_pretty(&bootstrap(services, &authority, &log))?,
+            &serde_json::to_string_pretty(&bootstrap(services, &authority, log.path()))?,
         )?;
         let mut process = arena
             .proxy("envoy", "setpriv".as_ref())?
@@ -54,6 +54,7 @@ impl Envoy {
         })?;
         Ok(Self {
             process,
+            _log: log,
             services: services.to_vec(),
         })
     }

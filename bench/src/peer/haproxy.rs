@@ -8,6 +8,7 @@ use lab::process::Process;
 
 use super::{Counters, Name, Peer, redirect};
 use crate::arena::{Arena, THREADS};
+use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::Service;
 
@@ -17,6 +18,7 @@ const STATISTICS: u16 = 19_999;
 
 pub(super) struct Haproxy {
     process: Process,
+    _log: LogPipe,
 }
 
 impl Haproxy {
@@ -24,13 +26,15 @@ impl Haproxy {
         let file = arena
             .lab
             .write("haproxy.cfg", &configuration(arena, services))?;
+        let log = LogPipe::new(arena, "haproxy", None)?;
         let mut process = arena
             .proxy("haproxy", "haproxy".as_ref())?
             .args(["-db", "-f"])
             .arg(file)
+            .stdout(log.writer()?)
             .start()?;
         arena.wait_listening(&mut process, "haproxy", STATISTICS)?;
-        Ok(Self { process })
+        Ok(Self { process, _log: log })
     }
 }
 

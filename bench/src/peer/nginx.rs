@@ -2,6 +2,7 @@
 //! HTTP/2 it speaks HTTP/1.1 to the service: it knows nothing else.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use lab::Group;
@@ -10,6 +11,7 @@ use rustix::process::Signal;
 
 use super::{Counters, Name, Peer, redirect};
 use crate::arena::{Arena, THREADS};
+use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::{self, Service};
 
@@ -21,6 +23,7 @@ pub(crate) const STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 pub(super) struct Nginx {
     process: Process,
+    _log: LogPipe,
 }
 
 impl Nginx {
@@ -28,7 +31,8 @@ impl Nginx {
         let directory = arena.lab.directory().join("nginx-peer");
         std::fs::create_dir_all(&directory)?;
         let file = directory.join("nginx.conf");
-        std::fs::write(&file, configuration(arena, services))?;
+        let log = LogPipe::new(arena, "nginx", None)?;
+        std::fs::write(&file, configuration(arena, services, log.path()))?;
         let mut process = arena
             .proxy("nginx", "nginx".as_ref())?
             .arg("-c")
@@ -39,7 +43,7 @@ impl Nginx {
             .arg(directory.join("error.log"))
             .start()?;
         arena.wait_listening(&mut process, "nginx", STATUS)?;
-        Ok(Self { process })
+        Ok(Self { process, _log: log })
     }
 }
 
@@ -51,7 +55,8 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(arena: &Arena, services: &[Service]) -> String {
+fn configuration(arena: &Arena, services: &[Service], log: &Path) -> String {
+    let log = log.display();
     let (mut http, mut stream) = (String::new(), String::new());
     for service in services {
         match service.speaks {
@@ -68,7 +73,7 @@ pid nginx.pid;
 error_log error.log error;
 events {{ worker_connections 12000; }}
 http {{
-    access_log access.log combined buffer=64k flush=1s;
+    access_log {log} combined buffer=64k flush=1s;
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
     client_body_temp_path body;
@@ -84,7 +89,7 @@ http {{
 {http}}}
 stream {{
     log_format tcp '$remote_addr $time_iso8601 $status $bytes_sent $bytes_received $session_time $upstream_addr';
-    access_log stream.log tcp buffer=64k flush=1s;
+    access_log {log} tcp buffer=64k flush=1s;
     proxy_timeout 1h;
 {stream}}}
 "
