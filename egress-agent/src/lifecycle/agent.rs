@@ -187,7 +187,7 @@ async fn control(
     agent.store(&sockets);
     say_ready(&process);
     memory::give_back();
-    tokio::task::spawn_local(memory::settle());
+    tokio::task::spawn_local(memory::settle_all());
 
     let mut parts = Parts {
         sources,

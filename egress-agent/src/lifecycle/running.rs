@@ -31,6 +31,7 @@ use crate::dns;
 use crate::endpoint;
 use crate::flow::{self, Command, Shared};
 use crate::kubernetes::metrics::Slot as ClusterMetrics;
+use crate::memory::Thrift;
 use crate::policy::source::keeper::Keeper;
 use crate::secret::{MeshIdentity, SecretSettings, Secrets};
 use crate::settings::value::AccessLog as LogSetting;
@@ -90,12 +91,15 @@ impl Agent {
         pins_lock: Option<Arc<OwnedFd>>,
     ) -> Result<Self, StartError> {
         let failed = |what| move |error| StartError::Process { what, error };
+        // BTF of the kernel and the programs' code are large, and soon dropped.
+        let thrift = Thrift::begin();
         let kernel = Kernel::attach(&AttachOptions {
             cgroup: settings.cgroup.clone(),
             bpffs: Some(settings.bpffs.clone()),
             pins_lock,
         })
         .map_err(StartError::Capture)?;
+        drop(thrift);
         let kernel = Arc::new(kernel);
         let netns = NetNs::current().map_err(failed("a socket"))?;
         let sockets = Sockets::marked(kernel.bypass());
