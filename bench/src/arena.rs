@@ -12,12 +12,10 @@ use lab::dns::NameServer;
 use lab::process::{DEADLINE, Process};
 use lab::{Group, Lab, RESOLVER};
 
+use crate::cpus::{Cpus, pinned};
 use crate::load::{Load, Outcome};
 use crate::serve::Serve;
 use crate::services;
-
-/// Threads of every proxy.
-pub(crate) const THREADS: usize = 2;
 
 pub(crate) struct Arena {
     // Guards are dropped in this order, the lab last.
@@ -25,6 +23,7 @@ pub(crate) struct Arena {
     _dns: NameServer,
     pub(crate) authority: PathBuf,
     pub(crate) own: PathBuf,
+    pub(crate) cpus: Cpus,
     pub(crate) lab: Lab,
 }
 
@@ -43,7 +42,7 @@ pub(crate) fn lab() -> Result<Lab> {
 }
 
 impl Arena {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(cpus: Cpus) -> Result<Self> {
         let lab = lab()?;
         let own = std::env::current_exe()?;
         // Connections by the thousand leave as many ports in TIME_WAIT.
@@ -66,8 +65,7 @@ impl Arena {
             certificate: certificate.certificate.display().to_string(),
             key: certificate.key.display().to_string(),
         };
-        let mut server = lab
-            .spawn(Group::Servers, &own)
+        let mut server = pinned(&lab, Group::Servers, &cpus.others(), &own)
             .arg("serve")
             .arg(serde_json::to_string(&serve)?)
             .stdout(Stdio::piped())
@@ -81,6 +79,7 @@ impl Arena {
             _dns: dns,
             authority: authority.path(),
             own,
+            cpus,
             lab,
         })
     }
@@ -94,9 +93,7 @@ impl Arena {
         begin: impl FnOnce() -> Result<()>,
     ) -> Result<Outcome> {
         let errors = self.lab.directory().join("load.err");
-        let mut process = self
-            .lab
-            .spawn(group, &self.own)
+        let mut process = pinned(&self.lab, group, &self.cpus.others(), &self.own)
             .arg("load")
             .arg(serde_json::to_string(load)?)
             .stderr(std::fs::File::create(&errors)?)
@@ -126,11 +123,11 @@ impl Arena {
     /// A program started beside the clients, in a folder of its own.
     pub(crate) fn proxy(&self, name: &str, program: &Path) -> Result<lab::process::Spawn> {
         let output = std::fs::File::create(self.lab.directory().join(format!("{name}.out")))?;
-        Ok(self
-            .lab
-            .outsider(program)
-            .stdout(output.try_clone()?)
-            .stderr(output))
+        Ok(
+            pinned(&self.lab, Group::Outside, &self.cpus.proxies(), program)
+                .stdout(output.try_clone()?)
+                .stderr(output),
+        )
     }
 
     /// What such a program has printed.

@@ -13,6 +13,7 @@ use lab::dns::NameServer;
 use lab::process::Process;
 use lab::{Group, Lab, RESOLVER};
 
+use crate::cpus::pinned;
 use crate::extra::Row;
 use crate::progress::Progress;
 use crate::serve::{Listener, Serve, Speaks, Tls};
@@ -153,8 +154,7 @@ impl Side {
             certificate: String::new(),
             key: String::new(),
         };
-        let pinned = |group, cpu| lab.spawn(group, "taskset").args(["-c", cpu]).arg(&own);
-        let mut server = pinned(Group::Servers, SERVER)
+        let mut server = pinned(&lab, Group::Servers, SERVER, &own)
             .arg("serve")
             .arg(serde_json::to_string(&serve)?)
             .stdout(Stdio::piped())
@@ -167,7 +167,8 @@ impl Side {
             .log_filter("warn")
             .start()?;
         let probe = |group| -> Result<Process> {
-            let mut probe = pinned(group, CLIENTS).arg("probe").interactive().start()?;
+            let probe = pinned(&lab, group, CLIENTS, &own).arg("probe");
+            let mut probe = probe.interactive().start()?;
             probe.expect_line("ready")?;
             Ok(probe)
         };

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::arena::Arena;
+use crate::cpus::Cpus;
 use crate::peer::{self, Name};
 use crate::progress::Progress;
 use crate::{direct, dns, idle, restart, scale, services};
@@ -67,12 +68,12 @@ pub(crate) const ALL: [Measurement; 7] = [
         name: "restart",
         title: "new connections while the proxy is restarted, 500 a second",
         quick: false,
-        measure: |_, _| Ok(restart::measure(&Arena::new()?)),
+        measure: |_, _| Ok(restart::measure(&Arena::new(Cpus::new(false)?)?)),
     },
 ];
 
 fn names(chosen: &Measurement, amount: Amount) -> Result<Vec<Row>> {
-    let arena = Arena::new()?;
+    let arena = Arena::new(Cpus::new(false)?)?;
     let agent = peer::start(&arena, Name::Egress, &services::ALL)?;
     let mut progress = Progress::new(dns::WAYS * amount.rounds);
     dns::measure(&arena, &*agent, chosen.name, amount, &mut progress)

@@ -11,6 +11,7 @@ use lab::process::Process;
 
 use crate::account;
 use crate::arena::Arena;
+use crate::cpus::Cpus;
 use crate::extra::Row;
 use crate::load::{Kind, Load};
 use crate::peer::{self, Name, Peer};
@@ -33,7 +34,7 @@ const KINDS: [(&str, Kind, Service, f64); 2] = [
 
 /// Kilobytes of each idle connection, by proxy.
 pub(crate) fn measure() -> Result<Vec<Row>> {
-    let arena = Arena::new()?;
+    let arena = Arena::new(Cpus::new(false)?)?;
     let mut rows = Vec::new();
     for (what, kind, service, target) in KINDS {
         for name in PEERS {

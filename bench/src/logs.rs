@@ -6,19 +6,21 @@
 //! request.
 
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
+use lab::Group;
 use lab::process::Process;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
 
 use crate::arena::Arena;
+use crate::cpus::pinned;
 
-/// Bytes that wait in the pipe: what a user may ask for without privileges.
-const CAPACITY: usize = 1 << 20;
+/// Bytes read at once: all that a pipe holds.
+const READ: usize = 1 << 16;
 
 /// A pipe with a name, and who empties it for as long as this lives.
 pub(crate) struct LogPipe {
@@ -36,9 +38,9 @@ impl LogPipe {
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
             .with_context(|| format!("cannot make the pipe {}", path.display()))?;
         chown(&path, owner, owner)?;
-        let mut reader = arena
-            .lab
-            .outsider(&arena.own)
+        // Beside the writer, which gets back the pages that were just read.
+        let cpus = arena.cpus.proxies();
+        let mut reader = pinned(&arena.lab, Group::Outside, &cpus, &arena.own)
             .arg("drain")
             .arg(&path)
             .stdout(Stdio::piped())
@@ -63,12 +65,10 @@ impl LogPipe {
 /// Empties the pipe at `path` until the process is ended; prints `ready`.
 pub(crate) fn drain(path: &Path) -> Result<()> {
     // Also for writing: it never ends, and no writer waits for a reader.
-    let pipe = OpenOptions::new().read(true).write(true).open(path)?;
-    fcntl_setpipe_size(&pipe, CAPACITY).context("the size of a pipe")?;
-    let nowhere = OpenOptions::new().write(true).open("/dev/null")?;
+    let mut pipe = OpenOptions::new().read(true).write(true).open(path)?;
     println!("ready");
+    let mut lines = vec![0; READ];
     loop {
-        splice(&pipe, None, &nowhere, None, CAPACITY, SpliceFlags::empty())
-            .context("emptying a pipe")?;
+        pipe.read(&mut lines).context("emptying a pipe")?;
     }
 }

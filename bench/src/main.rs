@@ -4,6 +4,7 @@
 mod account;
 mod arena;
 mod bare;
+mod cpus;
 mod direct;
 mod dns;
 mod extra;
@@ -31,6 +32,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::arena::Arena;
+use crate::cpus::Cpus;
 use crate::measure::Measured;
 use crate::peer::Name;
 use crate::progress::Progress;
@@ -88,6 +90,10 @@ struct Arguments {
     /// Measure a proxy that only passes HTTP/1.1 on, too: the floor.
     #[arg(long)]
     bare: bool,
+    /// Give proxies CPUs of their own, half of them: steadier figures, to compare
+    /// two builds with.
+    #[arg(long)]
+    apart: bool,
     /// Part of the usual work of each round.
     #[arg(long)]
     share: Option<f64>,
@@ -156,6 +162,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     limits::raise_open_files()?;
+    let cpus = Cpus::new(arguments.apart)?;
     let chosen: Vec<_> = workloads::ALL
         .iter()
         .filter(|workload| arguments.wants(workload.name, workload.quick))
@@ -178,13 +185,14 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let measured = if chosen.is_empty() {
         Vec::new()
     } else {
-        measure_beside_peers(arguments, &chosen, rounds, share)?
+        measure_beside_peers(arguments, &chosen, rounds, share, cpus.clone())?
     };
 
     let amount = extra::Amount { rounds, share };
     let report = Report {
         command: command_line(),
         rounds,
+        cpus: cpus.describe(),
         measured,
         extra: extra.iter().map(|extra| extra.run(amount)).collect(),
     };
@@ -212,8 +220,9 @@ fn measure_beside_peers(
     chosen: &[&Workload],
     rounds: usize,
     share: f64,
+    cpus: Cpus,
 ) -> Result<Vec<Measured>> {
-    let arena = Arena::new()?;
+    let arena = Arena::new(cpus)?;
     let mut peers = Vec::new();
     for name in Name::ALL {
         if !arguments.without.contains(&name) && (name != Name::Bare || arguments.bare) {

@@ -60,8 +60,12 @@ pub(crate) fn workload(
         .iter()
         .map(AsRef::as_ref)
         .filter(|peer| peer.carries(&workload.service))
-        // Without a proxy the client itself would be cut off.
-        .filter(|peer| peer.pid().is_some() || workload.kind != Kind::Http1UpstreamCloses)
+        // Without a proxy the client itself would be cut off, and the bare one
+        // does not look after it.
+        .filter(|peer| {
+            let minds = !matches!(peer.name(), Name::Direct | Name::Bare);
+            minds || workload.kind != Kind::Http1UpstreamCloses
+        })
         .collect();
     for round in 0..rounds {
         for peer in &peers {

@@ -17,6 +17,8 @@ use crate::measure::Measured;
 pub(crate) struct Report {
     pub(crate) command: String,
     pub(crate) rounds: usize,
+    /// Which CPUs did what.
+    pub(crate) cpus: String,
     pub(crate) measured: Vec<Measured>,
     pub(crate) extra: Vec<Extra>,
 }

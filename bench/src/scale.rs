@@ -12,12 +12,13 @@ use anyhow::{Context, Result, ensure};
 use lab::Lab;
 use lab::agent::Agent;
 
-use crate::arena::THREADS;
 use crate::extra::Row;
 
 const MANY: usize = 10_000;
 /// Changes of one service, of which the median counts.
 const CHANGES: usize = 15;
+/// As many as on a node of two cores.
+const WORKERS: usize = 2;
 /// After so long an agent at rest has given back what its start needed.
 const REST: Duration = Duration::from_secs(7);
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -114,7 +115,7 @@ fn start(lab: &Lab, count: usize) -> Result<(Agent, Duration)> {
     let builder = lab.agent().policy("services", &services(count))?;
     let began = Instant::now();
     let agent = builder
-        .setting("--workers", THREADS.to_string())
+        .setting("--workers", WORKERS.to_string())
         .setting("--access-log", "off")
         .log_filter("warn,egress_agent::lifecycle::node=debug")
         .start()?;

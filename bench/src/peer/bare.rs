@@ -7,7 +7,7 @@ use lab::Group;
 use lab::process::Process;
 
 use super::{Counters, Name, Peer, redirect};
-use crate::arena::{Arena, THREADS};
+use crate::arena::Arena;
 use crate::bare;
 use crate::services::{HTTP1, Service};
 
@@ -22,7 +22,7 @@ impl Bare {
         let description = bare::Bare {
             listen: SocketAddr::from(([127, 0, 0, 1], PORT)),
             upstream: format!("{}:{}", HTTP1.address(), HTTP1.upstream_port).parse()?,
-            threads: THREADS,
+            threads: arena.cpus.threads(),
         };
         let mut process = arena
             .proxy("bare", &arena.own)?

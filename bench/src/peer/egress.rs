@@ -7,7 +7,7 @@ use lab::Group;
 use lab::agent::Agent;
 
 use super::{Counters, Name, Peer, redirect};
-use crate::arena::{Arena, THREADS};
+use crate::arena::Arena;
 use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::Service;
@@ -24,7 +24,8 @@ impl Egress {
             .lab
             .agent()
             .policy("services", &policies(arena, services))?
-            .setting("--workers", THREADS.to_string())
+            .setting("--workers", arena.cpus.threads().to_string())
+            .under(&["taskset", "-c", &arena.cpus.proxies()])
             // The default, which the lab's other agents do not have.
             .setting("--access-log-linger", "100ms")
             .setting("--access-log", log.path().display().to_string())

@@ -1,7 +1,9 @@
-//! Envoy, configured as an Istio sidecar configures itself for such services:
-//! one listener for what nftables redirects, which hands each connection to a
-//! listener by the port that the program dialled. Its access log is JSON with
-//! the fields of Istio's default format.
+//! Envoy, as a sidecar of Istio for such services: one listener for what nftables
+//! redirects, which hands each connection to a listener by the port that the
+//! program dialled. Its access log is JSON with the fields of Istio's default
+//! format. It is spared what a sidecar has besides and each request pays for:
+//! the filters for metrics (which Envoy's own build has not), gRPC, faults and
+//! CORS, and the default retries.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::redirect::{PROXY_USER, Redirect};
 use super::{Counters, Name, Peer};
-use crate::arena::{Arena, THREADS};
+use crate::arena::Arena;
 use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::Service;
@@ -45,7 +47,7 @@ impl Envoy {
             .arg(program)
             .arg("--config-path")
             .arg(file)
-            .args(["--concurrency", &THREADS.to_string()])
+            .args(["--concurrency", &arena.cpus.threads().to_string()])
             .args(["--log-level", "warning", "--use-dynamic-base-id"])
             .start()?;
         arena.wait_listening(&mut process, "envoy", ADMIN)?;

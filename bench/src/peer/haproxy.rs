@@ -7,7 +7,7 @@ use lab::Group;
 use lab::process::Process;
 
 use super::{Counters, Name, Peer, redirect};
-use crate::arena::{Arena, THREADS};
+use crate::arena::Arena;
 use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::Service;
@@ -39,10 +39,11 @@ impl Haproxy {
 }
 
 fn configuration(arena: &Arena, services: &[Service]) -> String {
+    let threads = arena.cpus.threads();
     let mut text = format!(
         "global
     maxconn 9000
-    nbthread {THREADS}
+    nbthread {threads}
     log stdout format raw local0
     tune.ssl.default-dh-param 2048
 defaults

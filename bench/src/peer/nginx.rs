@@ -10,7 +10,7 @@ use lab::process::{DEADLINE, Process};
 use rustix::process::Signal;
 
 use super::{Counters, Name, Peer, redirect};
-use crate::arena::{Arena, THREADS};
+use crate::arena::Arena;
 use crate::logs::LogPipe;
 use crate::serve::{Speaks, Tls};
 use crate::services::{self, Service};
@@ -56,7 +56,7 @@ impl Drop for Nginx {
 }
 
 fn configuration(arena: &Arena, services: &[Service], log: &Path) -> String {
-    let log = log.display();
+    let (log, threads) = (log.display(), arena.cpus.threads());
     let (mut http, mut stream) = (String::new(), String::new());
     for service in services {
         match service.speaks {
@@ -68,7 +68,7 @@ fn configuration(arena: &Arena, services: &[Service], log: &Path) -> String {
         "load_module {STREAM};
 daemon off;
 user root;
-worker_processes {THREADS};
+worker_processes {threads};
 pid nginx.pid;
 error_log error.log error;
 events {{ worker_connections 12000; }}

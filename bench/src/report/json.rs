@@ -45,6 +45,7 @@ pub(super) fn value(report: &Report) -> Value {
         "machine": machine::describe(),
         "versions": machine::versions(),
         "rounds": report.rounds,
+        "cpus": report.cpus,
         "workloads": workloads,
         "extra": report.extra,
         "targets": targets::all(report),

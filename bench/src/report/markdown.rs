@@ -12,11 +12,12 @@ use crate::workloads::Unit;
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = format!(
-        "# Benchmarks\n\n{}, `{}`, {} rounds.\n{}.\n{}.\n\n",
+        "# Benchmarks\n\n{}, `{}`, {} rounds.\n{}. {}\n{}.\n\n",
         machine::date(),
         report.command,
         report.rounds,
         machine::describe(),
+        report.cpus,
         machine::versions().join(", ")
     );
     text.push_str(
