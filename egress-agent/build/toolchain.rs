@@ -2,8 +2,9 @@
 // the build script of egress-agent and by xtask, which installs what is
 // missing and then asks again.
 //
-// A compiler is fit when the source of its own standard library lies beside it
-// (`-Z build-std` compiles `core` from there). A nightly one is used as it is;
+// A compiler is fit when it is not older than the one that the workspace asks
+// for, and the source of its own standard library lies beside it (`-Z build-std`
+// compiles `core` from there). A nightly one is used as it is;
 // any other with RUSTC_BOOTSTRAP=1, which unlocks `-Z`.
 
 use std::env;
@@ -14,6 +15,9 @@ use std::process::Command;
 /// Names a toolchain by hand: a rustup toolchain, or a directory that holds
 /// `bin/cargo` and `bin/rustc`.
 pub const TOOLCHAIN_VARIABLE: &str = "EGRESS_BPF_TOOLCHAIN";
+
+/// The oldest compiler that builds the workspace.
+const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
 
 /// A compiler that can build for the BPF target, and the linker to go with it.
 #[derive(Clone, Debug)]
@@ -42,8 +46,8 @@ impl std::fmt::Display for Missing {
         match self {
             Self::Compiler(tried) => write!(
                 f,
-                "no Rust compiler with its own rust-src was found for the kernel programs \
-                 (looked at: {tried}): run `cargo xtask setup`"
+                "no Rust compiler of {OLDEST} or newer with its own rust-src was found for the \
+                 kernel programs (looked at: {tried}): run `cargo xtask setup`"
             ),
             Self::Linker => f.write_str(
                 "bpf-linker was not found in PATH or in cargo's bin directory: \
@@ -136,16 +140,30 @@ fn candidates() -> Vec<PathBuf> {
     list
 }
 
-/// Whether the compiler runs and has its library's source; if so, whether it
-/// is a nightly.
+/// Whether the compiler runs, is new enough and has its library's source; if
+/// so, whether it is a nightly.
 fn fit(rustc: &Path) -> Option<bool> {
     let sysroot = output(Command::new(rustc).args(["--print", "sysroot"]))?;
     let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml");
     if !source.is_file() {
         return None;
     }
-    let version = output(Command::new(rustc).arg("--version"))?;
+    is_nightly(&output(Command::new(rustc).arg("--version"))?)
+}
+
+/// Whether what `rustc --version` says is a nightly; none if it is too old.
+fn is_nightly(version: &str) -> Option<bool> {
+    // `rustc 1.95.0 (59807616e 2026-04-14)`
+    if numbers(version.split(' ').nth(1)?)? < numbers(OLDEST)? {
+        return None;
+    }
     Some(version.contains("-nightly") || version.contains("-dev"))
+}
+
+/// Major and minor version.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 fn output(command: &mut Command) -> Option<String> {
@@ -173,4 +191,21 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .chain([PathBuf::from("/usr/local/bin")])
         .map(|directory| directory.join(name))
         .find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compiler_must_not_be_too_old() {
+        let said = |version: &str| is_nightly(&format!("rustc {version} (59807616e 2026-04-14)"));
+        assert_eq!(said("1.85.0"), None);
+        assert_eq!(said("1.9.0"), None);
+        assert_eq!(said(&format!("{OLDEST}.0")), Some(false));
+        assert_eq!(said("2.0.1"), Some(false));
+        assert_eq!(said("1.150.0-nightly"), Some(true));
+        assert_eq!(said("unknown"), None);
+        assert_eq!(is_nightly(""), None);
+    }
 }

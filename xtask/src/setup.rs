@@ -137,7 +137,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
 /// Prepares the toolchain of the kernel programs.
 pub(crate) fn bpf() -> Result<(), Failure> {
     if toolchain::compiler().is_err() {
-        packages::install(&packages::missing(&BPF_PACKAGES), BPF_ALTERNATIVE)?;
+        // Also those that are there already: they may be too old.
+        packages::install(&BPF_PACKAGES, BPF_ALTERNATIVE)?;
     }
     if toolchain::find_program("bpf-linker").is_none() {
         packages::install(&packages::missing(&LLVM_PACKAGES), BPF_ALTERNATIVE)?;
