@@ -1,6 +1,6 @@
 //! Which CPUs do what. As on a node, all share all of them; or, for figures that
-//! are steady enough to compare builds, proxies have some to themselves, and the
-//! generator, the services and readers of logs the others.
+//! are steady enough to compare builds, proxies and the readers of their logs have
+//! some to themselves, and the generator and the services the others.
 
 use std::path::Path;
 

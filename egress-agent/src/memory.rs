@@ -110,10 +110,9 @@ pub async fn settle_all() {
     ];
     for mapping in own.iter().filter_map(|own| clean_mapping(&smaps, *own)) {
         // SAFETY: the mapping is of the program's file, or of a library's that
-        // the program was started with: it is there until the process ends. It
-        // was never written to, so that every page is read again from the file
-        // as it was before (madvise(2), MADV_DONTNEED), and files of running
-        // programs are replaced, not written to (ETXTBSY).
+        // the program was started with: it is there until the process ends. No
+        // page of it is its own, so all of them are those of the page cache, and
+        // madvise(2), MADV_DONTNEED, only has them looked up there again.
         let advised = unsafe {
             madvise(
                 std::ptr::with_exposed_provenance_mut(mapping.start),
