@@ -127,7 +127,15 @@ impl Systemd {
     fn run(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
         Command::new("nsenter")
             .args(["--target", &self.pid.to_string()])
-            .args(["--mount", "--pid", "--net", "systemctl", "--no-pager"])
+            // Its root, too: the lab may stand in a chroot.
+            .args([
+                "--mount",
+                "--pid",
+                "--net",
+                "--root",
+                "systemctl",
+                "--no-pager",
+            ])
             .args(arguments)
             .output()
             .context("cannot run nsenter")
