@@ -46,9 +46,8 @@ const LLVM_PACKAGES: [&str; 5] = [
 ];
 
 /// What a newcomer on another system does instead.
-const BPF_ALTERNATIVE: &str = "Debian 12 has it in its security archive: \
-     `deb http://deb.debian.org/debian-security bookworm-security main` in /etc/apt/sources.list; \
-     elsewhere use rustup: `rustup toolchain install nightly --component rust-src && cargo install bpf-linker`, \
+const BPF_ALTERNATIVE: &str = "Debian 12 has it in its security archive \
+     (suite bookworm-security in apt's sources); elsewhere use rustup: `rustup toolchain install nightly --component rust-src && cargo install bpf-linker`, \
      then run this again";
 
 const BPF_LINKER_VERSION: &str = "0.13.0";
