@@ -204,18 +204,27 @@ Anonymous:             0 kB
         assert_eq!(clean_mapping("", 0x1000), None);
     }
 
+    /// KB of the program's code that are resident.
+    fn resident() -> u64 {
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let code = clean_mapping(&smaps, give_back as *const () as usize).unwrap();
+        let mut lines = smaps
+            .lines()
+            .skip_while(|line| line.split(' ').next().and_then(range) != Some(code.clone()));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_program_goes_on_without_the_pages_of_its_start() {
-        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let code = clean_mapping(&smaps, give_back as *const () as usize);
-        assert!(code.is_some(), "{smaps}");
-        settle_all().await;
-        let again = tokio::fs::read_to_string("/proc/self/smaps").await.unwrap();
-        assert_eq!(
-            clean_mapping(&again, give_back as *const () as usize),
-            code,
-            "the code is where it was"
-        );
+        // Other tests bring pages back meanwhile, but not each time as many.
+        let mut shed = false;
+        for _ in 0..100 {
+            let before = resident();
+            settle_all().await;
+            shed |= resident() < before;
+        }
+        assert!(shed, "no code has left the resident set");
     }
 
     #[test]
