@@ -14,6 +14,7 @@ use lab::{Group, Lab, RESOLVER};
 
 use crate::cpus::{Cpus, pinned};
 use crate::load::{Load, Outcome};
+use crate::peer::Records;
 use crate::serve::Serve;
 use crate::services;
 
@@ -24,6 +25,7 @@ pub(crate) struct Arena {
     pub(crate) authority: PathBuf,
     pub(crate) own: PathBuf,
     pub(crate) cpus: Cpus,
+    pub(crate) records: Records,
     pub(crate) lab: Lab,
 }
 
@@ -80,6 +82,7 @@ impl Arena {
             authority: authority.path(),
             own,
             cpus,
+            records: Records::default(),
             lab,
         })
     }

@@ -34,7 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::arena::Arena;
 use crate::cpus::Cpus;
 use crate::measure::Measured;
-use crate::peer::Name;
+use crate::peer::{Name, Records};
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::workloads::Workload;
@@ -94,6 +94,13 @@ struct Arguments {
     /// two builds with.
     #[arg(long)]
     apart: bool,
+    /// The agent is that build; for the report alone.
+    #[arg(long, hide = true)]
+    profile_guided: bool,
+    /// Let nginx and HAProxy write their own short log lines, and give requests
+    /// no ids.
+    #[arg(long)]
+    own_logs: bool,
     /// Part of the usual work of each round.
     #[arg(long)]
     share: Option<f64>,
@@ -222,7 +229,10 @@ fn measure_beside_peers(
     share: f64,
     cpus: Cpus,
 ) -> Result<Vec<Measured>> {
-    let arena = Arena::new(cpus)?;
+    let mut arena = Arena::new(cpus)?;
+    if arguments.own_logs {
+        arena.records = Records::Own;
+    }
     let mut peers = Vec::new();
     for name in Name::ALL {
         if !arguments.without.contains(&name) && (name != Name::Bare || arguments.bare) {

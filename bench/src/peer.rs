@@ -5,10 +5,12 @@ mod egress;
 mod envoy;
 mod haproxy;
 mod nginx;
+mod records;
 mod redirect;
 
 pub(crate) use egress::policies;
 pub(crate) use nginx::STREAM as NGINX_STREAM;
+pub(crate) use records::Records;
 
 use anyhow::Result;
 use lab::Group;

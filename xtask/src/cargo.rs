@@ -24,7 +24,51 @@ pub(crate) fn target_directory() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }
 
-/// Folder of the programs that a build leaves, by profile.
-pub(crate) fn binaries(release: bool) -> PathBuf {
-    target_directory().join(if release { "release" } else { "debug" })
+/// How the agent and `egressctl` are built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Build {
+    /// Quick to build.
+    Debug,
+    /// Optimised.
+    Release,
+    /// Optimised for what was counted in a run of such a build under load.
+    ProfileGuided,
+}
+
+impl Build {
+    /// `--release` and `--profile-guided`.
+    pub(crate) const fn of(release: bool, profile_guided: bool) -> Self {
+        match (release, profile_guided) {
+            (_, true) => Self::ProfileGuided,
+            (true, false) => Self::Release,
+            (false, false) => Self::Debug,
+        }
+    }
+
+    /// In words.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Release => "release",
+            Self::ProfileGuided => "profile-guided",
+        }
+    }
+
+    /// Cargo's target directory for it.
+    pub(crate) fn target(self) -> PathBuf {
+        match self {
+            Self::Debug | Self::Release => target_directory(),
+            Self::ProfileGuided => target_directory().join("profile-guided"),
+        }
+    }
+
+    /// Folder of the programs that it leaves.
+    pub(crate) fn binaries(self) -> PathBuf {
+        let profile = if self == Self::Debug {
+            "debug"
+        } else {
+            "release"
+        };
+        self.target().join(profile)
+    }
 }

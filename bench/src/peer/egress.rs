@@ -13,7 +13,8 @@ use crate::serve::{Speaks, Tls};
 use crate::services::Service;
 
 pub(super) struct Egress {
-    agent: Agent,
+    /// Until it is stopped.
+    agent: Option<Agent>,
     _log: LogPipe,
 }
 
@@ -31,7 +32,24 @@ impl Egress {
             .setting("--access-log", log.path().display().to_string())
             .log_filter("warn")
             .start()?;
-        Ok(Self { agent, _log: log })
+        Ok(Self {
+            agent: Some(agent),
+            _log: log,
+        })
+    }
+
+    fn agent(&self) -> Result<&Agent> {
+        self.agent.as_ref().context("the agent is stopped")
+    }
+}
+
+impl Drop for Egress {
+    /// As an operator stops it: what it writes at its end is written (a build
+    /// that counts its branches writes the counts).
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.agent.take().map(Agent::stop) {
+            eprintln!("bench: egress did not end in order: {error:#}");
+        }
     }
 }
 
@@ -41,7 +59,7 @@ impl Peer for Egress {
     }
 
     fn pid(&self) -> Option<u32> {
-        Some(self.agent.id())
+        self.agent.as_ref().map(Agent::id)
     }
 
     fn group(&self) -> Group {
@@ -53,7 +71,7 @@ impl Peer for Egress {
     }
 
     fn counters(&self, arena: &Arena, service: &Service) -> Result<Option<Counters>> {
-        let metrics = self.agent.metrics(&arena.lab)?;
+        let metrics = self.agent()?.metrics(&arena.lab)?;
         let sum = |name: &str| -> Result<u64> {
             let mut total = 0.0;
             for line in metrics.lines().filter(|line| line.starts_with(name)) {

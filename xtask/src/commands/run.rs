@@ -6,7 +6,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::Outcome;
-use crate::cargo::binaries;
+use crate::cargo::Build;
 use crate::commands::{build, pass_through};
 use crate::host;
 
@@ -25,7 +25,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     host::require_root("the agent loads kernel programs, and so")?;
     host::require_kernel()?;
-    build::agent(arguments.release)?;
-    let agent = binaries(arguments.release).join("egress-agent");
+    let build = Build::of(arguments.release, false);
+    build::agent(build)?;
+    let agent = build.binaries().join("egress-agent");
     pass_through(Command::new(agent).args(&arguments.agent))
 }

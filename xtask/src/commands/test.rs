@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Args;
 
 use crate::Outcome;
-use crate::cargo::{binaries, cargo};
+use crate::cargo::{Build, cargo};
 use crate::commands::{build, lint, package};
 use crate::counts::Counts;
 use crate::failure::Failure;
@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if arguments.filter.is_none() {
         lint::check()?;
     }
-    build::agent(false)?;
+    build::agent(Build::Debug)?;
     step::run(
         "building the tests",
         cargo(["test", "--no-run", "--workspace"]).args(["--exclude", "egress-ebpf"]),
@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     eprintln!("kernel and end-to-end tests, each in a lab of its own");
     let end_to_end = tests(
         cargo(["test", "--no-fail-fast", "--package", "tests"])
-            .env("EGRESS_BIN_DIR", binaries(false))
+            .env("EGRESS_BIN_DIR", Build::Debug.binaries())
             // A failed test says what it saw; where in the harness tells nothing.
             .env("RUST_LIB_BACKTRACE", "0"),
         arguments,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::Outcome;
-use crate::cargo::{binaries, cargo};
+use crate::cargo::{Build, cargo};
 use crate::commands::build;
 use crate::counts::Counts;
 use crate::failure::Failure;
@@ -90,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     setup::bpf()?;
     setup::test()?;
     packages::install(&packages::missing(&PACKAGES), ALTERNATIVE)?;
-    build::agent(false)?;
+    build::agent(Build::Debug)?;
     let (suites, helpers) = suites(arguments.quick)?;
     let lines = if arguments.kernel.is_empty() {
         Line::ALL.to_vec()
@@ -117,7 +117,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
             &kernel,
             suites,
             helpers,
-            &binaries(false),
+            &Build::Debug.binaries(),
             arguments.filter.as_deref(),
         )?;
         machines.push((line, kernel, image));
