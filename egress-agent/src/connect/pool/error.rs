@@ -135,20 +135,6 @@ impl SendError {
             cause: cause.into(),
         }
     }
-
-    pub(super) fn http2(unsent: bool, cause: &hyper::Error) -> Self {
-        let failure = if unsent {
-            SendFailure::Unsent
-        } else {
-            classify(cause)
-        };
-        // hyper's own text leaves the reason to its source.
-        let text = match cause.source() {
-            Some(source) => format!("{cause}: {source}"),
-            None => cause.to_string(),
-        };
-        Self::new(failure, text)
-    }
 }
 
 impl fmt::Display for SendError {
@@ -158,21 +144,3 @@ impl fmt::Display for SendError {
 }
 
 impl Error for SendError {}
-
-fn classify(error: &hyper::Error) -> SendFailure {
-    if error.is_user() || error.is_body_write_aborted() {
-        return SendFailure::RequestBody;
-    }
-    if error.is_parse() {
-        return SendFailure::Protocol;
-    }
-    match error.source().and_then(|s| s.downcast_ref::<h2::Error>()) {
-        Some(h2) if h2.is_go_away() && h2.is_remote() => SendFailure::Refused,
-        Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => SendFailure::Refused,
-        Some(h2) if h2.is_io() => SendFailure::Closed,
-        Some(h2) if h2.is_remote() => SendFailure::Reset,
-        // Our own side of HTTP/2 found the peer's frames wrong.
-        Some(_) => SendFailure::Protocol,
-        None => SendFailure::Closed,
-    }
-}

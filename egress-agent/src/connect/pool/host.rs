@@ -39,7 +39,7 @@ pub struct Host<B, S> {
     /// Idle HTTP/1 connections; the one used last is used next, so that the
     /// rest can grow old.
     idle: RefCell<Vec<Box<Http1<B, S>>>>,
-    http2: RefCell<Vec<Rc<Http2<B>>>>,
+    http2: RefCell<Vec<Rc<Http2>>>,
     /// Connections being opened.
     opening: Cell<u32>,
     /// Requests in the queue.
@@ -149,10 +149,13 @@ where
         if self.key.identity.version == Version::Http2 && !self.only_http1.get() {
             let mut connections = self.http2.borrow_mut();
             connections
-                .retain(|c| !c.sender.is_closed() && !c.draining.get() && !c.replaced.is_set());
+                .retain(|c| !c.connection.is_closed() && !c.draining.get() && !c.replaced.is_set());
             let found = connections.iter().find(|connection| {
                 // What the service allows, as far as it has said so.
-                let room = connection.room.get().min(limits.max_concurrent_streams);
+                let room = connection
+                    .connection
+                    .room()
+                    .min(limits.max_concurrent_streams);
                 connection.streams.get() < room.max(1)
             })?;
             let connection = Rc::clone(found);
@@ -181,7 +184,7 @@ where
 
     /// A stream is about to begin on `connection`: after the last one that is
     /// allowed it takes no more.
-    fn count_http2(&self, connection: &Rc<Http2<B>>) {
+    fn count_http2(&self, connection: &Rc<Http2>) {
         let last = self
             .limits()
             .max_requests_per_connection
@@ -232,10 +235,10 @@ where
     }
 
     /// A stream of an HTTP/2 connection has ended.
-    pub(super) fn stream_ended(self: &Rc<Self>, connection: &Rc<Http2<B>>) {
+    pub(super) fn stream_ended(self: &Rc<Self>, connection: &Rc<Http2>) {
         if connection.streams.get() == 0 {
             connection.since.set(Instant::now());
-            if connection.draining.get() || connection.sender.is_closed() {
+            if connection.draining.get() || connection.connection.is_closed() {
                 self.http2
                     .borrow_mut()
                     .retain(|one| !Rc::ptr_eq(one, connection));

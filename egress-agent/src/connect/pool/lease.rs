@@ -3,21 +3,19 @@
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, response};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http2;
+use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::conn::Places;
 use super::error::SendError;
 use super::host::Host;
 use super::http1::Connection;
+use super::http2::{self, Answer};
 use super::{Io, Payload, RequestHead, Security, Version};
 use crate::secret::Replaced;
 
@@ -36,10 +34,8 @@ pub(super) struct Http1<B, S> {
 }
 
 /// An HTTP/2 connection, shared by the requests on it.
-pub(super) struct Http2<B> {
-    pub(super) sender: http2::SendRequest<B>,
-    /// Streams that the service allows at once, as far as it has said so.
-    pub(super) room: Rc<Cell<u32>>,
+pub(super) struct Http2 {
+    pub(super) connection: http2::Connection,
     pub(super) local: Option<SocketAddr>,
     pub(super) security: Security,
     pub(super) replaced: Replaced,
@@ -56,7 +52,7 @@ pub(super) struct Http2<B> {
 
 pub(super) enum Held<B, S> {
     Http1(Box<Http1<B, S>>),
-    Http2(Rc<Http2<B>>, Option<Incoming>),
+    Http2(Rc<Http2>, Option<Answer>),
 }
 
 /// The right to send one request, and its response. Dropped without
@@ -151,24 +147,12 @@ impl<B: Payload, S: Io> Lease<B, S> {
                 http1.requests += 1;
                 http1.connection.send(head, body).await
             }
-            Some(Held::Http2(http2, incoming)) => {
+            Some(Held::Http2(http2, answer)) => {
                 http2.requests.set(http2.requests.get() + 1);
                 let request: Request<B> = head.http2(body)?;
-                let sent = http2.sender.clone().try_send_request(request).await;
-                match sent {
-                    Ok(response) => {
-                        let (parts, body) = response.into_parts();
-                        *incoming = Some(body);
-                        Ok(parts)
-                    }
-                    Err(mut error) => {
-                        if http2.sender.is_closed() {
-                            http2.draining.set(true);
-                        }
-                        let unsent = error.take_message().is_some();
-                        Err(SendError::http2(unsent, &error.into_error()))
-                    }
-                }
+                let (head, body) = http2.connection.send(request)?.head().await?;
+                *answer = Some(body);
+                Ok(head)
             }
             // Given back; nobody has it any more.
             None => std::future::pending().await,
@@ -187,7 +171,7 @@ impl<B: Payload, S: Io> Lease<B, S> {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match &mut self.held {
             Some(Held::Http1(http1)) => http1.connection.poll_frame(cx),
-            Some(Held::Http2(_, Some(incoming))) => Pin::new(incoming)
+            Some(Held::Http2(_, Some(answer))) => answer
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
             Some(Held::Http2(_, None)) | None => Poll::Ready(None),
@@ -198,7 +182,7 @@ impl<B: Payload, S: Io> Lease<B, S> {
     pub fn is_end_stream(&self) -> bool {
         match &self.held {
             Some(Held::Http1(http1)) => http1.connection.is_end_stream(),
-            Some(Held::Http2(_, Some(incoming))) => incoming.is_end_stream(),
+            Some(Held::Http2(_, Some(answer))) => answer.is_end_stream(),
             Some(Held::Http2(_, None)) | None => true,
         }
     }
@@ -207,7 +191,7 @@ impl<B: Payload, S: Io> Lease<B, S> {
     pub fn size_hint(&self) -> SizeHint {
         match &self.held {
             Some(Held::Http1(http1)) => http1.connection.size_hint(),
-            Some(Held::Http2(_, Some(incoming))) => incoming.size_hint(),
+            Some(Held::Http2(_, Some(answer))) => answer.size_hint(),
             Some(Held::Http2(_, None)) | None => SizeHint::with_exact(0),
         }
     }
@@ -244,9 +228,9 @@ impl<B: Payload, S: Io> Drop for Lease<B, S> {
     fn drop(&mut self) {
         match self.held.take() {
             Some(Held::Http1(http1)) => http1.connection.close(),
-            Some(Held::Http2(http2, incoming)) => {
+            Some(Held::Http2(http2, answer)) => {
                 // The stream ends before it is counted as ended.
-                drop(incoming);
+                drop(answer);
                 http2.streams.set(http2.streams.get().saturating_sub(1));
                 self.host.stream_ended(&http2);
             }

@@ -28,6 +28,7 @@ mod error;
 mod head;
 mod host;
 mod http1;
+mod http2;
 mod lease;
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ where
         }
         let mut http2 = self.http2.borrow_mut();
         http2.retain(|connection| {
-            !connection.sender.is_closed()
+            !connection.connection.is_closed()
                 && !connection.replaced.is_set()
                 && (connection.streams.get() > 0 || stays(connection.since.get()))
         });

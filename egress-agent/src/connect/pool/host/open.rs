@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::super::conn::{self, Places};
+use super::super::conn::Places;
 use super::super::error::{AcquireError, DialError};
-use super::super::http1::Connection;
 use super::super::lease::{Held, Http1, Http2, Lease};
 use super::super::{DialRequest, Dialled, Io, PENDING_TIMEOUT, Payload, Reach, Version};
+use super::super::{http1, http2};
 use super::{Host, Want};
 use crate::endpoint::{ConnectionGuard, Outcome, Permit, Picked};
 use crate::flag::Side;
@@ -121,15 +121,14 @@ where
         self: &Rc<Self>,
         dialled: Dialled<S>,
         places: Places,
-    ) -> hyper::Result<Lease<B, S>> {
+    ) -> Result<Lease<B, S>, h2::Error> {
         let wanted = self.key.identity.version == Version::Http2;
         let opened = Instant::now();
         // Without ALPN (cleartext) HTTP/2 is spoken by prior knowledge.
         if wanted && dialled.http2.unwrap_or(true) {
-            let (sender, room) = conn::http2(dialled.io, self.limits(), places).await?;
+            let connection = http2::Connection::start(dialled.io, self.limits(), places).await?;
             let connection = Rc::new(Http2 {
-                sender,
-                room,
+                connection,
                 local: dialled.local,
                 security: dialled.security,
                 replaced: dialled.replaced,
@@ -147,7 +146,7 @@ where
         }
         self.only_http1.set(wanted);
         let http1 = Box::new(Http1 {
-            connection: Connection::new(dialled.io),
+            connection: http1::Connection::new(dialled.io),
             local: dialled.local,
             security: dialled.security,
             replaced: dialled.replaced,

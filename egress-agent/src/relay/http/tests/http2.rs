@@ -18,10 +18,10 @@ use crate::policy::routes::{HttpRoute, RetryOn, RetryPolicy};
 use crate::route::http::default_retries;
 use crate::route::testing;
 
-type Sender = h2::client::SendRequest<Bytes>;
+pub(super) type Sender = h2::client::SendRequest<Bytes>;
 
 /// An HTTP/2 client of the relay, with prior knowledge.
-async fn client(rig: &Rig) -> Sender {
+pub(super) async fn client(rig: &Rig) -> Sender {
     let (stream, _) = rig.connect();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
     spawn_local(async move {
@@ -30,7 +30,7 @@ async fn client(rig: &Rig) -> Sender {
     sender
 }
 
-fn get(path: &str) -> Request<()> {
+pub(super) fn get(path: &str) -> Request<()> {
     Request::get(format!("http://{HOST}{path}"))
         .version(Version::HTTP_2)
         .body(())
@@ -38,14 +38,14 @@ fn get(path: &str) -> Request<()> {
 }
 
 /// What came back.
-struct Got {
-    status: StatusCode,
+pub(super) struct Got {
+    pub(super) status: StatusCode,
     headers: HeaderMap,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
     trailers: Option<HeaderMap>,
 }
 
-async fn finish(answer: h2::client::ResponseFuture) -> Result<Got, h2::Error> {
+pub(super) async fn finish(answer: h2::client::ResponseFuture) -> Result<Got, h2::Error> {
     let (head, mut stream) = answer.await?.into_parts();
     let mut body = Vec::new();
     while let Some(data) = stream.data().await {
@@ -61,18 +61,18 @@ async fn finish(answer: h2::client::ResponseFuture) -> Result<Got, h2::Error> {
     })
 }
 
-async fn send(sender: &Sender, request: Request<()>) -> Result<Got, h2::Error> {
+pub(super) async fn send(sender: &Sender, request: Request<()>) -> Result<Got, h2::Error> {
     let mut sender = sender.clone().ready().await?;
     finish(sender.send_request(request, true)?.0).await
 }
 
 /// What an HTTP/2 service does with each stream, by its number over all
 /// connections.
-type Serve = Rc<dyn Fn(usize, Request<h2::RecvStream>, h2::server::SendResponse<Bytes>)>;
+pub(super) type Serve = Rc<dyn Fn(usize, Request<h2::RecvStream>, h2::server::SendResponse<Bytes>)>;
 
 /// Makes the services behind the rig speak HTTP/2. The cell counts
 /// connections.
-fn serve(rig: &Rig, serve: Serve) -> Rc<Cell<u32>> {
+pub(super) fn serve(rig: &Rig, serve: Serve) -> Rc<Cell<u32>> {
     let connections = Rc::new(Cell::new(0));
     let count = Rc::clone(&connections);
     let streams = Rc::new(Cell::new(0));
@@ -94,7 +94,7 @@ fn serve(rig: &Rig, serve: Serve) -> Rc<Cell<u32>> {
 }
 
 /// Answers with 200 and `body`.
-fn ok(mut respond: h2::server::SendResponse<Bytes>, body: &'static str) {
+pub(super) fn ok(mut respond: h2::server::SendResponse<Bytes>, body: &'static str) {
     let response = Response::new(());
     let mut stream = respond.send_response(response, false).unwrap();
     stream
@@ -102,7 +102,10 @@ fn ok(mut respond: h2::server::SendResponse<Bytes>, body: &'static str) {
         .unwrap();
 }
 
-fn rig(change: impl FnOnce(&mut crate::policy::model::TrafficPolicy), protocol: Protocol) -> Rig {
+pub(super) fn rig(
+    change: impl FnOnce(&mut crate::policy::model::TrafficPolicy),
+    protocol: Protocol,
+) -> Rig {
     let mut policy = testing::traffic_policy();
     change(&mut policy);
     Rig::new(cluster(policy, protocol, 1), None)
@@ -290,6 +293,9 @@ fn requests_of_a_connection_are_limited_for_http2_too() {
             );
         }
         assert_eq!(connections.get(), 3);
+        // The full ones are closed.
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(rig.world.open.get(), 1);
     });
 }
 

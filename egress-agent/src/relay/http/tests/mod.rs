@@ -7,6 +7,7 @@
 
 mod guard;
 mod http2;
+mod http2_service;
 mod limits;
 mod loopback;
 mod policies;
