@@ -97,10 +97,14 @@ impl Counting {
         let content = fs::read(&merged).map_err(|e| Failure::io(merged.display(), &e))?;
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);
-        let name = format!("{:016x}.profdata", hasher.finish());
-        let profile = self.directory.join(name);
+        let named = self.directory.join("profile");
+        let profile = named.join(format!("{:016x}.profdata", hasher.finish()));
         if !profile.exists() {
-            fs::copy(&merged, &profile).map_err(|e| Failure::io(profile.display(), &e))?;
+            // Not beside those of earlier builds.
+            remove(&named)?;
+            fs::create_dir_all(&named)
+                .and_then(|()| fs::copy(&merged, &profile))
+                .map_err(|e| Failure::io(profile.display(), &e))?;
         }
         Ok(profile)
     }
