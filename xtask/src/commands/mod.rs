@@ -11,6 +11,8 @@ pub(crate) mod run;
 pub(crate) mod test;
 pub(crate) mod vm_test;
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::failure::Failure;
@@ -23,4 +25,14 @@ fn pass_through(command: &mut Command) -> Result<ExitCode, Failure> {
         .map_err(|e| Failure::io(format!("cannot start {program}"), &e))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Removes a folder with all that is in it, if it is there.
+fn remove(directory: &Path) -> Result<(), Failure> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::io(directory.display(), &error))
+        }
+        _ => Ok(()),
+    }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::cargo::{Build, cargo, workspace_root};
-use crate::commands::build;
+use crate::commands::{build, remove};
 use crate::failure::Failure;
 use crate::host;
 use crate::packages;
@@ -182,13 +182,4 @@ fn check(first: &Path, second: &Path) -> Result<(), Failure> {
     );
     remove(&root)?;
     lived
-}
-
-fn remove(directory: &Path) -> Result<(), Failure> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Failure::io(directory.display(), &error))
-        }
-        _ => Ok(()),
-    }
 }

@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use crate::cargo::{Build, cargo, workspace_root};
-use crate::commands::bench;
 use crate::commands::build::{PROGRAMS, title};
+use crate::commands::{bench, remove};
 use crate::failure::Failure;
 use crate::packages;
 use crate::step;
@@ -115,15 +115,6 @@ fn modified(file: &Path) -> Option<SystemTime> {
     fs::metadata(file)
         .and_then(|metadata| metadata.modified())
         .ok()
-}
-
-fn remove(directory: &Path) -> Result<(), Failure> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Failure::io(directory.display(), &error))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Builds into `target` with one more flag for the compiler; that of the

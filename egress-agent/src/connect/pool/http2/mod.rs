@@ -1,7 +1,7 @@
 //! HTTP/2 to a service: requests are streams of one connection, which a task
 //! of the worker drives.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -50,8 +50,6 @@ struct Shared {
     closed: Cell<bool>,
     /// Streams that the service allows at once, as far as it has said so.
     room: Cell<u32>,
-    /// The task; h2 does not wake it when the last [`SendRequest`] goes.
-    task: RefCell<Option<Waker>>,
 }
 
 impl Connection {
@@ -79,9 +77,6 @@ impl Connection {
         spawn_local(async move {
             let run = poll_fn(|cx| {
                 let shared = &ended.0;
-                if !matches!(&*shared.task.borrow(), Some(waker) if waker.will_wake(cx.waker())) {
-                    shared.task.replace(Some(cx.waker().clone()));
-                }
                 if let Some(keep_alive) = &mut keep_alive
                     && keep_alive.poll(cx).is_ready()
                 {
@@ -210,16 +205,6 @@ fn failed(error: &h2::Error, client_failed: bool) -> SendError {
 
 fn told(error: &h2::Error) -> String {
     format!("HTTP/2: {error}")
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // The task ends the connection once no handle is left, and this one
-        // is dropped only after this function.
-        if let Some(task) = self.shared.task.take() {
-            task.wake();
-        }
-    }
 }
 
 /// The connection has ended, however its task came to its end.

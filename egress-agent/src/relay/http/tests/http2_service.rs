@@ -140,6 +140,23 @@ fn an_early_answer_ends_the_upload() {
     });
 }
 
+#[test]
+fn an_idle_connection_is_closed() {
+    paused(async {
+        let rig = rig(
+            |policy| policy.connection_pool.http_idle_timeout = Some(Duration::from_secs(10)),
+            Protocol::Http2,
+        );
+        serve(&rig, Rc::new(|_, _, respond| ok(respond, "ok")));
+        let sender = client(&rig).await;
+        assert_eq!(send(&sender, get("/")).await.unwrap().body, b"ok");
+        sleep(Duration::from_secs(8)).await;
+        assert_eq!(rig.world.open.get(), 1);
+        sleep(Duration::from_secs(4)).await;
+        assert_eq!(rig.world.open.get(), 0);
+    });
+}
+
 /// A service that answers one request on each connection, and from then on
 /// either goes on as HTTP/2 does or never reads again.
 fn serves_one(rig: &super::rig::Rig, freezes: bool) {
