@@ -68,6 +68,11 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if arguments.instructions {
         return instructions::run(arguments.save_baseline);
     }
+    let tells = |argument: &String| matches!(argument.as_str(), "--list" | "--help" | "-h");
+    if arguments.rest.iter().any(tells) {
+        // Nothing is measured, so nothing but the bench is built.
+        return pass_through(Command::new(program()?).arg("run").args(&arguments.rest));
+    }
     let bench = prepare()?;
     let envoy = envoy()?;
     let build = Build::of(true, arguments.profile_guided);
@@ -98,6 +103,11 @@ pub(super) fn prepare() -> Result<PathBuf, Failure> {
     {
         packages::install(&packages::missing(&PACKAGES), ALTERNATIVE)?;
     }
+    program()
+}
+
+/// Builds the bench. The path of its program.
+fn program() -> Result<PathBuf, Failure> {
     step::run(
         "building the bench (release)",
         &mut cargo(["build", "--package", "bench", "--release"]),
