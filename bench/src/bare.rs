@@ -1,6 +1,7 @@
-//! The floor: a proxy on hyper 1 that does nothing but pass HTTP/1.1 on, with
-//! one runtime a core and upstream connections kept in a plain list. What
-//! policy, records and metrics cost is the distance to it.
+//! The floors: proxies that do less than any that is of use. One on hyper 1 does
+//! nothing but pass HTTP/1.1 on, with one runtime a core and upstream
+//! connections kept in a plain list: what policy, records and metrics cost is
+//! the distance to it. The other passes [`bytes`] on, as they are.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -19,12 +20,24 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::spawn_local;
 
+use crate::bytes;
+
 /// What one runs on.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Bare {
     pub(crate) listen: SocketAddr,
     pub(crate) upstream: SocketAddr,
     pub(crate) threads: usize,
+    pub(crate) passes: Passes,
+}
+
+/// What it understands of what it passes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Passes {
+    /// Requests and responses.
+    Http,
+    /// Nothing.
+    Bytes,
 }
 
 type Idle = Rc<RefCell<Vec<client::SendRequest<Incoming>>>>;
@@ -34,7 +47,12 @@ pub(crate) fn run(json: &str) -> Result<()> {
     let bare: Bare = serde_json::from_str(json).context("the proxy's description")?;
     crate::limits::raise_open_files()?;
     let threads: Vec<_> = (0..bare.threads)
-        .map(|_| thread::spawn(move || worker(bare)))
+        .map(|_| {
+            thread::spawn(move || match bare.passes {
+                Passes::Http => worker(bare),
+                Passes::Bytes => bytes::worker(bare),
+            })
+        })
         .collect();
     for thread in threads {
         if let Ok(ended) = thread.join() {

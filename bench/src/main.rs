@@ -4,6 +4,7 @@
 mod account;
 mod arena;
 mod bare;
+mod bytes;
 mod cpus;
 mod direct;
 mod dns;
@@ -87,7 +88,8 @@ struct Arguments {
     /// Leave these paths out.
     #[arg(long, value_parser = path, value_delimiter = ',')]
     without: Vec<Name>,
-    /// Measure a proxy that only passes HTTP/1.1 on, too: the floor.
+    /// Measure two floors, too: a proxy on hyper that only passes HTTP/1.1 on, and
+    /// one that passes on bytes without a look at them.
     #[arg(long)]
     bare: bool,
     /// Give proxies CPUs of their own, half of them: steadier figures, to compare
@@ -119,7 +121,7 @@ fn path(name: &str) -> Result<Name, String> {
     Name::ALL
         .into_iter()
         .find(|path| path.title().eq_ignore_ascii_case(name))
-        .ok_or_else(|| "one of direct, egress, Envoy, HAProxy, nginx, bare".to_owned())
+        .ok_or_else(|| "one of direct, egress, Envoy, HAProxy, nginx, bare, bytes".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -235,7 +237,7 @@ fn measure_beside_peers(
     }
     let mut peers = Vec::new();
     for name in Name::ALL {
-        if !arguments.without.contains(&name) && (name != Name::Bare || arguments.bare) {
+        if !arguments.without.contains(&name) && (arguments.bare || !name.is_floor()) {
             eprintln!("starting {}", name.title());
             peers.push(peer::start(&arena, name, &services::ALL)?);
         }

@@ -63,7 +63,7 @@ pub(crate) fn workload(
         // Without a proxy the client itself would be cut off, and the bare one
         // does not look after it.
         .filter(|peer| {
-            let minds = !matches!(peer.name(), Name::Direct | Name::Bare);
+            let minds = !(peer.name().is_floor() || peer.name() == Name::Direct);
             minds || workload.kind != Kind::Http1UpstreamCloses
         })
         .collect();

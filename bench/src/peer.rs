@@ -28,18 +28,21 @@ pub(crate) enum Name {
     Envoy,
     Haproxy,
     Nginx,
-    /// No peer, but the least that a proxy can cost.
+    /// No peer, but the least that a proxy on hyper can cost.
     Bare,
+    /// No peer, but the least that any proxy can cost.
+    Bytes,
 }
 
 impl Name {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Direct,
         Self::Egress,
         Self::Envoy,
         Self::Haproxy,
         Self::Nginx,
         Self::Bare,
+        Self::Bytes,
     ];
 
     pub(crate) const fn title(self) -> &'static str {
@@ -50,7 +53,13 @@ impl Name {
             Self::Haproxy => "HAProxy",
             Self::Nginx => "nginx",
             Self::Bare => "bare",
+            Self::Bytes => "bytes",
         }
+    }
+
+    /// No peer, but what a proxy costs that is of no use.
+    pub(crate) const fn is_floor(self) -> bool {
+        matches!(self, Self::Bare | Self::Bytes)
     }
 }
 
@@ -90,7 +99,7 @@ pub(crate) fn start(arena: &Arena, name: Name, services: &[Service]) -> Result<B
         Name::Envoy => Box::new(envoy::Envoy::start(arena, services)?),
         Name::Haproxy => Box::new(haproxy::Haproxy::start(arena, services)?),
         Name::Nginx => Box::new(nginx::Nginx::start(arena, services)?),
-        Name::Bare => Box::new(bare::Bare::start(arena)?),
+        Name::Bare | Name::Bytes => Box::new(bare::Bare::start(arena, name)?),
     })
 }
 

@@ -102,5 +102,6 @@ const fn colour(path: Name) -> &'static str {
         Name::Haproxy => "#f9a825",
         Name::Nginx => "#2e7d32",
         Name::Bare => "#5f6368",
+        Name::Bytes => "#9aa0a6",
     }
 }

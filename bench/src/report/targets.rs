@@ -181,7 +181,7 @@ fn judge(value: f64, target: f64, at_most: bool) -> Verdict {
 fn best(target: &Target, measured: &Measured) -> Option<(Name, f64)> {
     Name::ALL
         .into_iter()
-        .filter(|name| !matches!(name, Name::Egress | Name::Direct | Name::Bare))
+        .filter(|name| !(name.is_floor() || matches!(name, Name::Egress | Name::Direct)))
         .filter_map(|name| {
             let figure = measured.ratio(name, target.base, target.metric)?;
             Some((name, figure.median))
