@@ -1,8 +1,9 @@
 //! What a pick asks and what it gives.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::host::{Endpoint, EndpointId};
 use super::outcome::Outcome;
@@ -44,7 +45,7 @@ pub struct Picked {
     pub destination: Destination,
     pool: Arc<Pool>,
     period: Generation,
-    judged: AtomicBool,
+    judged: Cell<bool>,
 }
 
 impl Picked {
@@ -57,14 +58,14 @@ impl Picked {
             period: endpoint.generation(),
             endpoint,
             pool: Arc::clone(pool),
-            judged: AtomicBool::new(false),
+            judged: Cell::new(false),
         }
     }
 
     /// Tells how it went. Only the first report counts; dropping without one
     /// says nothing about the endpoint.
     pub fn report(&self, outcome: Outcome) {
-        if !self.judged.swap(true, Ordering::AcqRel) {
+        if !self.judged.replace(true) {
             self.pool.judge(&self.endpoint, self.period, outcome);
         }
     }

@@ -30,6 +30,8 @@ pub struct RequestHead<'a> {
     pub path: &'a PathAndQuery,
     /// Host or `:authority`.
     pub authority: &'a HeaderValue,
+    /// The same as a part of a URI, where it was read as one already.
+    pub parsed: Option<&'a Authority>,
     /// Headers. Those that frame a message or concern one connection are made
     /// by the connection itself and left out if they are here.
     pub headers: &'a HeaderMap,
@@ -50,8 +52,11 @@ impl RequestHead<'_> {
     /// The request as HTTP/2 has it.
     pub(super) fn http2<B>(&self, body: B) -> Result<Request<B>, SendError> {
         let unfit = |error: http::Error| SendError::new(SendFailure::RequestBody, error);
-        let authority =
-            Authority::try_from(self.authority.as_bytes()).map_err(|error| unfit(error.into()))?;
+        let authority = match self.parsed {
+            Some(authority) => authority.clone(),
+            None => Authority::try_from(self.authority.as_bytes())
+                .map_err(|error| unfit(error.into()))?,
+        };
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(if self.tls {
             Scheme::HTTPS

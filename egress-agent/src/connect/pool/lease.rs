@@ -178,6 +178,15 @@ impl<B: Payload, S: Io> Lease<B, S> {
         }
     }
 
+    /// The response's body, if it came with the head and the request is sent:
+    /// most are small.
+    pub fn whole(&mut self) -> Option<Bytes> {
+        match &mut self.held {
+            Some(Held::Http1(http1)) => http1.connection.whole(),
+            _ => None,
+        }
+    }
+
     /// Whether the response's body has ended.
     pub fn is_end_stream(&self) -> bool {
         match &self.held {

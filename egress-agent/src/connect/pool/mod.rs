@@ -30,9 +30,7 @@ mod host;
 mod http1;
 mod http2;
 mod lease;
-
-#[cfg(test)]
-mod tests;
+mod trailers;
 
 pub use conn::LocalExec;
 pub use dialler::Dialler;

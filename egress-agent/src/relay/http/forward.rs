@@ -332,24 +332,28 @@ fn respond<S: ServiceStream>(
         }
         return Response::from_parts(head, ResponseBody::full(Bytes::new()));
     }
-    let ending = Ending {
+    let mut ending = Ending {
         open,
         lease,
         upload: held.upload,
         _picked: picked,
         _permits: (held.permit, retry_permit),
     };
-    let mut response = if ending.lease.is_end_stream() {
+    let body = if ending.lease.is_end_stream() {
         ending.complete();
-        Response::from_parts(head, ResponseBody::full(Bytes::new()))
+        ResponseBody::full(Bytes::new())
+    } else if let Some(body) = ending.lease.whole() {
+        ending.open.record.sent = body.len() as u64;
+        ending.complete();
+        ResponseBody::full(body)
     } else {
-        let stream = Stream {
+        ResponseBody::stream(Box::new(Stream {
             ending: Some(ending),
             deadline: held.deadline,
             broken: None,
-        };
-        Response::from_parts(head, ResponseBody::stream(Box::new(stream)))
+        }))
     };
+    let mut response = Response::from_parts(head, body);
     if orphaned {
         exchange::close(&mut response);
     }

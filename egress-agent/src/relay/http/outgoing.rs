@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -34,6 +34,8 @@ pub(super) struct Outgoing {
     pub(super) method: Method,
     pub(super) path: PathAndQuery,
     pub(super) authority: HeaderValue,
+    /// The authority as it was read already, where that was needed.
+    parsed: Option<Authority>,
     pub(super) headers: HeaderMap,
     added: Added,
     /// Version that the client speaks.
@@ -110,6 +112,7 @@ pub(super) fn prepare<S: ServiceStream>(
     if exchange.open.client.logs() && record.request_id.is_none() {
         record.request_id = added.request_id();
     }
+    let parsed = uri.authority().filter(|_| given.is_none()).cloned();
     let path = path
         .or_else(|| uri.into_parts().path_and_query)
         .unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -123,6 +126,7 @@ pub(super) fn prepare<S: ServiceStream>(
         method,
         path,
         authority,
+        parsed,
         headers,
         added,
         version,
@@ -183,6 +187,7 @@ impl Outgoing {
             method: &self.method,
             path: &self.path,
             authority: &self.authority,
+            parsed: self.parsed.as_ref(),
             headers: &self.headers,
             extra: self.added.fields(),
             credential: None,
@@ -197,6 +202,7 @@ impl Outgoing {
         let authority = self.authority.to_str().ok()?;
         Some(Self {
             authority: request::shadow_authority(authority)?,
+            parsed: None,
             upgrade: None,
             ..self.clone()
         })

@@ -75,6 +75,20 @@ impl Drop for Judged {
     }
 }
 
+/// Endpoints that tries went to; without a list as long as there is one try.
+#[derive(Default)]
+struct Tried {
+    earlier: Vec<EndpointId>,
+    last: Option<EndpointId>,
+}
+
+impl Tried {
+    fn so_far(&mut self) -> &[EndpointId] {
+        self.earlier.extend(self.last.take());
+        &self.earlier
+    }
+}
+
 impl<S: ServiceStream> Tries<'_, S> {
     /// Tries until there is an answer that nobody would rather not have.
     ///
@@ -82,7 +96,7 @@ impl<S: ServiceStream> Tries<'_, S> {
     /// The last try's failure.
     pub(super) async fn run(&mut self) -> Result<Answer<S>, Failure> {
         let policy = self.plan.retries;
-        let mut tried = Vec::new();
+        let mut tried = Tried::default();
         let mut retries = 0;
         let mut permit: Option<Permit> = None;
         loop {
@@ -130,7 +144,7 @@ impl<S: ServiceStream> Tries<'_, S> {
     }
 
     /// One try within `perTryTimeout`.
-    async fn limited(&mut self, tried: &mut Vec<EndpointId>) -> Result<Answer<S>, Failure> {
+    async fn limited(&mut self, tried: &mut Tried) -> Result<Answer<S>, Failure> {
         let Some(after) = self.plan.per_try_timeout() else {
             return self.once(tried).await;
         };
@@ -160,17 +174,17 @@ impl<S: ServiceStream> Tries<'_, S> {
     }
 
     /// One try: an endpoint, a connection, the request, the response's head.
-    async fn once(&mut self, tried: &mut Vec<EndpointId>) -> Result<Answer<S>, Failure> {
+    async fn once(&mut self, tried: &mut Tried) -> Result<Answer<S>, Failure> {
         let credential = self
             .exchange
             .open
             .client
             .credential(self.plan.cluster)
             .map_err(|error| Failure::credential(&error))?;
-        let picked = self.pick(tried).await?;
+        let picked = self.pick(tried.so_far()).await?;
         let policy = &self.plan.cluster.policy;
         if self.plan.retries.ignore_previous_hosts && self.plan.retries.attempts > 0 {
-            tried.push(picked.endpoint.id);
+            tried.last = Some(picked.endpoint.id);
         }
         let picked = Judged {
             picked,

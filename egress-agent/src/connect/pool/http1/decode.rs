@@ -378,12 +378,8 @@ fn trailers(section: &[u8]) -> Result<HeaderMap, Malformed> {
     let mut trailers = HeaderMap::with_capacity(lines.len());
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| Malformed::Chunk)?;
-        // Framing must not change behind the body (RFC 9110 section 6.5.1).
-        if matches!(name, CONTENT_LENGTH | TRANSFER_ENCODING | CONNECTION) {
-            continue;
-        }
         let value = HeaderValue::from_bytes(line.value).map_err(|_| Malformed::Chunk)?;
         trailers.append(name, value);
     }
-    Ok(trailers)
+    Ok(super::trailers::allowed(trailers))
 }

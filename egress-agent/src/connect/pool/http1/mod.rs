@@ -17,7 +17,7 @@ use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncReadExt, ReadBuf};
 
 use super::error::{SendError, SendFailure};
-use super::{Io, Payload, RequestHead};
+use super::{Io, Payload, RequestHead, trailers};
 
 mod decode;
 mod encode;
@@ -233,6 +233,20 @@ impl<B: Payload, S: Io> Connection<B, S> {
         }
     }
 
+    /// The response's body, if all of it has come and the request is sent.
+    pub(super) fn whole(&mut self) -> Option<Bytes> {
+        let Some(Framing::Length(length)) = self.receiving else {
+            return None;
+        };
+        let length = usize::try_from(length).ok()?;
+        let sent = self.sending.body.is_none() && self.sending.is_written();
+        if !sent || self.read.len() < length {
+            return None;
+        }
+        self.receiving = None;
+        Some(self.read.split_to(length).freeze())
+    }
+
     /// Whether the response's body has ended.
     pub(super) const fn is_end_stream(&self) -> bool {
         self.receiving.is_none()
@@ -317,12 +331,8 @@ impl<B: Payload, S: Io> Connection<B, S> {
             let mut some = ReadBuf::new(buffer);
             ready!(Pin::new(io).poll_read(cx, &mut some))?;
             let some = some.filled();
-            if read.is_empty() {
-                // What came before may still be in use somewhere.
-                *read = BytesMut::from(some);
-            } else {
-                read.extend_from_slice(some);
-            }
+            // Where what came before is not in use any more, so is its memory.
+            read.extend_from_slice(some);
             Poll::Ready(Ok(some.len()))
         })
     }
@@ -357,6 +367,7 @@ impl<B: Payload> Sending<B> {
                     Ok(data) => self.take(data).map_err(Stop::Body)?,
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();
+                        let trailers = trailers::allowed(trailers);
                         self.end(Some(&trailers)).map_err(Stop::Body)?;
                     }
                 },

@@ -8,6 +8,8 @@ use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
 
+use super::super::trailers;
+
 /// The body of a response. Dropped before its end, the stream is reset.
 pub(in super::super) struct Answer {
     stream: RecvStream,
@@ -50,7 +52,7 @@ impl Answer {
             }
         }
         Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Ok(trailers) => trailers.map(|found| Ok(Frame::trailers(trailers::allowed(found)))),
             Err(error) => end(error),
         })
     }

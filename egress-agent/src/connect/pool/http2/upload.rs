@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use tokio::task::spawn_local;
 
-use super::super::Payload;
+use super::super::{Payload, trailers};
 
 /// A body that is being sent. Dropped, the stream is reset.
 pub(super) struct Uploading(Rc<State>);
@@ -124,7 +124,7 @@ impl<B: Payload> Pipe<B> {
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();
                         // Fails where the stream has ended.
-                        let _ = self.stream.send_trailers(trailers);
+                        let _ = self.stream.send_trailers(trailers::allowed(trailers));
                         return Poll::Ready(());
                     }
                 },

@@ -42,7 +42,7 @@ pub(super) struct Got {
     pub(super) status: StatusCode,
     headers: HeaderMap,
     pub(super) body: Vec<u8>,
-    trailers: Option<HeaderMap>,
+    pub(super) trailers: Option<HeaderMap>,
 }
 
 pub(super) async fn finish(answer: h2::client::ResponseFuture) -> Result<Got, h2::Error> {

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::io::DuplexStream;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use super::http2::{Sender, client, finish, get, ok, rig, send, serve};
-use super::rig::{HOST, paused};
+use super::rig::{HOST, Rig, cluster, paused};
+use super::routing::to;
 use crate::policy::model::Protocol;
+use crate::policy::routes::HttpRoute;
+use crate::route::testing;
 
 /// Size and number of the pieces of an upload.
 const CHUNK: usize = 10_000;
@@ -112,6 +115,94 @@ fn an_upload_is_read_as_the_service_takes_it() {
 }
 
 #[test]
+fn a_timeout_resets_a_stream_whose_upload_waits_for_the_service() {
+    paused(async {
+        let cluster = cluster(testing::traffic_policy(), Protocol::Http2, 1);
+        let route = HttpRoute {
+            timeout: Some(Duration::from_secs(2)),
+            ..to(&cluster, "/")
+        };
+        let rig = Rig::new(cluster, Some(vec![route]));
+        let end = Rc::new(RefCell::new(None));
+        let told = Rc::clone(&end);
+        let connections = serve(
+            &rig,
+            Rc::new(move |number, request, respond| {
+                if number > 0 {
+                    return ok(respond, "ok");
+                }
+                let told = Rc::clone(&told);
+                spawn_local(async move {
+                    let _respond = respond;
+                    let mut body = request.into_body();
+                    // Without room for more than the first window.
+                    while let Some(data) = body.data().await {
+                        if let Err(error) = data {
+                            *told.borrow_mut() = error.reason();
+                            return;
+                        }
+                    }
+                });
+            }),
+        );
+        let sender = client(&rig).await;
+        let (answer, mut stream) = begin(&sender).await;
+        // All of it is taken from the client, and its end never leaves.
+        for n in 1..=8 {
+            stream.send_data(vec![0; CHUNK].into(), n == 8).unwrap();
+        }
+        let got = finish(answer).await.unwrap();
+        assert_eq!(got.status, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(rig.record().received, 8 * CHUNK as u64);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(*end.borrow(), Some(Reason::CANCEL));
+        assert_eq!(send(&sender, get("/")).await.unwrap().body, b"ok");
+        assert_eq!(connections.get(), 1);
+    });
+}
+
+#[test]
+fn trailers_that_must_not_be_are_left_out_both_ways() {
+    fn trailers() -> HeaderMap {
+        let names = [
+            "x-sum",
+            "host",
+            "content-length",
+            "authorization",
+            "set-cookie",
+        ];
+        let one = |name| (HeaderName::from_static(name), HeaderValue::from_static("1"));
+        names.into_iter().map(one).collect()
+    }
+    paused(async {
+        let rig = rig(|_| {}, Protocol::Http2);
+        let seen = Rc::new(RefCell::new(None));
+        let told = Rc::clone(&seen);
+        serve(
+            &rig,
+            Rc::new(move |_, request, mut respond| {
+                let told = Rc::clone(&told);
+                spawn_local(async move {
+                    let mut body = request.into_body();
+                    while body.data().await.is_some() {}
+                    *told.borrow_mut() = body.trailers().await.unwrap();
+                    let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                    stream.send_trailers(trailers()).unwrap();
+                });
+            }),
+        );
+        let (answer, mut stream) = begin(&client(&rig).await).await;
+        stream.send_data("hello".into(), false).unwrap();
+        stream.send_trailers(trailers()).unwrap();
+        let got = finish(answer).await.unwrap();
+        for trailers in [seen.take(), got.trailers] {
+            let names: Vec<_> = trailers.iter().flatten().map(|(name, _)| name).collect();
+            assert_eq!(names, ["x-sum"]);
+        }
+    });
+}
+
+#[test]
 fn an_early_answer_ends_the_upload() {
     paused(async {
         let rig = rig(|_| {}, Protocol::Http2);
@@ -159,7 +250,7 @@ fn an_idle_connection_is_closed() {
 
 /// A service that answers one request on each connection, and from then on
 /// either goes on as HTTP/2 does or never reads again.
-fn serves_one(rig: &super::rig::Rig, freezes: bool) {
+fn serves_one(rig: &Rig, freezes: bool) {
     *rig.world.special.borrow_mut() = Some(Box::new(move |stream: DuplexStream| {
         spawn_local(async move {
             let mut connection = h2::server::handshake(stream).await.unwrap();
