@@ -1,4 +1,4 @@
-//! The lines of one worker on their way to the log's thread.
+//! The lines of one worker on their way out.
 
 use std::cell::{Cell, RefCell};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -6,18 +6,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::log::AccessLog;
+use super::log::{AccessLog, BATCH};
 
-/// Bytes of lines that are handed over at once: as many as the thread writes
-/// without a copy of its own. With 256 KiB the thread is woken less often, but
-/// more of each worker's time goes into misses of its cache, and the copy into
-/// the file's pages costs twice as much: no gain was measured.
-const FULL: usize = 64 * 1024;
 /// Emptied buffers that wait to be used again.
 const SPARE: usize = 2;
 
-/// Lines are written into a buffer of the worker's own; the thread is woken
-/// for many of them.
+/// Lines are written into a buffer of the worker's own, and many of them go out
+/// at once.
 #[derive(Debug)]
 pub(super) struct Lines {
     log: AccessLog,
@@ -58,7 +53,7 @@ impl Lines {
             }
             write(&mut text);
             text.push(b'\n');
-            text.len() >= FULL
+            text.len() >= BATCH
         };
         let count = self.count.get() + 1;
         self.count.set(count);
@@ -82,7 +77,7 @@ impl Lines {
         sleep(self.log.linger()).await;
     }
 
-    /// Gives the thread what there is.
+    /// Writes what there is, or gives it to the thread.
     pub(super) fn hand_over(&self) {
         let count = self.count.replace(0);
         if count == 0 {
@@ -90,7 +85,16 @@ impl Lines {
         }
         let mut text = self.text.borrow_mut();
         // Buffers are kept while lines come fast, and not beyond.
-        let fast = text.len() >= FULL;
+        let fast = text.len() >= BATCH;
+        if self.log.write_now(&text) {
+            self.last.set(text.len());
+            if fast {
+                text.clear();
+            } else {
+                *text = Vec::new();
+            }
+            return;
+        }
         let empty = if fast {
             let spare = self.spare.try_recv();
             spare.unwrap_or_else(|_| Vec::with_capacity(text.capacity()))
@@ -124,7 +128,8 @@ impl Drop for Gathering<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::fmt::Write as _;
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsRawFd as _;
     use std::time::Duration;
 
     use super::*;
@@ -150,5 +155,60 @@ mod tests {
         }
         assert!(log.flush(Duration::from_secs(10)));
         assert!(std::fs::read_to_string(&path).unwrap() == wanted);
+    }
+
+    /// Some of the lines are written by their workers, some by the thread, and
+    /// some by both.
+    #[test]
+    fn lines_through_a_pipe_stay_whole_and_in_order_whoever_writes_them() {
+        const WORKERS: usize = 3;
+        const LINES: usize = 8_000;
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+        let metrics = Metrics::new();
+        let log = AccessLog::open(LogTarget::File(path.into()), &metrics).unwrap();
+        let reading = std::thread::spawn(move || {
+            let (mut text, mut piece) = (String::new(), vec![0; 50_000]);
+            for size in [1, 50_000, 700, 9_000].into_iter().cycle() {
+                match reader.read(&mut piece[..size]).unwrap() {
+                    0 => break,
+                    read => text.push_str(std::str::from_utf8(&piece[..read]).unwrap()),
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            text
+        });
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                let lines = Lines::new(log.clone());
+                std::thread::spawn(move || {
+                    let _gathering = lines.gather();
+                    for number in 0..LINES {
+                        let width = 1 + number % 200;
+                        lines
+                            .line(|text| write!(text, "{worker} {number} {:width$}|", "").unwrap());
+                        if number % 1_000 == 0 {
+                            std::thread::sleep(Duration::from_millis(2));
+                        }
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        assert!(log.flush(Duration::from_secs(30)));
+        assert_eq!(metrics.log_dropped().get(), 0);
+        drop((log, writer));
+        let mut next = [0; WORKERS];
+        for line in reading.join().unwrap().lines() {
+            let mut words = line.split(' ');
+            let worker: usize = words.next().unwrap().parse().unwrap();
+            let number: usize = words.next().unwrap().parse().unwrap();
+            assert_eq!(number, next[worker], "{line}");
+            assert!(line.ends_with('|') && line.len() > number % 200, "{line}");
+            next[worker] += 1;
+        }
+        assert_eq!(next, [LINES; WORKERS]);
     }
 }

@@ -1,16 +1,15 @@
-//! The access log: one JSON object a line, written by a thread of its own.
+//! The access log: one JSON object a line.
 //!
-//! The data path hands lines over through a bounded queue and never waits. A
-//! disk that is full or too slow costs lines, which are counted, and nothing
-//! else.
+//! Workers write into a pipe or socket as far as it has room; a thread writes
+//! the rest, and all that goes to files. The data path hands lines over through
+//! a bounded queue and never waits. A disk that is full or a reader that is too
+//! slow costs lines, which are counted, and nothing else.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,9 @@ use prometheus_client::metrics::counter::Counter;
 use super::metrics::Metrics;
 
 pub(super) mod json;
+mod output;
+
+use output::{Output, Written};
 
 /// Bytes of lines waiting for the thread.
 const WAITING: usize = 8 << 20;
@@ -26,8 +28,10 @@ const WAITING: usize = 8 << 20;
 const LINGER: Duration = Duration::from_millis(100);
 /// Messages waiting for the thread.
 const QUEUE: usize = 8_192;
-/// Bytes written at once.
-const BATCH: usize = 64 * 1024;
+/// Bytes written at once: half of what a pipe holds, so that a reader can empty
+/// one half while the other is filled. More would cost workers more of their
+/// cache, and time in one piece.
+pub(super) const BATCH: usize = 32 * 1024;
 /// How often problems of the log are told.
 const COMPLAIN: Duration = Duration::from_mins(1);
 
@@ -40,27 +44,12 @@ pub enum LogTarget {
     File(PathBuf),
 }
 
-impl LogTarget {
-    fn open(&self) -> io::Result<Box<dyn Write + Send>> {
-        Ok(match self {
-            Self::Stdout => Box::new(io::stdout()),
-            Self::File(path) => Box::new(open_file(path)?),
-        })
-    }
-}
-
-fn open_file(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
-}
-
 #[derive(Debug)]
 enum Message {
     /// Whole lines, and how many; where the buffer is wanted back.
     Lines(Vec<u8>, u64, Option<SyncSender<Vec<u8>>>),
+    /// A worker could write a part, and has left the rest with the output.
+    Rest,
     /// Answer when everything before this is written.
     Flush(SyncSender<()>),
 }
@@ -70,7 +59,8 @@ enum Message {
 pub struct AccessLog {
     queue: SyncSender<Message>,
     linger: Duration,
-    /// Bytes in the queue.
+    output: Arc<Mutex<Output>>,
+    /// Bytes of lines that the thread has yet to write.
     waiting: Arc<AtomicUsize>,
     reopen: Arc<AtomicBool>,
     dropped: Arc<Counter>,
@@ -83,22 +73,21 @@ impl AccessLog {
     /// # Errors
     /// When the file cannot be opened or the thread not be started.
     pub fn open(target: LogTarget, metrics: &Metrics) -> io::Result<Self> {
-        let output = target.open()?;
+        let output = Arc::new(Mutex::new(Output::open(target)?));
         let (queue, lines) = sync_channel(QUEUE);
         let log = Self {
             queue,
             linger: LINGER,
+            output: Arc::clone(&output),
             waiting: Arc::default(),
             reopen: Arc::default(),
             dropped: metrics.log_dropped(),
         };
         let writer = Writer {
-            target,
             output,
             waiting: log.waiting.clone(),
             reopen: log.reopen.clone(),
             dropped: log.dropped.clone(),
-            torn: false,
             complained: None,
         };
         thread::Builder::new()
@@ -140,7 +129,29 @@ impl AccessLog {
         done.recv_timeout(left).is_ok()
     }
 
-    /// Hands `count` whole lines over, or counts them as lost. The buffer comes
+    /// Writes whole lines, if that needs no waiting and none are before them.
+    /// Whether they are taken care of.
+    pub(super) fn write_now(&self, text: &[u8]) -> bool {
+        if self.waiting.load(Ordering::Acquire) > 0 || self.reopen.load(Ordering::Relaxed) {
+            return false;
+        }
+        // Whoever has it now writes, and so would we wait.
+        let Ok(mut output) = self.output.try_lock() else {
+            return false;
+        };
+        match output.write_now(text) {
+            Written::All => true,
+            Written::Part => {
+                drop(output);
+                // A full queue wakes the thread as well.
+                let _ = self.queue.try_send(Message::Rest);
+                true
+            }
+            Written::Nothing => false,
+        }
+    }
+
+    /// Hands `count` whole lines over to the thread, or counts them as lost. The buffer comes
     /// back empty to `back`, if that has room.
     pub(super) fn write(&self, text: Vec<u8>, count: u64, back: Option<SyncSender<Vec<u8>>>) {
         let bytes = text.len();
@@ -154,24 +165,20 @@ impl AccessLog {
 }
 
 struct Writer {
-    target: LogTarget,
-    output: Box<dyn Write + Send>,
+    output: Arc<Mutex<Output>>,
     waiting: Arc<AtomicUsize>,
     reopen: Arc<AtomicBool>,
     dropped: Arc<Counter>,
-    /// The last write failed in the middle of a line.
-    torn: bool,
     complained: Option<Instant>,
 }
 
 impl Writer {
     fn run(mut self, messages: &Receiver<Message>) {
-        let mut batch = Vec::new();
-        let mut count = 0;
+        let mut batch = Batch::default();
         loop {
             // The first lines of a batch are waited for, the others taken as
             // they are there.
-            let message = if count == 0 {
+            let message = if batch.count == 0 {
                 match messages.recv() {
                     Ok(message) => message,
                     Err(_) => return,
@@ -179,67 +186,72 @@ impl Writer {
             } else if let Ok(message) = messages.try_recv() {
                 message
             } else {
-                self.write(&mut batch, &mut count);
+                self.write(&mut batch);
                 continue;
             };
             match message {
-                Message::Lines(mut lines, mut number, back) => {
-                    self.waiting.fetch_sub(lines.len(), Ordering::Relaxed);
-                    if lines.len() >= BATCH {
-                        self.write(&mut batch, &mut count);
-                        self.write(&mut lines, &mut number);
+                Message::Lines(lines, count, back) => {
+                    let mut lines = Batch { text: lines, count };
+                    if lines.text.len() >= BATCH {
+                        self.write(&mut batch);
+                        self.write(&mut lines);
                     } else {
-                        count += number;
-                        batch.extend_from_slice(&lines);
-                        if batch.len() >= BATCH {
-                            self.write(&mut batch, &mut count);
+                        batch.count += lines.count;
+                        batch.text.extend_from_slice(&lines.text);
+                        if batch.text.len() >= BATCH {
+                            self.write(&mut batch);
                         }
-                        lines.clear();
+                        lines.text.clear();
                     }
                     if let Some(back) = back {
                         // Where it has no room, none is missed.
-                        let _ = back.try_send(lines);
+                        let _ = back.try_send(lines.text);
                     }
                 }
+                Message::Rest => self.write(&mut batch),
                 Message::Flush(answer) => {
-                    self.write(&mut batch, &mut count);
+                    self.write(&mut batch);
                     let _ = answer.send(());
                 }
             }
         }
     }
 
-    /// Writes `count` lines and empties `text`.
-    fn write(&mut self, text: &mut Vec<u8>, count: &mut u64) {
-        if self.reopen.swap(false, Ordering::Relaxed) {
-            match self.target.open() {
-                Ok(output) => (self.output, self.torn) = (output, false),
-                Err(error) => self.lost(0, &error),
-            }
+    /// Writes what a worker has left, then `batch`, and empties it.
+    fn write(&mut self, batch: &mut Batch) {
+        let output = Arc::clone(&self.output);
+        // Nothing of it is half done where somebody panicked.
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err((lines, error)) = output.write_rest() {
+            self.lost(lines, &error, output.target());
         }
-        if !text.is_empty() {
-            // What stands before may be half a line.
-            let start = if self.torn { &b"\n"[..] } else { &[] };
-            let written = self
-                .output
-                .write_all(start)
-                .and_then(|()| self.output.write_all(text))
-                .and_then(|()| self.output.flush());
-            self.torn = written.is_err();
-            if let Err(error) = written {
-                self.lost(*count, &error);
-            }
+        if self.reopen.swap(false, Ordering::Relaxed)
+            && let Err(error) = output.reopen()
+        {
+            self.lost(0, &error, output.target());
         }
-        text.clear();
-        *count = 0;
+        if let Err(error) = output.write_all(&batch.text) {
+            self.lost(batch.count, &error, output.target());
+        }
+        // Only now may a worker write what comes after it.
+        self.waiting.fetch_sub(batch.text.len(), Ordering::Release);
+        batch.text.clear();
+        batch.count = 0;
     }
 
-    fn lost(&mut self, lines: u64, error: &io::Error) {
+    fn lost(&mut self, lines: u64, error: &io::Error, target: &LogTarget) {
         self.dropped.inc_by(lines);
         let due = |last: Instant| last.elapsed() >= COMPLAIN;
         if self.complained.is_none_or(due) {
             self.complained = Some(Instant::now());
-            tracing::error!(%error, lines, target = ?self.target, "access log lines are lost");
+            tracing::error!(%error, lines, ?target, "access log lines are lost");
         }
     }
+}
+
+/// Whole lines, and how many.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    count: u64,
 }
