@@ -3,6 +3,7 @@
 mod dial;
 mod error;
 mod inspect;
+mod parts;
 pub mod pool;
 mod probe;
 mod proxy_protocol;
@@ -17,6 +18,7 @@ mod tunnel;
 pub use dial::{Connected, DialContext, dial, dial_observed};
 pub use error::{ConnectError, Phase, TlsFailure, explain_broken};
 pub use inspect::inspect;
+pub use parts::poll_write_parts;
 pub use probe::EndpointProber;
 pub use read_ahead::ReadAhead;
 pub use stream::Stream;

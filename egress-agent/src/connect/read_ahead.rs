@@ -12,6 +12,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::parts::poll_write_parts;
+
 /// Four records of TLS; within a core's second cache.
 const SIZE: usize = 64 * 1024;
 /// Spare buffers kept on each thread.
@@ -135,7 +137,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.pinned().poll_write_vectored(context, slices)
+        poll_write_parts(&mut self.get_mut().stream, context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

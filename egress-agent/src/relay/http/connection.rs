@@ -18,8 +18,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Bound, Caller, Client};
 use super::expiry::{Expired, Watch};
-use super::guarded::{Guarded, Upgrade, poll_some, poll_write_parts};
+use super::guarded::{Guarded, Upgrade, poll_some};
 use super::{Log, ServiceStream, Worker, exchange};
+use crate::connect::poll_write_parts;
 use crate::connect::pool::LocalExec;
 use crate::policy::snapshot::Service;
 use crate::relay::{self, Transport, drained};

@@ -12,13 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::guard::{Guard, HEAD_LIMIT, Next, Refusal};
+use crate::connect::poll_write_parts;
 
 /// Most bytes taken from the kernel at once.
 const SCRATCH: usize = 64 * 1024;
-/// Most bytes of several parts that are copied next to each other and written
-/// as one: a head and a small body. The kernel takes one part for less than
-/// several.
-const TOGETHER: usize = 4 * 1024;
 /// What hyper gets in place of a refused request. The service recognises it by
 /// its number and answers with the refusal.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
@@ -34,26 +31,6 @@ pub(super) fn poll_some<S: AsyncRead + Unpin>(
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
         let read = read.filled();
         Poll::Ready(Ok((!read.is_empty()).then(|| read.to_vec())))
-    })
-}
-
-/// Writes `parts`, those that are small as one.
-pub(super) fn poll_write_parts<S: AsyncWrite + Unpin>(
-    stream: &mut S,
-    cx: &mut Context<'_>,
-    parts: &[io::IoSlice<'_>],
-) -> Poll<io::Result<usize>> {
-    let size: usize = parts.iter().map(|part| part.len()).sum();
-    if size > TOGETHER || parts.len() < 2 {
-        return Pin::new(stream).poll_write_vectored(cx, parts);
-    }
-    BUFFER.with_borrow_mut(|buffer| {
-        let mut length = 0;
-        for part in parts {
-            buffer[length..length + part.len()].copy_from_slice(part);
-            length += part.len();
-        }
-        Pin::new(stream).poll_write(cx, &buffer[..length])
     })
 }
 

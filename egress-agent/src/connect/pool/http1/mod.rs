@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, ReadBuf};
 
 use super::error::{SendError, SendFailure};
 use super::{Io, Payload, RequestHead, trailers};
+use crate::connect::poll_write_parts;
 
 mod decode;
 mod encode;
@@ -429,9 +430,7 @@ impl<B: Payload> Sending<B> {
                     IoSlice::new(&self.data),
                     IoSlice::new(self.tail),
                 ];
-                // A stream that cannot take several parts takes the first one
-                // that is not empty.
-                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &parts))?
+                ready!(poll_write_parts(io, cx, &parts))?
             };
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
