@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
@@ -29,8 +30,9 @@ enum Direct {
     /// The pipe, opened once more: it must not wait for us alone, and not for
     /// whoever else has it.
     Pipe(File),
-    /// Standard output, which is a socket (as journald's).
-    Socket,
+    /// Standard output that is a socket (journald's), where each write can say
+    /// that it must not wait.
+    Socket(OwnedFd),
 }
 
 /// How much was written without waiting.
@@ -137,11 +139,7 @@ impl Output {
 fn open(target: &LogTarget) -> io::Result<(Box<dyn Write + Send>, Option<Direct>)> {
     Ok(match target {
         LogTarget::Stdout => {
-            let direct = match file_type(stdout()) {
-                Some(FileType::Fifo) => pipe("/proc/self/fd/1".as_ref()),
-                Some(FileType::Socket) => Some(Direct::Socket),
-                _ => None,
-            };
+            let direct = Direct::of(stdout(), "/proc/self/fd/1".as_ref());
             (Box::new(io::stdout()), direct)
         }
         LogTarget::File(path) => {
@@ -150,33 +148,32 @@ fn open(target: &LogTarget) -> io::Result<(Box<dyn Write + Send>, Option<Direct>
                 .create(true)
                 .mode(0o640)
                 .open(path)?;
-            let direct = match file_type(&file) {
-                Some(FileType::Fifo) => pipe(path),
-                _ => None,
-            };
+            let direct = Direct::of(&file, path);
             (Box::new(file), direct)
         }
     })
 }
 
-fn file_type(file: impl AsFd) -> Option<FileType> {
-    fstat(file)
-        .ok()
-        .map(|status| FileType::from_raw_mode(status.st_mode))
-}
-
-/// `None` where it cannot be opened again: without the right to, or nobody reads.
-fn pipe(path: &std::path::Path) -> Option<Direct> {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let pipe = openat(CWD, path, flags, Mode::empty()).ok()?;
-    Some(Direct::Pipe(pipe.into()))
-}
-
 impl Direct {
+    /// For what is open as `file`, and can be opened again as `path`. `None`
+    /// where there is no such way, or not the right to open it.
+    fn of(file: impl AsFd, path: &Path) -> Option<Self> {
+        let status = fstat(&file).ok()?;
+        match FileType::from_raw_mode(status.st_mode) {
+            FileType::Fifo => {
+                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let pipe = openat(CWD, path, flags, Mode::empty()).ok()?;
+                Some(Self::Pipe(pipe.into()))
+            }
+            FileType::Socket => Some(Self::Socket(file.as_fd().try_clone_to_owned().ok()?)),
+            _ => None,
+        }
+    }
+
     fn write(&self, text: &[u8]) -> Result<usize, Errno> {
         match self {
             Self::Pipe(pipe) => rustix::io::write(pipe, text),
-            Self::Socket => send(stdout(), text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+            Self::Socket(socket) => send(socket, text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
         }
     }
 }
@@ -186,6 +183,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::io::{PipeReader, Read, pipe};
     use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -240,6 +238,33 @@ mod tests {
         );
         assert_eq!(output.write_now(b"x\n"), Written::Nothing);
         assert!(output.write_all(b"x\n").is_err());
+    }
+
+    #[test]
+    fn a_socket_takes_what_it_has_room_for_and_still_waits_for_others() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut output = Output {
+            target: LogTarget::Stdout,
+            direct: Direct::of(&near, Path::new("/nonexistent")),
+            blocking: Box::new(near),
+            rest: Vec::new(),
+            torn: false,
+        };
+        let text = much();
+        let mut count = 1;
+        while output.write_now(&text) == Written::All {
+            count += 1;
+        }
+        let kept = output.rest.len();
+        let mut read = vec![0; count * MUCH];
+        std::thread::scope(|scope| {
+            scope.spawn(|| far.read_exact(&mut read).unwrap());
+            output.write_rest().unwrap();
+            if kept == 0 {
+                output.write_all(&text).unwrap();
+            }
+        });
+        assert!(read == text.repeat(count));
     }
 
     #[test]
