@@ -135,7 +135,7 @@ impl AccessLog {
         if self.waiting.load(Ordering::Acquire) > 0 || self.reopen.load(Ordering::Relaxed) {
             return false;
         }
-        // Whoever has it now writes, and so would we wait.
+        // Whoever has it writes now, and may wait.
         let Ok(mut output) = self.output.try_lock() else {
             return false;
         };
@@ -151,8 +151,8 @@ impl AccessLog {
         }
     }
 
-    /// Hands `count` whole lines over to the thread, or counts them as lost. The buffer comes
-    /// back empty to `back`, if that has room.
+    /// Hands `count` whole lines over to the thread, or counts them as lost. The
+    /// buffer comes back empty to `back`, if that has room.
     pub(super) fn write(&self, text: Vec<u8>, count: u64, back: Option<SyncSender<Vec<u8>>>) {
         let bytes = text.len();
         let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed);
