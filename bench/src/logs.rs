@@ -62,6 +62,15 @@ impl LogPipe {
     }
 }
 
+impl Drop for LogPipe {
+    /// The next one of this name is a new one.
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            eprintln!("bench: {} is left: {error}", self.path.display());
+        }
+    }
+}
+
 /// Empties the pipe at `path` until the process is ended; prints `ready`.
 pub(crate) fn drain(path: &Path) -> Result<()> {
     // Also for writing: it never ends, and no writer waits for a reader.
