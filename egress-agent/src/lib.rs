@@ -36,4 +36,6 @@ pub mod lifecycle;
 pub mod policy;
 pub mod secret;
 pub mod settings;
+#[cfg(test)]
+mod testing;
 pub mod workload;

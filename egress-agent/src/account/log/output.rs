@@ -2,9 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
@@ -139,7 +138,7 @@ impl Output {
 fn open(target: &LogTarget) -> io::Result<(Box<dyn Write + Send>, Option<Direct>)> {
     Ok(match target {
         LogTarget::Stdout => {
-            let direct = Direct::of(stdout(), "/proc/self/fd/1".as_ref());
+            let direct = Direct::of(stdout());
             (Box::new(io::stdout()), direct)
         }
         LogTarget::File(path) => {
@@ -148,24 +147,26 @@ fn open(target: &LogTarget) -> io::Result<(Box<dyn Write + Send>, Option<Direct>
                 .create(true)
                 .mode(0o640)
                 .open(path)?;
-            let direct = Direct::of(&file, path);
+            let direct = Direct::of(&file);
             (Box::new(file), direct)
         }
     })
 }
 
 impl Direct {
-    /// For what is open as `file`, and can be opened again as `path`. `None`
-    /// where there is no such way, or not the right to open it.
-    fn of(file: impl AsFd, path: &Path) -> Option<Self> {
-        let status = fstat(&file).ok()?;
+    /// For what is open as `file`. `None` where there is no such way, or not the
+    /// right to open it again.
+    fn of(file: impl AsFd) -> Option<Self> {
+        let file = file.as_fd();
+        let status = fstat(file).ok()?;
         match FileType::from_raw_mode(status.st_mode) {
             FileType::Fifo => {
                 let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
                 let pipe = openat(CWD, path, flags, Mode::empty()).ok()?;
                 Some(Self::Pipe(pipe.into()))
             }
-            FileType::Socket => Some(Self::Socket(file.as_fd().try_clone_to_owned().ok()?)),
+            FileType::Socket => Some(Self::Socket(file.try_clone_to_owned().ok()?)),
             _ => None,
         }
     }
@@ -182,7 +183,6 @@ impl Direct {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::io::{PipeReader, Read, pipe};
-    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -245,7 +245,7 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         let mut output = Output {
             target: LogTarget::Stdout,
-            direct: Direct::of(&near, Path::new("/nonexistent")),
+            direct: Direct::of(&near),
             blocking: Box::new(near),
             rest: Vec::new(),
             torn: false,

@@ -20,18 +20,10 @@ use tokio::time::timeout;
 
 use super::decode::{Chunk, Framing, HEAD_LIMIT, Malformed, Piece, head};
 use super::{Connection, RequestHead, SendError, SendFailure};
+use crate::testing::paused;
 
 /// What is waited for that must not come.
 const WHILE: Duration = Duration::from_secs(1);
-
-fn run(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build_local(tokio::runtime::LocalOptions::default())
-        .unwrap()
-        .block_on(test);
-}
 
 type Body = BoxBody<Bytes, io::Error>;
 
@@ -123,7 +115,7 @@ async fn rest(
 
 #[test]
 fn a_request_is_framed_by_what_is_known_of_its_body() {
-    run(async {
+    paused(async {
         let known = [
             (Method::GET, nothing(), "", ""),
             (Method::POST, nothing(), "content-length: 0\r\n", ""),
@@ -146,7 +138,7 @@ fn a_request_is_framed_by_what_is_known_of_its_body() {
 
 #[test]
 fn trailers_go_along_but_for_those_that_must_not() {
-    run(async {
+    paused(async {
         let (mut connection, mut far) = connect();
         let (mut sender, body) = streamed();
         sender
@@ -170,7 +162,7 @@ fn trailers_go_along_but_for_those_that_must_not() {
 
 #[test]
 fn trailers_of_a_response_are_passed_on_but_for_those_that_must_not() {
-    run(async {
+    paused(async {
         let (mut connection, mut far) = connect();
         far.write_all(
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\
@@ -193,7 +185,7 @@ fn trailers_of_a_response_are_passed_on_but_for_those_that_must_not() {
 
 #[test]
 fn one_request_follows_another_and_memory_is_used_again() {
-    run(async {
+    paused(async {
         let (mut connection, mut far) = connect();
         let request = Request::new(Method::GET);
         for body in ["one", "three", "", "seventeen"] {
@@ -222,7 +214,7 @@ fn one_request_follows_another_and_memory_is_used_again() {
 /// before and is still held.
 #[test]
 fn a_body_that_is_still_held_stays_as_it_was() {
-    run(async {
+    paused(async {
         let (mut connection, mut far) = connect();
         let request = Request::new(Method::GET);
         let mut held = Vec::new();
@@ -241,7 +233,7 @@ fn a_body_that_is_still_held_stays_as_it_was() {
 
 #[test]
 fn a_body_is_whole_only_when_all_of_it_has_come_and_the_request_is_sent() {
-    run(async {
+    paused(async {
         let (mut connection, mut far) = connect();
         let half = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc";
         far.write_all(half).await.unwrap();
@@ -280,7 +272,7 @@ fn a_body_is_whole_only_when_all_of_it_has_come_and_the_request_is_sent() {
 
 #[test]
 fn bytes_behind_a_response_end_the_connection() {
-    run(async {
+    paused(async {
         let (mut connection, mut far) = connect();
         far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nxHTTP/1.1 200 OK\r\n")
             .await
@@ -294,7 +286,7 @@ fn bytes_behind_a_response_end_the_connection() {
 
 #[test]
 fn a_connection_that_ends_says_how_far_the_request_had_come() {
-    run(async {
+    paused(async {
         let (mut connection, far) = connect();
         drop(far);
         let request = Request::new(Method::GET);
@@ -312,7 +304,7 @@ fn a_connection_that_ends_says_how_far_the_request_had_come() {
 
 #[test]
 fn a_body_that_fails_is_the_clients_side() {
-    run(async {
+    paused(async {
         let (mut connection, _far) = connect();
         let (sender, body) = streamed();
         sender.abort(io::Error::other("gone"));
@@ -531,7 +523,7 @@ proptest! {
         sizes in prop::collection::vec(1usize..500, 1..4),
     ) {
         let wanted = pieces.concat();
-        run(async {
+        paused(async {
             let (mut connection, mut far) = connect();
             let (mut sender, body) = streamed();
             for piece in pieces {

@@ -30,31 +30,39 @@ async fn begin(sender: &Sender) -> (h2::client::ResponseFuture, h2::SendStream<B
     sender.send_request(post, false).unwrap()
 }
 
+/// A service that takes what its first window holds of the first request, and
+/// answers the others. Returns how many connections it has, and with which
+/// reason the first request was reset.
+fn serve_takes_first(rig: &Rig) -> (Rc<Cell<u32>>, Rc<RefCell<Option<Reason>>>) {
+    let end = Rc::new(RefCell::new(None));
+    let told = Rc::clone(&end);
+    let connections = serve(
+        rig,
+        Rc::new(move |number, request, respond| {
+            if number > 0 {
+                return ok(respond, "ok");
+            }
+            let told = Rc::clone(&told);
+            spawn_local(async move {
+                let _respond = respond;
+                let mut body = request.into_body();
+                while let Some(data) = body.data().await {
+                    if let Err(error) = data {
+                        *told.borrow_mut() = error.reason();
+                        return;
+                    }
+                }
+            });
+        }),
+    );
+    (connections, end)
+}
+
 #[test]
 fn a_client_that_gives_up_its_upload_resets_one_stream() {
     paused(async {
         let rig = rig(|_| {}, Protocol::Http2);
-        let end = Rc::new(RefCell::new(None));
-        let told = Rc::clone(&end);
-        let connections = serve(
-            &rig,
-            Rc::new(move |number, request, respond| {
-                if number > 0 {
-                    return ok(respond, "ok");
-                }
-                let told = Rc::clone(&told);
-                spawn_local(async move {
-                    let _respond = respond;
-                    let mut body = request.into_body();
-                    while let Some(data) = body.data().await {
-                        if let Err(error) = data {
-                            *told.borrow_mut() = error.reason();
-                            return;
-                        }
-                    }
-                });
-            }),
-        );
+        let (connections, end) = serve_takes_first(&rig);
         let sender = client(&rig).await;
         let (_answer, mut stream) = begin(&sender).await;
         stream.send_data("hello".into(), false).unwrap();
@@ -123,28 +131,7 @@ fn a_timeout_resets_a_stream_whose_upload_waits_for_the_service() {
             ..to(&cluster, "/")
         };
         let rig = Rig::new(cluster, Some(vec![route]));
-        let end = Rc::new(RefCell::new(None));
-        let told = Rc::clone(&end);
-        let connections = serve(
-            &rig,
-            Rc::new(move |number, request, respond| {
-                if number > 0 {
-                    return ok(respond, "ok");
-                }
-                let told = Rc::clone(&told);
-                spawn_local(async move {
-                    let _respond = respond;
-                    let mut body = request.into_body();
-                    // Without room for more than the first window.
-                    while let Some(data) = body.data().await {
-                        if let Err(error) = data {
-                            *told.borrow_mut() = error.reason();
-                            return;
-                        }
-                    }
-                });
-            }),
-        );
+        let (connections, end) = serve_takes_first(&rig);
         let sender = client(&rig).await;
         let (answer, mut stream) = begin(&sender).await;
         // All of it is taken from the client, and its end never leaves.

@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -31,16 +30,7 @@ use crate::relay::http::{Caller, End, Log, Record, RequestBody, Settings, Worker
 use crate::relay::{Buffers, Transport};
 use crate::route::testing;
 use crate::secret::Replaced;
-
-/// Runs a test on one thread, with time paused.
-pub(super) fn paused(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build_local(tokio::runtime::LocalOptions::default())
-        .unwrap()
-        .block_on(test);
-}
+pub(super) use crate::testing::paused;
 
 /// What the service got.
 #[derive(Clone, Debug)]
