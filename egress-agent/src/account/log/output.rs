@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, openat};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use rustix::stdio::stdout;
@@ -146,7 +146,14 @@ fn open(target: &LogTarget) -> io::Result<(Box<dyn Write + Send>, Option<Direct>
                 .append(true)
                 .create(true)
                 .mode(0o640)
-                .open(path)?;
+                // A pipe that nobody reads is told, rather than waited for.
+                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+                .open(path)
+                .map_err(|error| match Errno::from_io_error(&error) {
+                    Some(Errno::NXIO) => io::Error::new(error.kind(), "nobody reads this pipe"),
+                    _ => error,
+                })?;
+            fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
             let direct = Direct::of(&file);
             (Box::new(file), direct)
         }
@@ -265,6 +272,15 @@ mod tests {
             }
         });
         assert!(read == text.repeat(count));
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_told_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let error = Output::open(LogTarget::File(path)).unwrap_err();
+        assert_eq!(error.to_string(), "nobody reads this pipe");
     }
 
     #[test]
