@@ -52,70 +52,85 @@ const BPF_ALTERNATIVE: &str = "Debian 12 has it in its security archive \
 
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
+/// A package of the lab's peers and tools, and how it shows that it is there.
+struct Peer {
+    package: &'static str,
+    shown_by: Sign,
+}
+
+/// What shows that a peer is there, from whatever archive it came. Asking
+/// Debian's archive for it as well could break what is installed: NodeSource's
+/// `nodejs` holds npm and conflicts with Debian's package of that name.
+enum Sign {
+    /// These programs are on PATH.
+    Programs(&'static [&'static str]),
+    /// The system's Python imports this module.
+    Module(&'static str),
+    /// A PostgreSQL server, which Debian keeps off PATH.
+    Postgres,
+}
+
+impl Peer {
+    const fn programs(package: &'static str, programs: &'static [&'static str]) -> Self {
+        let shown_by = Sign::Programs(programs);
+        Self { package, shown_by }
+    }
+
+    const fn module(package: &'static str, module: &'static str) -> Self {
+        let shown_by = Sign::Module(module);
+        Self { package, shown_by }
+    }
+
+    fn is_there(&self) -> bool {
+        match self.shown_by {
+            Sign::Programs(programs) => programs
+                .iter()
+                .all(|program| host::find_program(program).is_some()),
+            Sign::Module(module) => python_imports(module),
+            Sign::Postgres => postgres_server(),
+        }
+    }
+}
+
 /// Peers and tools of the lab. `dnsmasq-base` holds the program alone, with
 /// no service; nginx, PostgreSQL and the mail and directory servers come with
-/// services, which are kept from starting.
-const TEST_PACKAGES: [&str; 26] = [
-    "bpftool",
-    "curl",
-    "dnsmasq-base",
-    "dovecot-imapd",
-    "iperf3",
-    "iproute2",
-    "ldap-utils",
-    "mariadb-client-core",
-    "mariadb-server-core",
-    "nghttp2-client",
-    "nginx-light",
-    "nodejs",
-    "npm",
-    "postfix",
-    "postgresql",
-    "postgresql-client",
-    "procps",
-    "python3",
-    "python3-cryptography",
-    "python3-psycopg",
-    "python3-psycopg2",
-    "python3-pymysql",
-    "python3-venv",
-    "slapd",
-    "systemd",
-    "util-linux",
+/// services, which are kept from starting. Where all of them are there, no
+/// package is asked for, so systems without apt can run the tests too.
+const PEERS: [Peer; 26] = [
+    Peer::programs("bpftool", &["bpftool"]),
+    Peer::programs("curl", &["curl"]),
+    Peer::programs("dnsmasq-base", &["dnsmasq"]),
+    Peer::programs("dovecot-imapd", &["dovecot"]),
+    Peer::programs("iperf3", &["iperf3"]),
+    Peer::programs("iproute2", &["ip", "ss"]),
+    Peer::programs("ldap-utils", &["ldapwhoami"]),
+    Peer::programs("mariadb-client-core", &["mariadb"]),
+    Peer::programs("mariadb-server-core", &["mariadbd"]),
+    Peer::programs("nghttp2-client", &["h2load"]),
+    Peer::programs("nginx-light", &["nginx"]),
+    Peer::programs("nodejs", &["node"]),
+    Peer::programs("npm", &["npm"]),
+    Peer::programs("postfix", &["postfix"]),
+    Peer {
+        package: "postgresql",
+        shown_by: Sign::Postgres,
+    },
+    Peer::programs("postgresql-client", &["psql"]),
+    Peer::programs("procps", &["ps"]),
+    Peer::programs("python3", &["python3"]),
+    Peer::module("python3-cryptography", "cryptography"),
+    Peer::module("python3-psycopg", "psycopg"),
+    Peer::module("python3-psycopg2", "psycopg2"),
+    Peer::module("python3-pymysql", "pymysql"),
+    Peer::module("python3-venv", "ensurepip"),
+    Peer::programs("slapd", &["slapd"]),
+    Peer::programs("systemd", &["systemctl"]),
+    Peer::programs("util-linux", &["nsenter", "setpriv", "unshare"]),
 ];
 
 const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), MariaDB \
      (server and client), Postfix, Dovecot, OpenLDAP (server and tools), dnsmasq, curl, python3 \
      with psycopg, psycopg2, pymysql and cryptography, Node.js with npm, iperf3, iproute2, bpftool and util-linux by your system's means, then run this again";
-
-/// Programs that the lab calls; where all of them are there, no package is
-/// asked for, so systems without apt can run the tests too.
-const TEST_PROGRAMS: [&str; 21] = [
-    "bpftool",
-    "curl",
-    "dnsmasq",
-    "dovecot",
-    "h2load",
-    "ip",
-    "iperf3",
-    "ldapwhoami",
-    "mariadb",
-    "mariadbd",
-    "nginx",
-    "node",
-    "npm",
-    "nsenter",
-    "postfix",
-    "psql",
-    "python3",
-    "setpriv",
-    "slapd",
-    "ss",
-    "unshare",
-];
-
-/// Modules of the system's Python that tests import.
-const PYTHON_MODULES: &str = "import cryptography, psycopg, psycopg2, pymysql";
 
 /// Clients from PyPI, in a virtual environment of the target directory.
 const PYTHON_CLIENTS: [&str; 3] = ["grpcio==1.85.1", "httpx[http2]==0.28.1", "websockets==17.4"];
@@ -156,14 +171,12 @@ pub(crate) fn bpf() -> Result<(), Failure> {
 
 /// Prepares the servers and clients of the tests and the demo.
 pub(crate) fn test() -> Result<(), Failure> {
-    let all_there = TEST_PROGRAMS
+    let absent: Vec<&str> = PEERS
         .iter()
-        .all(|program| host::find_program(program).is_some())
-        && postgres_server()
-        && python_modules();
-    if !all_there {
-        packages::install(&packages::missing(&TEST_PACKAGES), TEST_ALTERNATIVE)?;
-    }
+        .filter(|peer| !peer.is_there())
+        .map(|peer| peer.package)
+        .collect();
+    packages::install(&absent, TEST_ALTERNATIVE)?;
     python_clients()?;
     node_clients()
 }
@@ -227,9 +240,9 @@ fn node_clients() -> Result<(), Failure> {
     write(&mark, &wanted)
 }
 
-fn python_modules() -> bool {
+fn python_imports(module: &str) -> bool {
     Command::new("/usr/bin/python3")
-        .args(["-I", "-c", PYTHON_MODULES])
+        .args(["-I", "-c", &format!("import {module}")])
         .stderr(std::process::Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
@@ -242,4 +255,17 @@ fn postgres_server() -> bool {
             .flatten()
             .any(|version| version.path().join("bin/initdb").exists())
     }) || host::find_program("initdb").is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_from_another_archive_is_not_asked_for() {
+        assert!(Peer::programs("no-package", &["sh", "env"]).is_there());
+        assert!(!Peer::programs("sed", &["sh", "no-such-program"]).is_there());
+        assert!(Peer::module("no-package", "sys").is_there());
+        assert!(!Peer::module("python3", "no_such_module").is_there());
+    }
 }
