@@ -149,9 +149,12 @@ fn open(target: &LogTarget) -> io::Result<(Box<dyn Write + Send>, Option<Direct>
                 // A pipe that nobody reads is told, rather than waited for.
                 .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
                 .open(path)
-                .map_err(|error| match Errno::from_io_error(&error) {
-                    Some(Errno::NXIO) => io::Error::new(error.kind(), "nobody reads this pipe"),
-                    _ => error,
+                .map_err(|error| {
+                    let why = match Errno::from_io_error(&error) {
+                        Some(Errno::NXIO) => "nobody reads this pipe".to_owned(),
+                        _ => error.to_string(),
+                    };
+                    io::Error::new(error.kind(), format!("{}: {why}", path.display()))
                 })?;
             fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
             let direct = Direct::of(&file);
@@ -279,8 +282,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pipe");
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let error = Output::open(LogTarget::File(path)).unwrap_err();
-        assert_eq!(error.to_string(), "nobody reads this pipe");
+        let error = Output::open(LogTarget::File(path.clone())).unwrap_err();
+        let wanted = format!("{}: nobody reads this pipe", path.display());
+        assert_eq!(error.to_string(), wanted);
     }
 
     #[test]
