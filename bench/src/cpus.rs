@@ -60,6 +60,13 @@ impl Cpus {
         list(&self.others)
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<usize> {
+        let mut all = self.proxies.clone();
+        all.extend(self.others.iter().filter(|cpu| !self.proxies.contains(cpu)));
+        all
+    }
+
     /// For the report.
     pub(crate) fn describe(&self) -> String {
         if self.proxies == self.others {

@@ -90,6 +90,7 @@ fn hold(
         work: 0,
         rate: None,
         size: 1024,
+        watched: Vec::new(),
         deadline: DEADLINE,
     };
     let mut client = arena

@@ -69,6 +69,9 @@ enum Command {
     /// A reader of an access log, for the bench itself.
     #[command(hide = true)]
     Drain { pipe: PathBuf },
+    /// A watch for stalls of one CPU, for the bench itself.
+    #[command(hide = true)]
+    Watch,
     /// The services, for the bench itself.
     #[command(hide = true)]
     Serve { description: String },
@@ -134,6 +137,7 @@ fn main() -> ExitCode {
         Command::Probe => probe::run().map(|()| ExitCode::SUCCESS),
         Command::Bare { description } => bare::run(&description).map(|()| ExitCode::SUCCESS),
         Command::Drain { pipe } => logs::drain(&pipe).map(|()| ExitCode::SUCCESS),
+        Command::Watch => load::watch().map(|()| ExitCode::SUCCESS),
         Command::Serve { description } => serve::run(&description).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -13,6 +13,9 @@ use crate::peer::{Counters, Name, Peer};
 use crate::progress::Progress;
 use crate::workloads::{Unit, Workload};
 
+/// With as many requests left out, a round has no latencies.
+const MOSTLY_STALLED: f64 = 0.5;
+
 /// What one round of one path gave.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sample {
@@ -25,6 +28,9 @@ pub(crate) struct Sample {
     /// Microseconds.
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
+    /// The part of the requests that these leave out, for the machine stood
+    /// still.
+    pub(crate) stalled: f64,
     /// Share of the machine's CPU time that went to others than this bench.
     pub(crate) foreign: f64,
 }
@@ -99,7 +105,10 @@ fn one(
     round: usize,
     share: f64,
 ) -> Result<Sample> {
-    let load = workload.load(peer.target(&workload.service), share);
+    let mut load = workload.load(peer.target(&workload.service), share);
+    if load.rate.is_some() {
+        load.watched = arena.cpus.all();
+    }
     let _engaged = peer.engage(arena)?;
     let before = peer.counters(arena, &workload.service)?;
     let start = Cell::new(None);
@@ -118,7 +127,7 @@ fn one(
         Unit::Gigabyte => outcome.done as f64 / 1e9,
         Unit::Request | Unit::Connection => outcome.done as f64,
     };
-    let timed = workload.unit != Unit::Gigabyte;
+    let timed = workload.unit != Unit::Gigabyte && outcome.stalled < MOSTLY_STALLED;
     Ok(Sample {
         path: peer.name(),
         round,
@@ -126,6 +135,7 @@ fn one(
         cpu: used.proxy.map(|seconds| seconds * 1e6 / units),
         p50: timed.then_some(outcome.latency.p50),
         p99: timed.then_some(outcome.latency.p99),
+        stalled: outcome.stalled,
         foreign: used.foreign,
     })
 }

@@ -99,6 +99,7 @@ fn twice(
         work: WORK,
         rate: Some(RATE),
         size: 1024,
+        watched: Vec::new(),
         deadline: Duration::from_mins(1),
     };
     let quiet = arena.load(group, &load, || Ok(()))?;

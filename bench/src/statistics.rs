@@ -118,6 +118,12 @@ impl Measured {
             .map_or(0.0, |figure| figure.median)
     }
 
+    /// The median part of the requests that latencies leave out.
+    pub(crate) fn stalled(&self) -> f64 {
+        Figure::of(self.samples.iter().map(|sample| sample.stalled).collect())
+            .map_or(0.0, |figure| figure.median)
+    }
+
     /// Whether others used so much that rates and latencies say nothing.
     pub(crate) fn is_crowded(&self) -> bool {
         self.foreign() > CROWDED

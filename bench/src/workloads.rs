@@ -56,6 +56,7 @@ impl Workload {
             },
             rate: self.rate,
             size: self.size,
+            watched: Vec::new(),
             deadline: DEADLINE,
         }
     }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Done, Kind, Load, Pace, Tally, begin};
+use super::{Answered, Done, Kind, Load, Pace, Tally, begin};
 
 pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
     let tally = Rc::new(RefCell::new(Tally::default()));
@@ -25,7 +25,7 @@ pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
         connections.push(connection);
     }
     begin()?;
-    let pace = Pace::start(load.work, load.rate);
+    let pace = Pace::start(load.work, load.rate)?;
     let mut tasks = JoinSet::new();
     for mut connection in connections {
         let (pace, tally) = (Rc::clone(&pace), Rc::clone(&tally));
@@ -37,7 +37,7 @@ pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
                 match result {
                     Ok(()) => {
                         tally.done += 1;
-                        tally.samples.push(due.elapsed());
+                        tally.answered.push(Answered::since(due));
                     }
                     Err(error) => {
                         tally.failed(&error);

@@ -10,7 +10,7 @@ use h2::client::SendRequest;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Done, Load, Pace, Tally, begin};
+use super::{Answered, Done, Load, Pace, Tally, begin};
 
 /// Requests at the same time on one connection.
 const STREAMS: usize = 4;
@@ -39,7 +39,7 @@ pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
         senders.push(sender);
     }
     begin()?;
-    let pace = Pace::start(load.work, load.rate);
+    let pace = Pace::start(load.work, load.rate)?;
     let mut tasks = JoinSet::new();
     for task in 0..load.connections {
         let Some(sender) = senders.get(task / STREAMS) else {
@@ -55,7 +55,7 @@ pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
                 match result {
                     Ok(()) => {
                         tally.done += 1;
-                        tally.samples.push(due.elapsed());
+                        tally.answered.push(Answered::since(due));
                     }
                     Err(error) => {
                         tally.failed(&error);

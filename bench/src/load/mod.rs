@@ -6,6 +6,7 @@ mod http1;
 mod http2;
 mod idle;
 mod pace;
+mod stalls;
 mod tcp;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -13,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use stalls::Watches;
 
 pub(crate) use pace::Pace;
+pub(crate) use stalls::{Answered, watch};
 
 /// What one run of the generator does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +33,8 @@ pub(crate) struct Load {
     pub(crate) rate: Option<u32>,
     /// Bytes of an answer.
     pub(crate) size: usize,
+    /// CPUs to watch for stalls; latencies leave out what one touched.
+    pub(crate) watched: Vec<usize>,
     /// When to give up.
     pub(crate) deadline: Duration,
 }
@@ -73,6 +78,9 @@ pub(crate) struct Outcome {
     pub(crate) connections: u64,
     pub(crate) seconds: f64,
     pub(crate) latency: Latency,
+    /// The part of the requests that latencies leave out, for the machine stood
+    /// still.
+    pub(crate) stalled: f64,
 }
 
 /// Microseconds, from when a request was due to its whole answer.
@@ -118,7 +126,7 @@ pub(crate) struct Tally {
     errors: u64,
     first_error: Option<String>,
     connections: u64,
-    samples: Vec<Duration>,
+    answered: Vec<Answered>,
 }
 
 impl Tally {
@@ -143,6 +151,7 @@ pub(crate) fn run(json: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let watches = Watches::start(&load.watched)?;
     let started = Instant::now();
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
         let work = async {
@@ -158,13 +167,25 @@ pub(crate) fn run(json: &str) -> Result<()> {
             .with_context(|| format!("not done after {:?}", load.deadline))?
     });
     let (tally, since) = outcome?;
+    let seconds = since.unwrap_or(started).elapsed().as_secs_f64();
+    let stalls = watches.end()?;
+    let all = tally.answered.len();
+    let samples: Vec<Duration> = tally
+        .answered
+        .iter()
+        .filter(|answered| !stalls.touched(answered))
+        .map(|answered| answered.took)
+        .collect();
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let stalled = 1.0 - samples.len() as f64 / all.max(1) as f64;
     let outcome = Outcome {
         done: tally.done,
         errors: tally.errors,
         first_error: tally.first_error,
         connections: tally.connections,
-        seconds: since.unwrap_or(started).elapsed().as_secs_f64(),
-        latency: Latency::of(tally.samples),
+        seconds,
+        latency: Latency::of(samples),
+        stalled,
     };
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(())

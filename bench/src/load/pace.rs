@@ -3,15 +3,22 @@
 //! In an open loop request number `n` is due at `n / rate`, whether or not
 //! earlier ones were answered; its latency counts from then, so that a stall
 //! of the proxy is seen by every request that it held up (no coordinated
-//! omission). A thread of its own keeps the pace, for tokio's timers know no
-//! less than a millisecond.
+//! omission). A timer of the kernel keeps the pace, for tokio's know no less
+//! than a millisecond; it wakes the thread that sends, since each thread
+//! between would add its own waking to every latency.
 
 use std::cell::Cell;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::Semaphore;
 
 pub(crate) struct Pace {
@@ -23,22 +30,26 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Starts the clock now.
-    pub(crate) fn start(work: u64, rate: Option<u32>) -> Rc<Self> {
+    /// Starts the clock now, within a runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no timer.
+    pub(crate) fn start(work: u64, rate: Option<u32>) -> io::Result<Rc<Self>> {
         let interval = rate.map(|rate| Duration::from_secs(1) / rate.max(1));
         let due = Arc::new(Semaphore::new(0));
         let start = Instant::now();
         if let Some(interval) = interval {
-            let due = Arc::clone(&due);
-            thread::spawn(move || keep(start, interval, work, &due));
+            // Not a pipe, but read like one.
+            let timer = Receiver::from_owned_fd_unchecked(timer(interval)?)?;
+            tokio::spawn(keep(timer, start, interval, work, Arc::clone(&due)));
         }
-        Rc::new(Self {
+        Ok(Rc::new(Self {
             start,
             interval,
             due,
             next: Cell::new(0),
             work,
-        })
+        }))
     }
 
     /// When the clock started.
@@ -72,23 +83,56 @@ fn times(interval: Duration, number: u64) -> Duration {
     Duration::from_nanos(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX) * number)
 }
 
-fn keep(start: Instant, interval: Duration, work: u64, due: &Semaphore) {
-    for number in 0..work {
-        let wait = (start + times(interval, number)).saturating_duration_since(Instant::now());
-        if !wait.is_zero() {
-            thread::sleep(wait);
+/// One that expires every `interval`, the first time at once.
+fn timer(interval: Duration) -> io::Result<OwnedFd> {
+    let timer = timerfd_create(
+        TimerfdClockId::Monotonic,
+        TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+    )?;
+    let spec = |duration: Duration| {
+        Timespec::try_from(duration).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+    };
+    let wanted = Itimerspec {
+        it_interval: spec(interval)?,
+        // Zero would disarm it.
+        it_value: spec(Duration::from_nanos(1))?,
+    };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &wanted)?;
+    Ok(timer)
+}
+
+/// Gives out a permit for each request that is due. When the timer fails, no
+/// more are given out, and the load's deadline tells.
+async fn keep(timer: Receiver, start: Instant, interval: Duration, work: u64, due: Arc<Semaphore>) {
+    let mut given = 0;
+    while given < work {
+        if timer.readable().await.is_err() {
+            return;
         }
-        due.add_permits(1);
+        if timer.try_read(&mut [0; 8]).is_err() {
+            continue;
+        }
+        // How often it expired is told by the clock as well.
+        let now = passed(interval, start.elapsed()).min(work);
+        due.add_permits(usize::try_from(now - given).unwrap_or(usize::MAX));
+        given = now;
     }
+}
+
+/// How many requests are due after `elapsed`; the first is at once.
+fn passed(interval: Duration, elapsed: Duration) -> u64 {
+    let whole = elapsed.as_nanos() / interval.as_nanos().max(1);
+    u64::try_from(whole).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[tokio::test]
     async fn each_request_is_given_out_once_and_due_by_its_number() {
-        let pace = Pace::start(5, Some(10_000));
+        let pace = Pace::start(5, Some(10_000)).unwrap();
         let mut due = Vec::new();
         while let Some(at) = pace.next().await {
             due.push(at.duration_since(pace.started()));
@@ -99,8 +143,23 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_tasks_end_with_the_work() {
-        let pace = Pace::start(1, Some(1_000));
+        let pace = Pace::start(1, Some(1_000)).unwrap();
         let (first, second) = tokio::join!(pace.next(), pace.next());
         assert!(first.is_some() && second.is_none());
+    }
+
+    #[test]
+    fn requests_are_due_from_the_start_of_their_interval() {
+        let passed = |nanos| passed(Duration::from_nanos(100), Duration::from_nanos(nanos));
+        assert_eq!([0, 99, 100, 250].map(passed), [1, 1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn none_is_given_out_before_it_is_due() {
+        let pace = Pace::start(20, Some(2_000)).unwrap();
+        while let Some(due) = pace.next().await {
+            assert!(due <= Instant::now());
+        }
+        assert!(pace.started().elapsed() >= Duration::from_micros(19 * 500));
     }
 }

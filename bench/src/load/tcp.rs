@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Done, Kind, Load, Pace, Tally, begin};
+use super::{Answered, Done, Kind, Load, Pace, Tally, begin};
 
 pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
     let tally = Rc::new(RefCell::new(Tally::default()));
@@ -31,7 +31,7 @@ pub(super) async fn run(load: &Load, address: SocketAddr) -> Done {
         }
     }
     begin()?;
-    let pace = Pace::start(load.work, load.rate);
+    let pace = Pace::start(load.work, load.rate)?;
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..load.connections {
@@ -89,7 +89,7 @@ async fn echo(
         stream.read_exact(&mut answer).await?;
         let mut tally = tally.borrow_mut();
         tally.done += 1;
-        tally.samples.push(due.elapsed());
+        tally.answered.push(Answered::since(due));
     }
     Ok(())
 }
@@ -104,7 +104,7 @@ async fn connect(address: SocketAddr, size: usize, pace: &Pace, tally: &RefCell<
         match result {
             Ok(()) => {
                 tally.done += 1;
-                tally.samples.push(due.elapsed());
+                tally.answered.push(Answered::since(due));
             }
             Err(error) => tally.failed(&error),
         }

@@ -33,6 +33,7 @@ pub(super) fn value(report: &Report) -> Value {
                 "title": measured.title,
                 "unit": measured.unit,
                 "foreign": measured.foreign(),
+                "stalled": measured.stalled(),
                 "void": measured.void.iter().map(|(path, why)| json!({"path": path, "why": why})).collect::<Vec<_>>(),
                 "rows": rows,
                 "samples": measured.samples,

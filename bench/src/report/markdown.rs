@@ -23,7 +23,8 @@ pub(super) fn render(report: &Report) -> String {
     text.push_str(
         "Figures are medians of interleaved rounds; `±` is the part of the median within which \
          half of the rounds lie. Ratios are medians of the ratios of each round. CPU is that of \
-         the proxy's own process alone. Latency counts from when a request was due.\n\n",
+         the proxy's own process alone. Latency counts from when a request was due; at a steady \
+         pace it leaves out requests that were due or under way while the machine stood still.\n\n",
     );
     targets_table(&mut text, report);
     for measured in &report.measured {
@@ -81,7 +82,7 @@ fn workload(text: &mut String, measured: &Measured) {
     };
     let _ = write!(
         text,
-        "\n## {}\n\n`{}`; others used {:.0} % of the machine{}.\n\n\
+        "\n## {}\n\n`{}`; others used {:.0} % of the machine{}{}.\n\n\
          | path | {cpu} | to Envoy | {rate} | to direct | to Envoy | p50 µs | p99 µs | p99 to Envoy |\n\
          |---|---|---|---|---|---|---|---|---|\n",
         measured.title,
@@ -91,6 +92,14 @@ fn workload(text: &mut String, measured: &Measured) {
             format!(
                 ", more than {:.0} %: rates and latencies are not told",
                 CROWDED * 100.0
+            )
+        } else {
+            String::new()
+        },
+        if measured.stalled() > 0.0 {
+            format!(
+                "; latencies leave out {:.0} % of the requests",
+                measured.stalled() * 100.0
             )
         } else {
             String::new()
