@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
+    timerfd_create, timerfd_settime,
 };
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::Semaphore;
@@ -83,21 +83,20 @@ fn times(interval: Duration, number: u64) -> Duration {
     Duration::from_nanos(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX) * number)
 }
 
-/// One that expires every `interval`, the first time at once.
+/// One that expires every `interval` from now on. Now is a moment of the clock,
+/// so that what holds this thread up does not put off all that follow.
 fn timer(interval: Duration) -> io::Result<OwnedFd> {
+    let now = clock_gettime(ClockId::Monotonic);
     let timer = timerfd_create(
         TimerfdClockId::Monotonic,
         TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
     )?;
-    let spec = |duration: Duration| {
-        Timespec::try_from(duration).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
-    };
     let wanted = Itimerspec {
-        it_interval: spec(interval)?,
-        // Zero would disarm it.
-        it_value: spec(Duration::from_nanos(1))?,
+        it_interval: Timespec::try_from(interval)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
+        it_value: now,
     };
-    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &wanted)?;
+    timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &wanted)?;
     Ok(timer)
 }
 
@@ -109,10 +108,12 @@ async fn keep(timer: Receiver, start: Instant, interval: Duration, work: u64, du
         if timer.readable().await.is_err() {
             return;
         }
-        if timer.try_read(&mut [0; 8]).is_err() {
-            continue;
-        }
         // How often it expired is told by the clock as well.
+        match timer.try_read(&mut [0; 8]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return,
+        }
         let now = passed(interval, start.elapsed()).min(work);
         due.add_permits(usize::try_from(now - given).unwrap_or(usize::MAX));
         given = now;
