@@ -24,7 +24,8 @@ pub(super) fn render(report: &Report) -> String {
         "Figures are medians of interleaved rounds; `±` is the part of the median within which \
          half of the rounds lie. Ratios are medians of the ratios of each round. CPU is that of \
          the proxy's own process alone. Latency counts from when a request was due; at a steady \
-         pace it leaves out requests that were due or under way while the machine stood still.\n\n",
+         pace it leaves out requests that were due or under way while the machine stood still, \
+         and a round with many of these is measured again.\n\n",
     );
     targets_table(&mut text, report);
     for measured in &report.measured {
