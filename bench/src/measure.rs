@@ -89,7 +89,7 @@ pub(crate) fn workload(
                 round + 1,
                 name.title()
             ));
-            match calm(arena, *peer, workload, round, share) {
+            match calm(|| one(arena, *peer, workload, round, share)) {
                 Ok(sample) => measured.samples.push(sample),
                 Err(error) => {
                     progress.say(&format!("{} {}: {error:#}", workload.name, name.title()));
@@ -104,19 +104,13 @@ pub(crate) fn workload(
 
 /// Measures again, a few times, what a stall of the machine touched too much of,
 /// and keeps the calmest.
-fn calm(
-    arena: &Arena,
-    peer: &dyn Peer,
-    workload: &Workload,
-    round: usize,
-    share: f64,
-) -> Result<Sample> {
-    let mut calmest = one(arena, peer, workload, round, share)?;
+fn calm(mut measure: impl FnMut() -> Result<Sample>) -> Result<Sample> {
+    let mut calmest = measure()?;
     for _ in 0..AGAIN {
         if calmest.stalled <= DISTURBED {
             break;
         }
-        let again = one(arena, peer, workload, round, share)?;
+        let again = measure()?;
         if again.stalled < calmest.stalled {
             calmest = again;
         }
@@ -254,5 +248,39 @@ impl Accounts {
                 .map(|(before, after)| after - before),
             foreign: (others / whole).clamp(0.0, 1.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests")]
+    use super::*;
+
+    /// The part left out of what is kept, and how often it was measured.
+    fn kept(stalled: &[f64]) -> (f64, usize) {
+        let mut taken = 0;
+        let sample = calm(|| {
+            let stalled = *stalled.get(taken).unwrap();
+            taken += 1;
+            Ok(Sample {
+                path: Name::Egress,
+                round: 0,
+                rate: 1.0,
+                cpu: None,
+                p50: None,
+                p99: None,
+                stalled,
+                foreign: 0.0,
+            })
+        });
+        (sample.unwrap().stalled, taken)
+    }
+
+    #[test]
+    fn a_disturbed_round_is_measured_again_and_the_calmest_kept() {
+        assert_eq!(kept(&[0.1]), (0.1, 1));
+        assert_eq!(kept(&[0.7, 0.02]), (0.02, 2));
+        assert_eq!(kept(&[0.7, 0.2, 0.9, 0.3]), (0.2, 4));
+        assert!(calm(|| bail!("void")).is_err());
     }
 }

@@ -125,7 +125,10 @@ const PEERS: [Peer; 26] = [
     Peer::module("python3-venv", "ensurepip"),
     Peer::programs("slapd", &["slapd"]),
     Peer::programs("systemd", &["systemctl"]),
-    Peer::programs("util-linux", &["nsenter", "setpriv", "unshare"]),
+    Peer::programs(
+        "util-linux",
+        &["chrt", "nsenter", "setpriv", "taskset", "unshare"],
+    ),
 ];
 
 const TEST_ALTERNATIVE: &str = "install nginx, PostgreSQL (server and psql), MariaDB \

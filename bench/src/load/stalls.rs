@@ -8,7 +8,6 @@
 //! every path alike, and how many is told.
 
 use std::io::Write;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -63,9 +62,6 @@ impl Watches {
                 .arg("watch")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
-                // Its end is that of its standard input; a signal to all of
-                // the terminal's processes would come first.
-                .process_group(0)
                 .spawn()
                 .context("cannot start chrt")?;
             watches.children.push(child);
